@@ -1,0 +1,190 @@
+"""The types everything else is written in. Read this file first.
+
+Values are frozen, contracts are Protocols. Nothing here computes: decoding is in `decode`, the acceptance
+rule in `verify`, probabilities in `sampling`, guessing in `drafting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+"""Scores before the softmax, float32 [rows, vocab]; often a view that the next forward pass overwrites."""
+
+Ids = npt.NDArray[np.int64]
+Probs = npt.NDArray[np.floating]
+
+_BLOCK = 256
+
+
+class EdgespecError(Exception):
+    """Something the user can act on: one line that says what is wrong and what to do."""
+
+
+class Cancelled(Exception):  # noqa: N818 - a control signal like KeyboardInterrupt, not an error
+    """A forward pass was stopped on request. The model's `tokens` still say exactly what it holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A probability for each token that has one; all others have none.
+
+    `ids` ascend, `probs` are positive or zero and sum to one, both have shape [n]. A point mass (greedy
+    decoding, a token the grammar forces) is simply n = 1, so one acceptance rule serves every case.
+    `probs` may be float32: sums over it are taken in float64.
+    """
+
+    ids: Ids
+    probs: Probs
+
+    def prob(self, token: int) -> float:
+        """The probability of `token`, 0.0 where it has none."""
+        i = int(self.ids.searchsorted(token))
+        return float(self.probs[i]) if i < len(self.ids) and self.ids[i] == token else 0.0
+
+    def sample(self, uniform: float) -> int:
+        """The token at `uniform` in [0, 1) of the cumulative distribution, in order of token id."""
+        start, stop = 0, len(self.ids)
+        target = uniform
+        if stop > 4 * _BLOCK:
+            # Find the block first: a cumulative sum over 150,000 tokens would cost more than the softmax.
+            sums = np.add.reduceat(self.probs, np.arange(0, stop, _BLOCK)).cumsum(dtype=np.float64)
+            target *= sums[-1]
+            block = min(int(sums.searchsorted(target, side="right")), len(sums) - 1)
+            start, stop = block * _BLOCK, min((block + 1) * _BLOCK, stop)
+            target -= sums[block - 1] if block else 0.0
+            cumulative = self.probs[start:stop].cumsum(dtype=np.float64)
+        else:
+            cumulative = self.probs.cumsum(dtype=np.float64)
+            target *= cumulative[-1]
+        i = int(cumulative.searchsorted(target, side="right"))
+        if i >= len(cumulative):  # rounding at the very end: the last token that has any probability
+            i = int(np.flatnonzero(self.probs[start:stop])[-1])
+        return int(self.ids[start + i])
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Guessed tokens, at most as many as were asked for, none if there is no good guess.
+
+    `confidence[i]` is the drafter's own estimate that token i is accepted if all before it were. With
+    `probs`, token i was *sampled from* probs[i] and the ratio rule applies; without, it is a point mass.
+    """
+
+    tokens: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
+    probs: tuple[Distribution, ...] | None = None
+    source: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a round asks of the target: evaluate everything it lacks of the context, then `draft`.
+
+    The answer is the logits of the last `len(draft) + 1` rows: one after the context, one after each token.
+    """
+
+    draft: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`accepted` drafted tokens stand; `next` follows them and came from the target's own distribution.
+
+    When an accepted token ends the generation, it is `next` and not counted in `accepted`, so that in every
+    case the round's tokens are draft[:accepted] + (next,) and the target's cache lacks exactly `next`.
+    """
+
+    accepted: int
+    next: int
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithm of the target's probability before any sampling setting, and the likeliest others."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a round may spend: drafted tokens, threads (0 leaves them alone), seconds of rest afterwards."""
+
+    max_draft: int = 16
+    threads: int = 0
+    objective: Literal["speed", "energy"] = "speed"
+    pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round's outcome: 1 to drafted + 1 tokens, and what they cost in seconds of wall time.
+
+    `seconds` runs from asking the drafter to the verdict. `drafting` and `waiting` (for the target's logits)
+    are parts of it; what remains is Edgespec's own bookkeeping. `done`: the last token ends the generation.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: int
+    accepted: int
+    source: str
+    seconds: float
+    drafting: float
+    waiting: float
+    done: bool = False
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class LanguageModel(Protocol):
+    """A causal language model with a cache that can forget its end."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Exactly what the cache holds. Only `forward` and `rollback` change it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def forward(self, new: Sequence[int], last: int = 1) -> Logits:
+        """Append `new` (at least one token) to the cache and return the logits of its last `last` tokens.
+
+        Shape [last, vocab_size], 1 <= last <= len(new); a view, valid until the next call. Logits of rows
+        not asked for are never computed. Raises Cancelled when stopped from outside, after which `tokens`
+        holds any prefix of what it would have held, and ValueError if `new` does not fit.
+        """
+
+    def rollback(self, length: int) -> None:
+        """Forget all but the first `length` tokens of the cache.
+
+        A model whose memory cannot be cut (recurrent layers) forgets everything instead: `tokens` tells.
+        """
+
+
+class Drafter(Protocol):
+    """Guesses what comes next. Whatever it proposes, the output stays the target's."""
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        """At most `limit` tokens that may follow `context`. `context` may have changed in any way since
+        the last call; work already done for a common prefix is not done again."""
+
+
+class Controller(Protocol):
+    """Decides how far to guess and learns from what came of it."""
+
+    def limit(self, context: Sequence[int]) -> int:
+        """How many tokens to draft now; 0 decodes plainly."""
+
+    def observe(self, round_: Round) -> None:
+        """Called once after each round."""
+
+
+Done = Callable[[int], bool]
+"""Asked once for every token in order as it becomes final: is it the last one?"""

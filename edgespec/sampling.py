@@ -1,0 +1,226 @@
+"""From logits to the target's final distribution, without sorting the vocabulary.
+
+Order: logit bias, penalties, temperature, top-k, top-p, min-p (as transformers and vLLM do it). A vocabulary
+has 150,000 entries and a row is looked at once a token, so every step is a pass or two over a float32 array;
+what is sorted are the few candidates that survive a threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import Distribution, EdgespecError, Ids, Probs, TokenLogprob
+
+Row = npt.NDArray[np.float32]
+"""The logits of one position, float32 [vocab]."""
+
+_BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn. The default is greedy.
+
+    temperature 0 takes the likeliest token. top_k 0, top_p 1, min_p 0 and penalties of 1, 0 and 0 are off.
+    The repetition penalty (Keskar et al. 2019) counts prompt and answer; frequency and presence penalties
+    count the answer alone, as OpenAI defines them. `logprobs` asks for that many alternatives (None: off).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        # Written so that NaN fails every comparison.
+        checks = (
+            ("temperature", self.temperature, 0.0 <= self.temperature <= 100.0, "0 to 100"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "0 to 1"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty,
+                0.0 < self.repetition_penalty <= 100.0,
+                "above 0",
+            ),
+            (
+                "frequency_penalty",
+                self.frequency_penalty,
+                abs(self.frequency_penalty) <= 100.0,
+                "-100 to 100",
+            ),
+            ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 100.0, "-100 to 100"),
+            ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
+            ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 100, "0 to 100"),
+            ("logit_bias", "", all(not math.isnan(b) for b in self.logit_bias.values()), "numbers"),
+        )
+        for name, value, good, allowed in checks:
+            if not good:
+                raise EdgespecError(f"{name} is {value}: it must be {allowed}.")
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a row depends on more than temperature and truncation."""
+        return bool(self.logit_bias) or self.has_penalties
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
+
+class Sampler:
+    """The state of one generation: its random numbers and the tokens that penalties count.
+
+    Every final token takes its randomness from one stream in order. Point-mass drafts use one number a token
+    whatever was drafted, so with a seed the text is the same with and without speculation.
+    """
+
+    def __init__(self, settings: Sampling, prompt: Sequence[int] = ()) -> None:
+        self.settings = settings
+        self.logprobs: list[TokenLogprob] = []
+        self._uniform = np.random.default_rng(settings.seed).random
+        self._every_id = np.empty(0, np.int64)
+        self._seen = _Seen(prompt) if settings.has_penalties else None
+        self._bias_ids = np.fromiter(settings.logit_bias.keys(), np.int64)
+        self._bias = np.fromiter(settings.logit_bias.values(), np.float32)
+
+    def uniform(self) -> float:
+        """The next random number in [0, 1)."""
+        return self._uniform()
+
+    def distribution(self, row: Row) -> Distribution:
+        """The probabilities from which the token at this position is drawn. `row` is not changed.
+
+        Raises EdgespecError when the model answered with NaN or with nothing but infinities.
+        """
+        settings = self.settings
+        if settings.changes_logits:
+            row = self._adjusted(row)
+        best = int(row.argmax())
+        peak = float(row[best])  # argmax finds a NaN first if there is one
+        if not math.isfinite(peak):
+            raise EdgespecError(
+                "The model's logits are not numbers: its file is damaged or its type unsupported."
+            )
+        if settings.temperature == 0.0 or settings.top_k == 1:
+            return Distribution(np.array([best]), np.ones(1))
+        if settings.top_k and settings.top_k < len(row):
+            ids = largest(row, settings.top_k)
+            probs = _softmax(row[ids], peak, settings.temperature)
+        else:
+            if len(self._every_id) != len(row):
+                self._every_id = np.arange(len(row))
+            ids, probs = self._every_id, _softmax(row, peak, settings.temperature)
+        if settings.top_p < 1.0:
+            kept = _nucleus(probs, settings.top_p)
+            ids, probs = ids[kept], probs[kept]
+        if settings.min_p > 0.0:
+            kept = np.flatnonzero(probs >= settings.min_p * probs.max())
+            ids, probs = ids[kept], probs[kept]
+        return Distribution(ids, probs / probs.sum(dtype=np.float64) if len(ids) < len(row) else probs)
+
+    def accept(self, token: int, row: Row) -> None:
+        """Count `token`, drawn from `row`, as part of the answer."""
+        if self._seen is not None:
+            self._seen.add(token)
+        if self.settings.logprobs is not None:
+            self.logprobs.append(token_logprob(row, token, self.settings.logprobs))
+
+    def _adjusted(self, row: Row) -> Row:
+        row = row.copy()
+        inside = self._bias_ids < len(row)
+        row[self._bias_ids[inside]] += self._bias[inside]
+        if self._seen is not None:
+            ids, counts = self._seen.arrays()
+            scores, penalty = row[ids], np.float32(self.settings.repetition_penalty)
+            scores = np.where(scores > 0, scores / penalty, scores * penalty)
+            scores -= np.float32(self.settings.frequency_penalty) * counts
+            scores -= np.float32(self.settings.presence_penalty) * (counts > 0)
+            row[ids] = scores
+        return row
+
+
+class _Seen:
+    """Distinct tokens so far with their counts in the answer, as arrays that grow in place."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        distinct = dict.fromkeys(prompt)
+        self._at = {token: i for i, token in enumerate(distinct)}
+        self._ids = np.fromiter(distinct, np.int64, len(distinct))
+        self._counts = np.zeros(len(distinct), np.float32)
+
+    def add(self, token: int) -> None:
+        i = self._at.setdefault(token, len(self._at))
+        if i == len(self._ids):
+            spare = max(64, i)
+            self._ids = np.concatenate([self._ids, np.zeros(spare, np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(spare, np.float32)])
+        self._ids[i] = token
+        self._counts[i] += 1
+
+    def arrays(self) -> tuple[Ids, npt.NDArray[np.float32]]:
+        n = len(self._at)
+        return self._ids[:n], self._counts[:n]
+
+
+def token_logprob(row: Row, token: int, top: int) -> TokenLogprob:
+    """Natural log-probabilities under the plain softmax of `row`: of `token` and of the `top` likeliest."""
+    peak = float(row.max())
+    norm = peak + math.log(float(np.exp(row - np.float32(peak)).sum(dtype=np.float64)))
+    ids = largest(row, top) if top else np.empty(0, np.int64)
+    best = sorted(((int(i), float(row[i]) - norm) for i in ids), key=lambda pair: (-pair[1], pair[0]))
+    return TokenLogprob(token, float(row[token]) - norm, tuple(best))
+
+
+def largest(values: npt.NDArray[np.floating], k: int) -> Ids:
+    """Indices of the k largest of `values`, ascending; of equal ones the first.
+
+    The k-th largest of the maxima of any k or more disjoint blocks is a lower bound for the k-th largest
+    value, so one pass for the maxima and one for the comparison leave a handful of candidates to sort.
+    """
+    n = len(values)
+    if k >= n:
+        return np.arange(n)
+    width = n // _BLOCKS
+    if width < k:
+        candidates = np.arange(n)
+    else:
+        maxima = values[: width * _BLOCKS].reshape(_BLOCKS, width).max(axis=0)
+        candidates = np.flatnonzero(values >= np.partition(maxima, width - k)[width - k])
+    order = np.argsort(-values[candidates], kind="stable")[:k]
+    kept = candidates[order]
+    kept.sort()
+    return kept
+
+
+def _softmax(row: Row, peak: float, temperature: float) -> Probs:
+    scaled = (row - np.float32(peak)) * np.float32(1.0 / temperature)
+    np.exp(scaled, out=scaled)
+    scaled *= np.float32(1.0 / float(scaled.sum(dtype=np.float64)))
+    return scaled
+
+
+def _nucleus(probs: Probs, top_p: float) -> Ids:
+    """Ascending indices of the fewest most probable entries whose sum reaches top_p, at least one."""
+    k = 64
+    while True:
+        ids = largest(probs, min(k, len(probs)))
+        order = ids[np.argsort(-probs[ids], kind="stable")]
+        mass = probs[order].cumsum(dtype=np.float64)
+        if mass[-1] >= top_p or len(ids) == len(probs):
+            kept = order[: int(mass.searchsorted(top_p)) + 1]
+            kept.sort()
+            return kept
+        k *= 8

@@ -1,0 +1,60 @@
+"""From tokens' bytes to text: characters that span tokens, and stop strings that span both.
+
+Knows nothing of terminals: control characters in the text are the sink's business.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Feeds on the bytes of each token and gives out text that can no longer change.
+
+    A character is given out when its last byte came; bytes that are not UTF-8 become U+FFFD. Text that may
+    be the beginning of a stop string is held back until that is decided; a stop string is never given out.
+    Once `stopped` holds the stop string found, further bytes are ignored.
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        if any(not stop for stop in stops):
+            raise ValueError("a stop string must not be empty")
+        self._stops = tuple(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self._ready: list[str] = []
+        self.stopped: str | None = None
+
+    def push(self, piece: bytes, final: bool = False) -> None:
+        """Add one token's bytes. With `final`, nothing follows and nothing is held back any more."""
+        if self.stopped is not None:
+            return
+        self._held += self._decoder.decode(piece, final)
+        found = [(at, -len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            # The stop that begins first ends the text; of two at one place the longer is named.
+            at, _, self.stopped = min(found)
+            self._give(at)
+            self._held = ""
+        else:
+            self._give(len(self._held) - (0 if final else self._undecided()))
+
+    def take(self) -> str:
+        """The text that became certain since the last call."""
+        text = "".join(self._ready)
+        self._ready.clear()
+        return text
+
+    def _give(self, length: int) -> None:
+        if length:
+            self._ready.append(self._held[:length])
+            self._held = self._held[length:]
+
+    def _undecided(self) -> int:
+        """The length of the longest end of the held text that begins a stop string."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,1 @@
+"""Model runtimes behind one Protocol, the catalogue, downloads, and chat templates."""

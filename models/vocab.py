@@ -1,0 +1,103 @@
+"""A GGUF model's vocabulary: text to tokens, tokens to bytes, and whether two vocabularies agree."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
+
+from edgespec.core import EdgespecError
+
+_UNUSED = C.LLAMA_TOKEN_ATTR_UNUSED
+
+
+class Vocab:
+    """Wraps a llama_vocab, which lives as long as its model.
+
+    Control tokens (`<|im_end|>` and the like) have no bytes: `piece` is empty for them, so they never reach
+    a screen. User text is tokenized with `special=False`, so that typing one does not make one.
+    """
+
+    def __init__(self, pointer: C.llama_vocab_p) -> None:
+        self._vocab = pointer
+        self.size = C.llama_vocab_n_tokens(pointer)
+        self.piece = cache(self._piece)
+        self.is_end = cache(self._is_end)
+
+    @property
+    def bos(self) -> int | None:
+        """The token a text begins with, if the vocabulary has one."""
+        return _token(C.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> int | None:
+        return _token(C.llama_vocab_eos(self._vocab))
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the model wants `bos` before every prompt."""
+        return bool(C.llama_vocab_get_add_bos(self._vocab))
+
+    def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
+        """Tokens of `text`; with `special`, control tokens written in it count as such; `begin` adds bos.
+
+        Raises EdgespecError when the tokenizer fails.
+        """
+        data = text.encode("utf-8", "replace")
+        room = len(data) + 8
+        tokens = (C.llama_token * room)()
+        n = C.llama_tokenize(self._vocab, data, len(data), tokens, room, begin, special)
+        if n < 0:
+            raise EdgespecError(f"The model's tokenizer failed on a text of {len(data)} bytes (code {n}).")
+        return tokens[:n]
+
+    def text(self, token: int) -> str:
+        """How the vocabulary writes a token, control tokens included: for a message, not for output."""
+        return (C.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def _piece(self, token: int) -> bytes:
+        if not 0 <= token < self.size:
+            return b""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            n = C.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if n >= 0:
+                return buffer.raw[:n]
+            room = -n
+
+    def _is_end(self, token: int) -> bool:
+        return bool(C.llama_vocab_is_eog(self._vocab, token))
+
+    def _unused(self, token: int) -> bool:
+        return bool(C.llama_vocab_get_attr(self._vocab, token) & _UNUSED)
+
+
+def first_difference(target: Vocab, draft: Vocab) -> str | None:
+    """What keeps `draft` from guessing for `target`, in words; None if the two agree.
+
+    Token ids must mean the same text in both. Padding at the end of the larger one (tokens marked unused)
+    does not count: models of one family are padded to different sizes.
+    """
+    for token in range(min(target.size, draft.size)):
+        ours = C.llama_vocab_get_text(target._vocab, token)
+        theirs = C.llama_vocab_get_text(draft._vocab, token)
+        if ours != theirs:
+            return (
+                f"token {token} is {target.text(token)!r} in the target, {draft.text(token)!r} in the draft"
+            )
+        if target.is_end(token) != draft.is_end(token):
+            return f"token {token} ({target.text(token)!r}) ends a text in only one of them"
+    longer, shorter = (target, draft) if target.size > draft.size else (draft, target)
+    if not all(longer._unused(token) for token in range(shorter.size, longer.size)):
+        return f"the target has {target.size} tokens and the draft {draft.size}"
+    return None
+
+
+def _token(value: int) -> int | None:
+    return value if value >= 0 else None

@@ -1,0 +1,1 @@
+"""Making models cheaper on one machine. Empty until requantised drafts arrive."""
