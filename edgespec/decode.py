@@ -59,8 +59,8 @@ def generate(
     limit = 0
     while len(context) < end:
         step = speculate(context, drafter, min(limit, end - len(context) - 1), sampler, done)
-        draft = next(step).draft
         try:
+            draft = next(step).draft
             logits = target.forward([*context[len(target.tokens) :], *draft], len(draft) + 1)
             round_ = _answer(step, logits)
         except BaseException:

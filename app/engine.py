@@ -1,0 +1,296 @@
+"""One loaded model, ready to answer: weights, draft, template and decoding loop put together.
+
+Everything here runs in the thread that owns the models, except `Request.cancel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from edgespec.control import FixedLength
+from edgespec.core import Cancelled, Drafter, EdgespecError, Round, TokenLogprob
+from edgespec.decode import generate
+from edgespec.drafting import FirstOf, ModelDrafter, NoDrafter, SuffixDrafter
+from edgespec.models.chat import ChatTemplate, Message
+from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.vocab import first_difference
+from edgespec.sampling import Sampler, Sampling
+from edgespec.text import TextStream
+
+StopReason = Literal["end", "stop", "length", "context", "cancelled"]
+
+
+@dataclass(slots=True)
+class Request:
+    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full."""
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 0
+    stops: Sequence[str] = ()
+    speculate: bool = True
+    cancelled: bool = False
+    _interrupt: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Stop within one round. Any thread or signal handler may call this, also before the request starts."""
+        self.cancelled = True
+        if self._interrupt is not None:
+            self._interrupt()
+
+
+@dataclass(slots=True)
+class Result:
+    """What an answer was and cost. Times in seconds of wall time; complete when its iterator has ended."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    stop_reason: StopReason = "length"
+    prompt_tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    seconds_to_first_token: float = 0.0
+    seconds: float = 0.0
+    bookkeeping: float = 0.0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed after the first round, which also reads the prompt. 0 for an answer of one round."""
+        rest = self.seconds - self.seconds_to_first_token
+        return (len(self.tokens) - 1) / rest if rest > 0 and len(self.tokens) > 1 else 0.0
+
+    @property
+    def tokens_per_round(self) -> float:
+        return len(self.tokens) / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafted tokens that stood."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def bookkeeping_share(self) -> float:
+        """The share of the time after the first token that was spent neither drafting nor in the target."""
+        rest = self.seconds - self.seconds_to_first_token
+        return self.bookkeeping / rest if rest > 0 else 0.0
+
+    def count(self, round_: Round) -> None:
+        if self.rounds:
+            self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
+        self.rounds += 1
+        self.drafted += round_.drafted
+        self.accepted += round_.accepted
+        self.logprobs.extend(round_.logprobs)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.tokens_per_second, 3),
+            "seconds_to_first_token": round(self.seconds_to_first_token, 4),
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "stop_reason": self.stop_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "tokens_per_round": round(self.tokens_per_round, 3),
+            **({"logprobs": [_logprob_json(one) for one in self.logprobs]} if self.logprobs else {}),
+        }
+
+
+class Engine:
+    """A target model with its drafters. `notes` are things the user should know, a sentence each."""
+
+    def __init__(
+        self,
+        target: Path,
+        draft: Path | None = None,
+        *,
+        suffix: bool = True,
+        max_draft: int = 7,
+        options: LlamaOptions | None = None,
+        progress: Callable[[float], bool] | None = None,
+    ) -> None:
+        self.notes: list[str] = []
+        self.model = LlamaModel(target, options, progress)
+        self.draft: LlamaModel | None = None
+        self._suffix = suffix
+        self._max_draft = min(max_draft, self.model.options.max_rows - 1)
+        self._sequence = self.model.sequence()
+        try:
+            if reason := self.model.rollback_refusal:
+                self.notes.append(f"Decoding without speculation: {reason}.")
+                self._suffix, draft = False, None
+            if draft is not None:
+                self.draft = self._load_draft(draft, progress)
+                self._draft_sequence = self.draft.sequence()
+            source = self.model.chat_template
+            if source is None:
+                self.notes.append(f"{target.name} has no chat template: it continues the prompt as it is.")
+            vocab = self.model.vocab
+            names = [vocab.text(token) if token is not None else "" for token in (vocab.bos, vocab.eos)]
+            self.template = None if source is None else ChatTemplate(source, bos=names[0], eos=names[1])
+        except BaseException:
+            self.close()
+            raise
+
+    def _load_draft(self, path: Path, progress: Callable[[float], bool] | None) -> LlamaModel:
+        options = replace(self.model.options, context=self.model.context_length, sequences=1, max_rows=1)
+        draft = LlamaModel(path, options, progress)
+        same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
+        difference = None if same else first_difference(self.model.vocab, draft.vocab)
+        reason = draft.rollback_refusal
+        if difference or reason:
+            draft.close()
+            raise EdgespecError(
+                f"{path.name} cannot draft for {self.model.path.name}: {difference or reason}. "
+                "Choose another with --draft, or none with --draft none."
+            )
+        return draft
+
+    def close(self) -> None:
+        self.model.close()
+        if self.draft is not None:
+            self.draft.close()
+
+    def chat_prompt(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the model's answer. Text in messages stays text."""
+        vocab = self.model.vocab
+        if self.template is None:
+            text = "\n\n".join(str(message["content"]) for message in messages if message.get("content"))
+            return vocab.tokenize(text, begin=True)
+        segments = self.template.render(messages, tools=tools)
+        tokens = [token for text in segments for token in vocab.tokenize(text, special=True)]
+        # A template usually writes bos itself; some leave it to the tokenizer.
+        if vocab.adds_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
+            tokens.insert(0, vocab.bos)
+        return tokens
+
+    def answer(self, request: Request, result: Result) -> Iterator[str]:
+        """Write the answer, piece by piece of text that can no longer change; `result` fills up meanwhile.
+
+        Raises EdgespecError when the prompt does not fit. A cancelled answer ends early and keeps its text.
+        """
+        prompt = request.prompt
+        room = self.model.context_length - len(prompt)
+        if not prompt:
+            raise EdgespecError("The prompt is empty: write something for the model to answer.")
+        if room < 1:
+            raise EdgespecError(
+                f"The prompt has {len(prompt)} tokens and the context holds {self.model.context_length}: "
+                f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})."
+            )
+        max_tokens = min(request.max_tokens or room, room)
+        result.prompt_tokens = len(prompt)
+        self._arm(request)
+        ending = _Ending(self.model.vocab.is_end, self.model.vocab.piece, request.stops, result)
+        start = perf_counter()
+        rounds = generate(
+            self._sequence,
+            list(prompt),
+            self._drafter(request),
+            FixedLength(self._max_draft if request.speculate else 0),
+            Sampler(request.sampling, prompt),
+            ending,
+            max_tokens,
+        )
+        result.stop_reason = (
+            "length" if request.max_tokens and max_tokens == request.max_tokens else "context"
+        )
+        try:
+            while not request.cancelled and (round_ := next(rounds, None)) is not None:
+                result.seconds = perf_counter() - start
+                if not result.rounds:
+                    result.seconds_to_first_token = result.seconds
+                result.count(round_)
+                yield from ending.new_text()
+        except Cancelled:
+            pass  # what the model holds is known, and the answer keeps what it has
+        finally:
+            request._interrupt = None
+            rounds.close()
+        if request.cancelled:
+            result.stop_reason = "cancelled"
+        ending.finish()
+        yield from ending.new_text()
+
+    def _arm(self, request: Request) -> None:
+        """Let `request.cancel` reach the models; one that came before this is seen by its flag."""
+        models = [self.model, *([self.draft] if self.draft else [])]
+        for model in models:
+            model.uncancel()
+
+        def interrupt() -> None:
+            for model in models:
+                model.cancel()
+
+        request._interrupt = interrupt
+
+    def _drafter(self, request: Request) -> Drafter:
+        drafters: list[Drafter] = []
+        if request.speculate and self._suffix:
+            drafters.append(SuffixDrafter())
+        if request.speculate and self.draft is not None:
+            settings = request.sampling
+            # With a seed the text must not depend on how far was guessed, which the ratio rule would make it.
+            random = settings.seed is None and settings.temperature > 0
+            q = (
+                Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+                if random
+                else None
+            )
+            drafters.append(ModelDrafter(self._draft_sequence, self.draft.context_length, q))
+        return FirstOf(*drafters) if drafters else NoDrafter()
+
+
+class _Ending:
+    """Watches the tokens of an answer as they become final: text, stop strings, end of generation."""
+
+    def __init__(
+        self,
+        is_end: Callable[[int], bool],
+        piece: Callable[[int], bytes],
+        stops: Sequence[str],
+        result: Result,
+    ) -> None:
+        self._is_end, self._piece = is_end, piece
+        self._stream = TextStream(stops)
+        self._result = result
+        self._reason: StopReason | None = None
+
+    def __call__(self, token: int) -> bool:
+        if self._is_end(token):
+            self._reason = "end"
+            return True
+        self._result.tokens.append(token)
+        self._stream.push(self._piece(token))
+        if self._stream.stopped is not None:
+            self._reason = "stop"
+        return self._reason is not None
+
+    def new_text(self) -> Iterator[str]:
+        if text := self._stream.take():
+            self._result.text += text
+            yield text
+
+    def finish(self) -> None:
+        self._stream.push(b"", final=True)
+        if self._reason is not None:
+            self._result.stop_reason = self._reason
+
+
+def _logprob_json(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "top": [list(pair) for pair in one.top]}
+
+
+def _next_size(tokens: int) -> int:
+    """A round context size with room for an answer."""
+    return ((tokens + 512) // 1024 + 1) * 1024
