@@ -37,7 +37,7 @@ class Request:
     _interrupt: Callable[[], None] | None = None
 
     def cancel(self) -> None:
-        """Stop within one round. Any thread or signal handler may call this, also before the request starts."""
+        """Stop within one round. Any thread or signal handler may call this, even before the start."""
         self.cancelled = True
         if self._interrupt is not None:
             self._interrupt()
