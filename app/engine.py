@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from edgespec.control import FixedLength
 from edgespec.core import Cancelled, Drafter, EdgespecError, Round, TokenLogprob
@@ -135,7 +135,9 @@ class Engine:
                 self.notes.append(f"{target.name} has no chat template: it continues the prompt as it is.")
             vocab = self.model.vocab
             names = [vocab.text(token) if token is not None else "" for token in (vocab.bos, vocab.eos)]
-            self.template = None if source is None else ChatTemplate(source, bos=names[0], eos=names[1])
+            self.template = source and ChatTemplate(
+                source, bos=names[0], eos=names[1], control_tokens=vocab.control_texts()
+            )
         except BaseException:
             self.close()
             raise
@@ -159,12 +161,18 @@ class Engine:
         if self.draft is not None:
             self.draft.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
         """Token ids of a conversation, ready for the model's answer. Text in messages stays text."""
         vocab = self.model.vocab
-        if self.template is None:
+        if not self.template:
             text = "\n\n".join(str(message["content"]) for message in messages if message.get("content"))
             return vocab.tokenize(text, begin=True)
         segments = self.template.render(messages, tools=tools)

@@ -60,6 +60,12 @@ class Vocab:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
+    def control_texts(self) -> list[str]:
+        """The texts that become control tokens when tokenized with `special`."""
+        kinds = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
+        get = C.llama_vocab_get_attr
+        return [self.text(token) for token in range(self.size) if get(self._vocab, token) & kinds]
+
     def _piece(self, token: int) -> bytes:
         if not 0 <= token < self.size:
             return b""

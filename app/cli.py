@@ -1,0 +1,292 @@
+"""The command line. Heavy imports wait until a command needs them, so that --help is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+import edgespec
+from edgespec.app import options as opt
+from edgespec.core import Cancelled, EdgespecError
+from edgespec.models.catalog import installed, load_catalog, models_folder, remove
+
+app = typer.Typer(
+    name="edgespec",
+    help="Runs a language model on this machine. Guesses ahead, checks the guesses, changes nothing in what it says.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point: every error a user can cause is one line on stderr and a non-zero exit."""
+    try:
+        app()
+    except EdgespecError as error:
+        _fail(str(error))
+    except Cancelled:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader went away (`| head`): nothing more to say, also not at interpreter exit.
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(141)
+    except MemoryError:
+        _fail("Not enough memory: choose a smaller model or --context.")
+
+
+def _fail(message: str) -> None:
+    from edgespec.app.terminal import clean
+
+    line = " ".join(clean(message).split())
+    sys.stderr.write(f"edgespec: {line}\n")
+    sys.exit(1)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgespec {edgespec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    prompt: Annotated[
+        str, typer.Argument(help="What to ask. Text piped in is appended.", show_default=False)
+    ] = "",
+    model: opt.Model = "",
+    draft: opt.Draft = "auto",
+    max_draft: opt.MaxDraft = 7,
+    system: opt.System = "",
+    max_tokens: opt.MaxTokens = 0,
+    context: opt.Context = 4096,
+    threads: opt.Threads = 0,
+    temperature: opt.Temperature = 0.0,
+    top_k: opt.TopK = 0,
+    top_p: opt.TopP = 1.0,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    frequency_penalty: opt.FrequencyPenalty = 0.0,
+    presence_penalty: opt.PresencePenalty = 0.0,
+    seed: opt.Seed = None,
+    logit_bias: Annotated[
+        list[str] | None,
+        typer.Option(help="TOKEN_ID=BIAS added to a token's logit; repeatable.", show_default=False),
+    ] = None,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: log-probabilities and this many alternatives.", show_default=False),
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="End the answer before this text; repeatable.", show_default=False),
+    ] = None,
+    raw: Annotated[
+        bool, typer.Option(help="Continue the prompt as it is, without the chat template.")
+    ] = False,
+    stats: Annotated[bool, typer.Option(help="Print speed and drafting figures on stderr.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Answer one prompt on standard output."""
+    from edgespec.app.run import ask
+
+    sampling = opt.sampling_from(
+        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed,
+        logprobs, opt.parse_bias(logit_bias or []),
+    )  # fmt: skip
+    if "" in (stop or []):
+        raise EdgespecError("--stop needs a text: an empty one would end every answer at once.")
+    text = "\n\n".join(part for part in (prompt, opt.piped_input()) if part.strip())
+    if not text:
+        raise EdgespecError('Nothing to answer: give a prompt, as in `edgespec run "Why is the sky blue?"`.')
+    with opt.load_engine(model, draft, max_draft, context, threads) as engine:
+        code = ask(
+            engine, text, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [], raw=raw,
+            stats=stats, as_json=as_json,
+        )  # fmt: skip
+    sys.exit(code)
+
+
+@app.command()
+def chat(
+    model: opt.Model = "",
+    draft: opt.Draft = "auto",
+    max_draft: opt.MaxDraft = 7,
+    system: opt.System = "",
+    max_tokens: opt.MaxTokens = 0,
+    context: opt.Context = 4096,
+    threads: opt.Threads = 0,
+    temperature: opt.Temperature = 0.7,
+    top_k: opt.TopK = 40,
+    top_p: opt.TopP = 0.95,
+    min_p: opt.MinP = 0.0,
+    repetition_penalty: opt.RepetitionPenalty = 1.0,
+    frequency_penalty: opt.FrequencyPenalty = 0.0,
+    presence_penalty: opt.PresencePenalty = 0.0,
+    seed: opt.Seed = None,
+) -> None:
+    """Open the terminal chat."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise EdgespecError("chat needs a terminal; in a script, use `edgespec run`.")
+    sampling = opt.sampling_from(
+        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed
+    )
+    name = model or opt.default_model()
+    from edgespec.app.chat import ChatApp
+
+    chat_app = ChatApp(
+        lambda progress: opt.load_engine(name, draft, max_draft, context, threads, progress),
+        Path(name).name,
+        system=system or None,
+        sampling=sampling,
+        max_tokens=max_tokens,
+    )
+    sys.exit(chat_app.run() or 0)
+
+
+@app.command()
+def pull(
+    names: Annotated[list[str], typer.Argument(help="Catalogue names: see `edgespec models`.")],
+    offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
+) -> None:
+    """Download models, check them, and keep them for use without a network."""
+    from edgespec.models import download
+
+    for name in names:
+        entry = load_catalog().get(name)
+        if entry is None:
+            raise EdgespecError(f"{name!r} is not in the catalogue: `edgespec models` lists it.")
+        with _download_bar(name) as report, _interruptible():
+            path = download.pull(entry, models_folder(), offline=offline, progress=report)
+        print(path)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C during a download: keep what is there, say so, exit 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("edgespec: stopped; run the same command again and it goes on where it was.\n")
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(name, total=None)
+        yield lambda done, total, what: bars.update(
+            task, completed=done, total=total, description=f"{name}: {what}"
+        )
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the catalogue and what is on this machine."""
+    here = {one.entry.name: one for one in installed() if one.entry is not None}
+    others = [one for one in installed() if one.entry is None]
+    if as_json:
+        rows = [
+            {
+                "name": entry.name, "family": entry.family, "role": entry.role, "licence": entry.licence,
+                "parameters": entry.parameters, "bytes": entry.bytes, "draft": entry.draft,
+                "path": str(here[entry.name].path) if entry.name in here else None,
+            }
+            for entry in load_catalog().values()
+        ]  # fmt: skip
+        rows += [{"name": one.path.name, "bytes": one.bytes, "path": str(one.path)} for one in others]
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("name", "role", "size", "licence", "draft", "here"):
+        table.add_column(title, justify="right" if title == "size" else "left")
+    for entry in load_catalog().values():
+        mark = "yes" if entry.name in here else f"edgespec pull {entry.name}"
+        table.add_row(entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "", mark)
+    for one in others:
+        table.add_row(one.path.name, "", _megabytes(one.bytes), "", "", "yes")
+    Console(markup=False, highlight=False).print(table)
+
+
+@app.command()
+def rm(
+    name: Annotated[str, typer.Argument(help="A catalogue name, or a file in the models folder.")],
+) -> None:
+    """Delete a model from this machine."""
+    print(f"freed {_megabytes(remove(name))}")
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+@app.command()
+def bench(
+    model: opt.Model = "",
+    draft: opt.Draft = "auto",
+    max_draft: opt.MaxDraft = 7,
+    suite: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines with task, id and prompt; default: a small one of its own.", show_default=False
+        ),
+    ] = None,
+    per_task: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 2,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    context: opt.Context = 4096,
+    threads: opt.Threads = 0,
+    temperature: opt.Temperature = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure plain against speculative decoding on the same prompts, interleaved."""
+    from edgespec.app import bench as benchmark
+
+    prompts = benchmark.read_suite(suite, per_task)
+    with opt.load_engine(model, draft, max_draft, context, threads) as engine:
+        report = benchmark.measure(
+            engine, prompts, max_tokens, temperature, _say if sys.stderr.isatty() else None
+        )
+    print(json.dumps(report, indent=2) if as_json else benchmark.table(report))
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"\r\x1b[K{line}")
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    main()

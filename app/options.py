@@ -1,0 +1,138 @@
+"""What several commands have in common: option declarations, and turning options into an engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgespec.core import EdgespecError
+from edgespec.models.catalog import installed, load_catalog, resolve
+from edgespec.sampling import Sampling
+
+if TYPE_CHECKING:
+    from edgespec.app.engine import Engine
+
+Model = Annotated[
+    str,
+    typer.Option(
+        "-m",
+        "--model",
+        envvar="EDGESPEC_MODEL",
+        help="A catalogue name or a .gguf file.",
+        show_default="starter",
+    ),
+]
+Draft = Annotated[
+    str,
+    typer.Option(
+        help="auto: what the machine gains from; none: plain decoding; suffix: only repeated text; or a small "
+        "model with the same vocabulary (name or .gguf file)."
+    ),
+]
+MaxDraft = Annotated[int, typer.Option(min=0, max=31, help="Most tokens to guess in one round.")]
+System = Annotated[str, typer.Option(help="System prompt.", show_default=False)]
+MaxTokens = Annotated[int, typer.Option(min=0, help="Most tokens to write; 0: until the context is full.")]
+Context = Annotated[int, typer.Option(min=0, help="Context size in tokens; 0: as large as the model's own.")]
+Threads = Annotated[int, typer.Option(min=0, max=512, help="Compute threads; 0: one a physical core.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
+TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0: off.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that sum to p only; 1: off.")]
+MinP = Annotated[
+    float, typer.Option(help="Drop tokens less likely than this share of the likeliest; 0: off.")
+]
+RepetitionPenalty = Annotated[float, typer.Option(help="Above 1: avoid words of prompt and answer.")]
+FrequencyPenalty = Annotated[float, typer.Option(help="Avoid words of the answer by how often they came.")]
+PresencePenalty = Annotated[float, typer.Option(help="Avoid words that are in the answer.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Same seed, same text on the same machine.", show_default=False)
+]
+
+
+def default_model() -> str:
+    """The starter if it is here, else the first chat model that is. Raises EdgespecError if there is none."""
+    catalog = load_catalog()
+    here = [one.entry for one in installed() if one.entry is not None and one.entry.role == "chat"]
+    here.sort(key=lambda entry: not entry.starter)
+    if here:
+        return here[0].name
+    starter = next(entry.name for entry in catalog.values() if entry.starter)
+    raise EdgespecError(
+        f"No model on this machine yet: run `edgespec pull {starter}` (small) or choose one with `edgespec models`."
+    )
+
+
+def load_engine(
+    model: str,
+    draft: str,
+    max_draft: int,
+    context: int,
+    threads: int,
+    progress: Callable[[float], bool] | None = None,
+) -> Engine:
+    """Resolve names and load. Raises EdgespecError for anything the user can mend."""
+    from edgespec.app.engine import Engine  # llama.cpp is loaded only where it is used
+    from edgespec.models.llama import LlamaOptions
+
+    target = resolve(model or default_model())
+    named: Path | None = None if draft in ("auto", "none", "suffix") else resolve(draft)
+    options = LlamaOptions(context=context, threads=threads)
+    return Engine(
+        target,
+        named,
+        suffix=draft != "none",
+        max_draft=0 if draft == "none" else max_draft,
+        options=options,
+        progress=progress,
+    )
+
+
+def sampling_from(
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    frequency_penalty: float,
+    presence_penalty: float,
+    seed: int | None,
+    logprobs: int | None = None,
+    logit_bias: dict[int, float] | None = None,
+) -> Sampling:
+    """Raises EdgespecError naming the setting that is out of range."""
+    return Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        frequency_penalty=frequency_penalty,
+        presence_penalty=presence_penalty,
+        seed=seed,
+        logprobs=logprobs,
+        logit_bias=logit_bias or {},
+    )
+
+
+def parse_bias(entries: list[str]) -> dict[int, float]:
+    """`TOKEN_ID=BIAS` entries. Raises EdgespecError for one that is not."""
+    bias = {}
+    for entry in entries:
+        token, _, value = entry.partition("=")
+        try:
+            bias[int(token)] = float(value)
+        except ValueError:
+            raise EdgespecError(
+                f"--logit-bias {entry!r}: write it as TOKEN_ID=BIAS, for example 1234=-5."
+            ) from None
+    return bias
+
+
+def piped_input() -> str:
+    """What was piped into the program, empty at a terminal."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace")
