@@ -29,7 +29,7 @@ from edgespec.models.catalog import installed, load_catalog, models_folder, remo
 
 app = typer.Typer(
     name="edgespec",
-    help="Runs a language model on this machine. Guesses ahead, checks the guesses, changes nothing in what it says.",
+    help="Runs a language model on this machine: guesses ahead, checks, and changes nothing in what it says.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

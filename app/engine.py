@@ -167,6 +167,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def forget(self) -> None:
+        """Empty the caches: the next answer reads its whole prompt."""
+        self._sequence.rollback(0)
+        if self.draft is not None:
+            self._draft_sequence.rollback(0)
+
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:

@@ -29,8 +29,8 @@ Model = Annotated[
 Draft = Annotated[
     str,
     typer.Option(
-        help="auto: what the machine gains from; none: plain decoding; suffix: only repeated text; or a small "
-        "model with the same vocabulary (name or .gguf file)."
+        help="auto: what the machine gains from; none: plain decoding; suffix: only repeated text; or a "
+        "small model with the same vocabulary (name or .gguf file)."
     ),
 ]
 MaxDraft = Annotated[int, typer.Option(min=0, max=31, help="Most tokens to guess in one round.")]
@@ -61,7 +61,7 @@ def default_model() -> str:
         return here[0].name
     starter = next(entry.name for entry in catalog.values() if entry.starter)
     raise EdgespecError(
-        f"No model on this machine yet: run `edgespec pull {starter}` (small) or choose one with `edgespec models`."
+        f"No model on this machine yet: run `edgespec pull {starter}`, or choose with `edgespec models`."
     )
 
 

@@ -64,7 +64,12 @@ class Sampling:
             ("presence_penalty", self.presence_penalty, abs(self.presence_penalty) <= 100.0, "-100 to 100"),
             ("seed", self.seed, self.seed is None or self.seed >= 0, "0 or more"),
             ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 100, "0 to 100"),
-            ("logit_bias", "", all(not math.isnan(b) for b in self.logit_bias.values()), "numbers"),
+            (
+                "logit_bias",
+                dict(self.logit_bias),
+                all(i >= 0 and (abs(b) <= 1000.0 or b == -math.inf) for i, b in self.logit_bias.items()),
+                "a number from -1000 to 1000, or -infinity, for each token id",
+            ),
         )
         for name, value, good, allowed in checks:
             if not good:
@@ -206,7 +211,10 @@ def largest(values: npt.NDArray[np.floating], k: int) -> Ids:
 
 
 def _softmax(row: Row, peak: float, temperature: float) -> Probs:
-    scaled = (row - np.float32(peak)) * np.float32(1.0 / temperature)
+    # What overflows goes to -infinity, whose exponential is the zero it should be. Below 1e-30 the factor
+    # itself would be infinite, and the peak's 0 times that is no number.
+    with np.errstate(over="ignore"):
+        scaled = (row - np.float32(peak)) * np.float32(1.0 / max(temperature, 1e-30))
     np.exp(scaled, out=scaled)
     scaled *= np.float32(1.0 / float(scaled.sum(dtype=np.float64)))
     return scaled

@@ -32,13 +32,14 @@ class TextStream:
             return
         self._held += self._decoder.decode(piece, final)
         found = [(at, -len(stop), stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        certain = len(self._held) - (0 if final else self._undecided())
+        if found and min(found)[0] <= certain:
             # The stop that begins first ends the text; of two at one place the longer is named.
             at, _, self.stopped = min(found)
             self._give(at)
             self._held = ""
-        else:
-            self._give(len(self._held) - (0 if final else self._undecided()))
+        else:  # a stop that begins before the one found may still come true
+            self._give(certain)
 
     def take(self) -> str:
         """The text that became certain since the last call."""

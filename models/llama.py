@@ -28,6 +28,7 @@ _CACHE_TYPES = {
     "q4_0": C.GGML_TYPE_Q4_0,
     "f32": C.GGML_TYPE_F32,
 }
+_CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
 _FLASH = {
     None: C.LLAMA_FLASH_ATTN_TYPE_AUTO,
     True: C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -94,6 +95,14 @@ class LlamaModel:
         """The Jinja source of the model's own chat template: untrusted text."""
         template = C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the KV cache takes when full: keys and values of every layer and position."""
+        get = C.llama_model_n_layer, C.llama_model_n_head_kv, C.llama_model_n_head, C.llama_model_n_embd
+        layers, kv_heads, heads, width = (f(self._model) for f in get)
+        bits = _CACHE_BITS[self.options.type_k] + _CACHE_BITS[self.options.type_v]
+        return int(self.context_length * layers * kv_heads * (width // max(heads, 1)) * bits // 8)
 
     @property
     def rollback_refusal(self) -> str | None:

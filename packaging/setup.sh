@@ -1,0 +1,32 @@
+#!/bin/sh
+# Makes the virtual environment in .venv, or brings it up to date: packaging/setup.sh [EXTRA]
+# The one slow step is compiling llama-cpp-python (about five minutes on two cores); pip keeps the wheel it
+# built in the user's cache, so a second checkout does not compile again.
+set -eu
+cd "$(dirname "$0")/.."
+extra=${1:-}
+python=${PYTHON:-python3}
+venv=.venv
+stamp=$venv/.ready-${extra:-app}
+
+fail() { echo "edgespec: $*" >&2; exit 1; }
+
+[ -e "$stamp" ] && [ "$stamp" -nt pyproject.toml ] && exit 0
+
+command -v "$python" >/dev/null 2>&1 || fail "python3 is missing: on Debian, apt install python3 python3-venv"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"
+if [ ! -x "$venv/bin/python" ]; then
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv module is missing: on Debian, apt install python3-venv"
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
+fi
+if ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
+    for compiler in "${CXX:-}" c++ g++ clang++; do
+        [ -n "$compiler" ] && command -v "$compiler" >/dev/null 2>&1 && found=yes && break
+    done
+    [ "${found:-}" = yes ] || fail "a C++ compiler is missing: on Debian, apt install g++; on macOS, xcode-select --install"
+    echo "Installing. Compiling llama.cpp takes about five minutes on two cores, once." >&2
+fi
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24.1"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+touch "$stamp"
