@@ -46,7 +46,7 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         # The reader went away (`| head`): nothing more to say, also not at interpreter exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(141)
     except MemoryError:
         _fail("Not enough memory: choose a smaller model or --context.")
@@ -233,13 +233,15 @@ def models(
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "role", "size", "licence", "draft", "here"):
-        table.add_column(title, justify="right" if title == "size" else "left")
+        table.add_column(title, justify="right" if title == "size" else "left", no_wrap=True)
     for entry in load_catalog().values():
-        mark = "yes" if entry.name in here else f"edgespec pull {entry.name}"
+        mark = "yes" if entry.name in here else "no"
         table.add_row(entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "", mark)
     for one in others:
         table.add_row(one.path.name, "", _megabytes(one.bytes), "", "", "yes")
     Console(markup=False, highlight=False).print(table)
+    if len(here) < len(load_catalog()):
+        print("\n`edgespec pull NAME` fetches one.")
 
 
 @app.command()

@@ -6,7 +6,7 @@ so that one conversation or many in a batch can drive it. `generate` drives it f
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from time import perf_counter
 
 from edgespec.core import Controller, Done, Draft, Drafter, Forward, LanguageModel, Logits, Round
@@ -47,7 +47,7 @@ def generate(
     sampler: Sampler,
     done: Done,
     max_tokens: int,
-) -> Iterator[Round]:
+) -> Generator[Round, None, None]:
     """Append to `context` (at least one token) round by round until `done` or `max_tokens` say so.
 
     At every yield, and whenever the loop is left, target.tokens is context[:-1] or, before the first round

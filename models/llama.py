@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
 import numpy as np
@@ -220,7 +220,7 @@ class LlamaModel:
             if is_kind(self._model):
                 raise EdgespecError(f"{self.path.name} has or is {what}: Edgespec runs decoder-only models.")
 
-    def _new_context(self, options: LlamaOptions) -> C.llama_context_p:
+    def _new_context(self, options: LlamaOptions) -> Any:
         params = C.llama_context_default_params()
         params.n_ctx = options.context or C.llama_model_n_ctx_train(self._model)
         params.n_batch = params.n_ubatch = min(options.batch, params.n_ctx)

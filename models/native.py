@@ -8,10 +8,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError
 
@@ -57,11 +58,11 @@ class Batch:
         self.struct.n_tokens = stop
 
 
-def _pointer(array: np.ndarray, kind: type) -> ctypes._Pointer:
+def _pointer(array: npt.NDArray[Any], kind: type) -> Any:
     return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))
 
 
-def _strlen() -> C.ggml_abort_callback:
+def _strlen() -> Any:
     libc = ctypes.CDLL("msvcrt") if os.name == "nt" else ctypes.CDLL(None)
     return ctypes.cast(libc.strlen, C.ggml_abort_callback)
 
@@ -70,7 +71,6 @@ STRLEN = _strlen()
 _messages: deque[str] = deque(maxlen=8)
 
 
-@C.llama_log_callback
 def _on_log(level: int, text: bytes, _data: object) -> None:
     # A load says hundreds of lines at lower levels; decoding them would cost more than they tell.
     if level >= _ERROR and (line := text.decode("utf-8", "replace").strip()):
@@ -78,9 +78,16 @@ def _on_log(level: int, text: bytes, _data: object) -> None:
         log.debug("%s", line)
 
 
+_LOG_CALLBACK = C.llama_log_callback(_on_log)  # kept alive: llama.cpp holds a bare pointer to it
+
+
 def last_log() -> str:
-    """What llama.cpp said last, as one sentence for an error message."""
-    return f"llama.cpp says: {' '.join(_messages[-1].split())[:300]}" if _messages else ""
+    """What llama.cpp complained of since the last time, its first words, which name the cause."""
+    if not _messages:
+        return ""
+    first = " ".join(_messages[0].split())[:300]
+    _messages.clear()
+    return f"llama.cpp says: {first}"
 
 
 _started = False
@@ -90,14 +97,14 @@ def start_backend() -> None:
     global _started
     _messages.clear()
     if not _started:
-        C.llama_log_set(_on_log, None)
+        C.llama_log_set(_LOG_CALLBACK, None)
         C.llama_backend_init()
         _started = True
 
 
 def load(
     path: Path, gpu_layers: int, repack: bool, progress: Callable[[float], bool] | None
-) -> C.llama_model_p:
+) -> Any:
     params = C.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     params.use_extra_bufts = repack
@@ -106,14 +113,13 @@ def load(
     params.load_mode = C.LLAMA_LOAD_MODE_NONE
     stopped = False
 
-    @C.llama_progress_callback
     def on_progress(fraction: float, _data: object) -> bool:
         nonlocal stopped
         if progress is not None and not progress(fraction):
             stopped = True
         return not stopped
 
-    params.progress_callback = on_progress
+    params.progress_callback = C.llama_progress_callback(on_progress)
     model = C.llama_model_load_from_file(os.fsencode(path), params)
     if stopped:
         if model:

@@ -1,0 +1,33 @@
+"""Fixtures. Real models come from the user's models folder; everything else is made in a temporary one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny
+
+from edgespec.models.catalog import resolve
+from edgespec.models.llama import LlamaModel, LlamaOptions
+
+
+@pytest.fixture(scope="session")
+def starter_path() -> Path:
+    return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def starter(starter_path: Path) -> Iterator[LlamaModel]:
+    with LlamaModel(starter_path, LlamaOptions(context=1024, sequences=3)) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "llama.gguf", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_mamba(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny") / "mamba.gguf", "mamba")
