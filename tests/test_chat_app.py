@@ -1,0 +1,286 @@
+"""The chat screen, driven by keys, with a scripted engine instead of a model."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from time import monotonic, sleep
+
+import pytest
+from textual.events import Paste
+from textual.pilot import Pilot
+from textual.widgets import ProgressBar
+
+from edgespec.app.chat import ChatApp, MessageInput, Progress
+from edgespec.app.engine import Request, Result
+from edgespec.core import EdgespecError
+
+SIZE = (80, 24)
+
+
+@dataclass
+class FakeContext:
+    context_length: int = 512
+
+
+@dataclass
+class FakeEngine:
+    """Answers every prompt with `pieces`, or raises what stands among them."""
+
+    pieces: Sequence[str | Exception] = ("Hello ", "there.")
+    pause: float = 0.0
+    notes: Sequence[str] = ()
+    model: FakeContext = field(default_factory=FakeContext)
+    asked: list[list[dict[str, str]]] = field(default_factory=list)
+    given: int = 0
+    closed: bool = False
+
+    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        self.asked.append(list(messages))
+        return [1] * 10
+
+    def answer(self, request: Request, result: Result) -> Iterator[str]:
+        result.prompt_tokens = len(request.prompt)
+        for piece in self.pieces:
+            if request.cancelled:
+                result.stop_reason = "cancelled"
+                return
+            if isinstance(piece, Exception):
+                raise piece
+            result.tokens.append(2)
+            result.rounds, result.drafted, result.accepted = result.rounds + 1, result.drafted + 2, 1
+            self.given += 1
+            yield piece
+            sleep(self.pause)
+        result.stop_reason = "end"
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def app_of(engine: FakeEngine) -> ChatApp:
+    return ChatApp(lambda progress: engine, "fake-model", system="Be kind.")
+
+
+def shown(app: ChatApp) -> str:
+    """The text on the screen, line by line."""
+    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
+
+
+async def until(pilot: Pilot[int], ready: Callable[[], bool], seconds: float = 5.0) -> None:
+    end = monotonic() + seconds
+    while not ready():
+        assert monotonic() < end, f"still waiting; the screen is\n{shown(pilot.app)}"  # type: ignore[arg-type]
+        await pilot.pause(0.02)
+
+
+async def say(pilot: Pilot[int], text: str) -> None:
+    pilot.app.query_one(MessageInput).insert(text)
+    await pilot.press("enter")
+
+
+async def test_screen_is_there_and_typing_works_before_the_model() -> None:
+    engine, loaded = FakeEngine(notes=["One note."]), threading.Event()
+
+    def load(progress: Progress) -> FakeEngine:
+        assert progress(0.4)
+        assert loaded.wait(10)
+        return engine
+
+    app = ChatApp(load, "fake-model")
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "loading 40%" in shown(app))
+        assert app.query_one(ProgressBar).display
+        await pilot.press("h", "i")
+        assert "hi" in app.query_one(MessageInput).text
+        await pilot.press("enter")
+        await until(pilot, lambda: "hi" in shown(app))
+        assert engine.asked == []
+        loaded.set()
+        await until(pilot, lambda: "Hello there." in shown(app))
+        assert shown(app).count("One note.") == 1
+        assert not app.query_one(ProgressBar).display
+
+
+async def test_answer_streams_and_figures_follow() -> None:
+    engine = FakeEngine()
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Hi [red]x[/red]")
+        await until(pilot, lambda: "12/512" in shown(app))
+        screen = shown(app)
+        assert "Hello there." in screen
+        assert "Hi [red]x[/red]" in screen
+        assert "ready · 0.0 tokens/s · 1.0/round · 25% accepted · 12/512" in screen.splitlines()[-1]
+        assert "fake-model" in screen.splitlines()[-1]
+        await say(pilot, "More")
+        await until(pilot, lambda: shown(app).count("Hello there.") == 2)
+        assert [m["content"] for m in engine.asked[1]] == [
+            "Be kind.",
+            "Hi [red]x[/red]",
+            "Hello there.",
+            "More",
+        ]
+
+
+async def test_escape_stops_within_a_piece_and_keeps_the_text() -> None:
+    engine = FakeEngine(["word "] * 500, pause=0.02)
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Go")
+        await say(pilot, "Behind it")
+        await until(pilot, lambda: "word word word" in shown(app))
+        before = engine.given
+        await pilot.press("escape")
+        await until(pilot, lambda: shown(app).count("Stopped.") == 2)
+        stopped_at = engine.given
+        assert stopped_at < before + 30
+        await asyncio.sleep(0.1)
+        assert engine.given == stopped_at
+        assert "word word word" in shown(app)
+        assert "stopped" in shown(app).splitlines()[-1]
+        assert len(engine.asked) == 1
+        await say(pilot, "Again")
+        await until(pilot, lambda: len(engine.asked) == 2)
+        assert engine.asked[1][2]["content"] == "word " * stopped_at
+
+
+async def test_new_conversation_while_writing_forgets_everything() -> None:
+    engine = FakeEngine(["word "] * 500, pause=0.02)
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Old")
+        await until(pilot, lambda: "word" in shown(app))
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: "ready · 0/512" in shown(app))
+        assert "word" not in shown(app)
+        engine.pieces = ["Fresh."]
+        await say(pilot, "New")
+        await until(pilot, lambda: "Fresh." in shown(app))
+        assert [m["content"] for m in engine.asked[1]] == ["Be kind.", "New"]
+
+
+async def test_quit_while_writing_ends_app_and_engine_thread() -> None:
+    engine = FakeEngine(["word "] * 5000, pause=0.02)
+    app = app_of(engine)
+    start = 0.0
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Go")
+        await until(pilot, lambda: "word" in shown(app))
+        start = monotonic()
+        await pilot.press("ctrl+q")
+    assert monotonic() - start < 2
+    assert app.return_value == 0
+    assert engine.closed
+    thread = app._session._thread
+    assert thread is not None
+    assert not thread._thread.is_alive()
+
+
+async def test_quit_while_loading_gives_up_the_load() -> None:
+    asked_again = threading.Event()
+
+    def load(progress: Progress) -> FakeEngine:
+        while progress(0.5):
+            sleep(0.01)
+        asked_again.set()
+        raise EdgespecError("given up")
+
+    app = ChatApp(load, "fake-model")
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "loading 50%" in shown(app))
+        await pilot.press("ctrl+q")
+    assert asked_again.is_set()
+    assert app.return_value == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (EdgespecError("No file\nx.gguf: run `edgespec pull x`."), "No file x.gguf: run `edgespec pull x`."),
+        (ValueError("odd"), "please report it: ValueError: odd"),
+    ],
+)
+async def test_load_error_is_a_line_and_the_app_lives(error: Exception, line: str) -> None:
+    def load(progress: Progress) -> FakeEngine:
+        raise error
+
+    app = ChatApp(load, "fake-model")
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: line in shown(app))
+        assert "Ctrl+Q quits" in shown(app)
+        assert "failed" in shown(app).splitlines()[-1]
+        await say(pilot, "Hi?")
+        await until(pilot, lambda: "No model is loaded" in shown(app))
+
+
+async def test_answer_error_is_a_line_and_the_turn_is_forgotten() -> None:
+    engine = FakeEngine([EdgespecError("The prompt has 600 tokens:\nshorten it.")])
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Too long")
+        await until(pilot, lambda: "The prompt has 600 tokens: shorten it." in shown(app))
+        assert "Traceback" not in shown(app)
+        engine.pieces = ["Fine."]
+        await say(pilot, "Short")
+        await until(pilot, lambda: "Fine." in shown(app))
+        assert [m["content"] for m in engine.asked[1]] == ["Be kind.", "Short"]
+
+
+async def test_nothing_but_text_reaches_the_screen() -> None:
+    pieces = [
+        "\x1b",
+        "]52;c;AAAA",
+        "\x07 ",
+        "\x9b31m ",
+        "&#x202e;&#x9b; ",
+        "<b>tag</b>\n\n```\n\x1b[2J",
+        "code\n```\n",
+    ]
+    app = ChatApp(lambda progress: FakeEngine(pieces, 0.06, ["no\x1b[31mte"]), "na\x1b[1mme\u202e")
+    async with app.run_test(size=SIZE) as pilot:
+        app.post_message(Paste("one\r\ntwo\x1b[3m\x9d"))
+        await pilot.pause()
+        assert app.query_one(MessageInput).text == "one\ntwo[3m"
+        await pilot.press("enter")
+        await until(pilot, lambda: "14" not in shown(app) and "code" in shown(app) and "ready" in shown(app))
+        screen = shown(app)
+        for text in ("]52;c;AAAA", "31m", "<b>tag</b>", "[2Jcode", "no[31mte", "na[1mme", "two[3m"):
+            assert text in screen
+        bad = [c for c in screen if c != "\n" and (ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or c == "\u202e")]
+        assert bad == []
+
+
+async def test_new_lines_and_paste_make_one_message() -> None:
+    engine = FakeEngine()
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        app.post_message(Paste("one\n\ntwo"))
+        await pilot.press("ctrl+j", "x", "shift+enter", "y", "enter")
+        await until(pilot, lambda: "Hello there." in shown(app))
+        assert engine.asked[0][-1]["content"] == "one\n\ntwo\nx\ny"
+        assert app.query_one(MessageInput).text == ""
+        await pilot.press("enter")
+        await pilot.pause()
+        assert len(engine.asked) == 1
+
+
+async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
+    engine = FakeEngine([f"line {n}\n\n" for n in range(60)], pause=0.01)
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        app.query_one(MessageInput).insert("\n" * 40)
+        await pilot.pause()
+        assert app.query_one("#conversation").size.height >= 10
+        assert "fake-model" in shown(app).splitlines()[-1]
+        app.query_one(MessageInput).clear()
+        await say(pilot, "Go")
+        await until(pilot, lambda: "line 20" in shown(app))
+        await pilot.press("pageup")
+        await pilot.pause(0.1)
+        held = app.query_one("#conversation").scroll_y
+        await until(pilot, lambda: "ready" in shown(app))
+        assert app.query_one("#conversation").scroll_y == held
+        assert "line 59" not in shown(app)
+        await say(pilot, "Again")
+        await until(pilot, lambda: engine.given == 120 and "line 59" in shown(app))
