@@ -24,8 +24,8 @@ def clean(text: str) -> str:
     """`text` without what could drive a terminal; \\n and \\t stay, all other ends of lines become \\n.
 
     Works by single code points, so a stream can be cleaned piece by piece: a sequence split over two pieces
-    lost its first byte in any case. Only "\\r\\n" is one newline in a piece and two if the pieces part inside.
-    A lone \\r, which would return the cursor to overwrite the line, becomes \\n.
+    lost its first byte in any case. Only "\\r\\n" is one newline in a piece, and two if the pieces part
+    inside. A lone \\r, which would return the cursor to overwrite the line, becomes \\n.
     """
     return text.replace("\r\n", "\n").translate(_TABLE)
 

