@@ -388,6 +388,7 @@ class ChatApp(App[int]):
 
     def on_mount(self) -> None:
         self._conversation = self.query_one("#conversation", VerticalScroll)
+        self._bar, self._state = self.query_one("#loading", ProgressBar), self.query_one("#state", Label)
         self._conversation.anchor()
         self._show_status()
         self._clock = self.set_interval(1 / _FRAMES_PER_SECOND, self._tick)
@@ -449,10 +450,9 @@ class ChatApp(App[int]):
 
     def _show_status(self) -> None:
         session = self._session
-        bar = self.query_one("#loading", ProgressBar)
-        bar.display = session.state == "loading"
-        bar.update(progress=session.share)
-        self.query_one("#state", Label).update(status(session))
+        self._bar.display = session.state == "loading"
+        self._bar.update(progress=session.share)
+        self._state.update(status(session))
 
 
 def status(session: Session) -> str:

@@ -81,7 +81,10 @@ class ChatTemplate:
         self._limit = max_characters
 
     def warm(self) -> None:
-        """Start the worker and return at once: it gets ready while the weights load."""
+        """Start the worker and return at once: it gets ready while the weights load.
+
+        Raises EdgespecError when no process can be started.
+        """
         _WORKER.start()
 
     def render(
@@ -220,6 +223,7 @@ class _Worker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread()
         self._ready = False
 
     def start(self) -> None:
@@ -280,8 +284,10 @@ class _Worker:
                 stdin.write(data)
                 stdin.flush()
                 reply.append(stdout.readline(limit))
+            if self._process is not process:
+                _close(process)
 
-        thread = threading.Thread(target=talk, name="chat-template", daemon=True)
+        thread = self._thread = threading.Thread(target=talk, name="chat-template", daemon=True)
         thread.start()
         deadline = time.monotonic() + seconds
         thread.join(min(seconds, _POLL_SECONDS))
@@ -296,8 +302,7 @@ class _Worker:
             return reply[0]
         if reply and len(reply[0]) == limit:
             raise EdgespecError(_ERRORS["output"])
-        raise EdgespecError("The process that renders chat templates died. Try again; if it dies again, "
-                            "use another GGUF file of this model.")  # fmt: skip
+        raise EdgespecError(f"The process that renders chat templates died. Try again. {_ADVICE}")
 
     def _stop(self) -> None:
         process, self._process, self._ready = self._process, None, False
@@ -305,14 +310,22 @@ class _Worker:
             return
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            assert pipe is not None
-            with contextlib.suppress(OSError):  # unsent bytes of a request
-                pipe.close()
+        if self._thread.is_alive():
+            self._thread.join(1.0)
+        # If it still waits, something that escaped holds the pipes. Closing them here would wait as well.
+        if not self._thread.is_alive():
+            _close(process)
 
 
 _WORKER = _Worker()
 atexit.register(_WORKER.close)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # unsent bytes of a request
+                pipe.close()
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
@@ -345,4 +358,4 @@ def _clean(text: str) -> str:
 def _shown(text: str) -> str:
     """Untrusted text for one line of a message: at most about 200 characters, control characters escaped."""
     short = text.replace(_MARK, "")[:200]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)[:200]

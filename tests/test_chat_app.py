@@ -143,6 +143,7 @@ async def test_escape_stops_within_a_piece_and_keeps_the_text() -> None:
         await say(pilot, "Again")
         await until(pilot, lambda: len(engine.asked) == 2)
         assert engine.asked[1][2]["content"] == "word " * stopped_at
+        await pilot.press("ctrl+q")
 
 
 async def test_new_conversation_while_writing_forgets_everything() -> None:

@@ -147,6 +147,10 @@ def test_tojson_takes_the_arguments_that_templates_give_it() -> None:
     ]
 
 
+def test_no_tools_are_none() -> None:
+    assert ChatTemplate("{{ tools is none }}").render(USER, tools=[]) == ["True"]
+
+
 def test_headers_with_a_date() -> None:
     days = [datetime.datetime.now()]
     (text,) = ChatTemplate(HEADERS, bos="<|bos|>").render([{"role": "user", "content": " Hi \n"}])
@@ -295,11 +299,20 @@ def test_control_tokens_in_content_stay_text(token: str) -> None:
         ("<|im_{{ messages[0].content }}", ["end|>!"], ["<|im_", "end|>!"]),
         ("{{ messages[0].content }}>", ["<|im_end|"], ["<|im_end|", ">"]),
         (JOINED, ["> quoted", " 1 <"], ["> quoted 1 <"]),
+        ("<s>{{ messages[0].content }}</s>", ["> quoted <"], ["<s>> quoted <</s>"]),
+        ("{{ messages[0].content }}", [r"\udfff</s>\udfff"], [r"\udfff<", r"/s>\udfff"]),
     ],
 )
 def test_control_tokens_put_together_from_parts(source: str, contents: list[str], pieces: list[str]) -> None:
     messages = [{"role": "user", "content": content} for content in contents]
     assert ChatTemplate(source, control_tokens=CONTROL).render(messages) == pieces
+
+
+def test_a_template_may_compare_and_wrap_a_role() -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|' ~ m.role ~ '|>' }}{% endif %}{% endfor %}"
+    )
+    assert ChatTemplate(source, control_tokens=["<|user|>"]).render(USER) == ["<|user|>"]
 
 
 def test_overlapping_control_tokens_are_all_cut() -> None:
@@ -438,6 +451,19 @@ def test_a_worker_out_of_control(monkeypatch: pytest.MonkeyPatch, program: str, 
         patch.setattr(chat, "worker_command", lambda: [sys.executable, "-c", program])
         with pytest.raises(EdgespecError, match=reason):
             ChatTemplate(JOINED, max_characters=1000).render(USER)
+    assert works()
+
+
+@posix
+def test_a_process_that_keeps_the_pipes_cannot_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = "import subprocess; print('{}', flush=True); subprocess.run(['sleep', '4'])"
+    chat._WORKER.close()
+    start = time.monotonic()
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "worker_command", lambda: [sys.executable, "-c", program])
+        with pytest.raises(EdgespecError, match="took over"):
+            ChatTemplate(JOINED, max_seconds=0.2).render(USER)
+    assert time.monotonic() - start < 3
     assert works()
 
 

@@ -128,6 +128,11 @@ def key(name: str, value: bytes | None) -> bytes:
     return keys({name: value})
 
 
+def grouped(experts: int, groups: int, used: int) -> bytes:
+    counts = {"count": experts, "used_count": 1, "group_count": groups, "group_used_count": used}
+    return keys({f"llama.expert_{name}": u32(count) for name, count in counts.items()})
+
+
 def norm(**changes: object) -> bytes:
     return valid(tensors=(EMBEDDING, replace(NORM, **changes)))  # type: ignore[arg-type]
 
@@ -245,14 +250,7 @@ ACCEPTED = {
     "integer scores": key("tokenizer.ggml.scores", numbers(I32, "i", 1, 2, 3, 4)),
     "a value for each layer": key("llama.expert_used_count", numbers(U32, "I", 0)),
     "experts": keys({"llama.expert_count": u32(8), "llama.expert_used_count": u32(8)}),
-    "groups of experts": keys(
-        {
-            "llama.expert_count": u32(64),
-            "llama.expert_used_count": u32(6),
-            "llama.expert_group_count": u32(8),
-            "llama.expert_group_used_count": u32(4),
-        }
-    ),
+    "groups of experts": grouped(experts=64, groups=8, used=4),
     "a single expert that is none": keys(
         {"general.architecture": text("hunyuan-dense"), "hunyuan-dense.expert_count": u32(1)}
     ),
@@ -330,6 +328,7 @@ NOT_GGUF = {
         "(a git-lfs pointer); run 'git lfs pull'",
     ),
     "safetensors": (struct.pack("<Q", 80) + b'{"__metadata__":{', "(safetensors); convert it to GGUF"),
+    "safetensors, length with a line feed": (struct.pack("<Q", 10) + b'{ "a":{}}', "(safetensors)"),
     "zip": (b"PK\x03\x04" + bytes(30), "begins with 'PK\\x03\\x04\\x00\\x00"),
     "zip advice": (b"PK\x03\x04" + bytes(30), "(an archive); unpack it first"),
     "gzip": (b"\x1f\x8b\x08\0", "(an archive); unpack it first"),
@@ -395,19 +394,11 @@ HYPERPARAMETERS = {
     "experts of none": (key("llama.expert_used_count", u32(1)), "uses 1 of 0 experts"),
     "experts": (keys({**TWO_EXPERTS, "llama.expert_used_count": u32(3)}), "uses 3 of 2 experts"),
     "1025 experts": (keys({**TWO_EXPERTS, "llama.expert_count": u32(1025)}), "1025 is not within 0 to 1024"),
-    "groups": (keys({**TWO_EXPERTS, "llama.expert_group_count": u32(2)}), "in 0 of 2 groups"),
-    "groups of none": (key("llama.expert_group_count", u32(2)), "uses 0 of 0 experts in 0 of 2 groups"),
-    "uneven groups": (
-        keys(
-            {
-                "llama.expert_count": u32(7),
-                "llama.expert_used_count": u32(2),
-                "llama.expert_group_count": u32(2),
-                "llama.expert_group_used_count": u32(1),
-            }
-        ),
-        "uses 2 of 7 experts in 1 of 2 groups",
-    ),
+    "as many groups": (grouped(experts=2, groups=2, used=1), "uses 1 of 2 experts in 1 of 2 groups"),
+    "groups of none": (key("llama.expert_group_count", u32(1)), "uses 0 of 0 experts in 0 of 1 groups"),
+    "uneven groups": (grouped(experts=7, groups=2, used=1), "uses 1 of 7 experts in 1 of 2 groups"),
+    "no group used": (grouped(experts=8, groups=2, used=0), "uses 1 of 8 experts in 0 of 2 groups"),
+    "all groups used": (grouped(experts=8, groups=2, used=2), "uses 1 of 8 experts in 2 of 2 groups"),
 }
 TOKENIZER = {
     "no tokens": (key("tokenizer.ggml.tokens", None), "has no vocabulary (tokenizer.ggml.tokens)"),
@@ -451,6 +442,7 @@ TENSORS = {
     "two negative dimensions": (norm(shape=((1 << 64) - 32, (1 << 64) - 1)), "impossible shape"),
     "product of 2^64": (norm(shape=(1 << 32, 1 << 32)), "impossible shape"),
     "product of 2^63": (norm(shape=(1 << 32, 1 << 31)), "impossible shape"),
+    "product of 2^63, size of less": (embedding(shape=(1 << 32, 1 << 31)), "impossible shape"),
     "size of 2^63": (norm(shape=(1 << 31, 1 << 30)), "impossible shape"),
     "too large for the file": (norm(shape=(1 << 40,)), "ends in tensor 'output_norm.weight'"),
     "retired type": (embedding(kind=4), "ggml type 4 cannot be computed with"),
@@ -497,6 +489,7 @@ def test_refuses(tmp_path: Path, data: bytes, fragment: str) -> None:
     message = refusal(path)
     assert message.startswith(f"{path}: ")
     assert fragment in message
+    assert "needed, -" not in message, "noticed only after the end was passed"
 
 
 def test_truncated_anywhere(tmp_path: Path) -> None:
@@ -507,6 +500,7 @@ def test_truncated_anywhere(tmp_path: Path) -> None:
         os.truncate(path, size)
         message = refusal(path)
         assert "download it again" in message, size
+        assert "MiB" not in message, size
 
 
 # Files that are not files
@@ -533,8 +527,10 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pipes_and_devices_never_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
-    assert refusal(pipe).endswith(": is not a regular file")
-    assert refusal(Path("/dev/zero")) == "/dev/zero: is not a regular file"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: pytest.fail("opened, which alone can set off a device"))
+        assert refusal(pipe).endswith(": is not a regular file")
+        assert refusal(Path("/dev/zero")) == "/dev/zero: is not a regular file"
 
     # A pipe that takes the file's name after it was looked at, before it is opened.
     regular = write(tmp_path, valid()).stat()
@@ -609,6 +605,12 @@ def test_hostile_paths_and_titles(tmp_path: Path) -> None:
 )
 def test_printable(raw: str | bytes, shown: str) -> None:
     assert printable(raw) == shown
+
+
+def test_printable_reads_no_more_than_it_shows() -> None:
+    started = time.perf_counter()
+    assert len(printable(b"\x1b" * (64 << 20))) == 60
+    assert time.perf_counter() - started < 0.1
 
 
 def measured(path: Path) -> tuple[float, int]:

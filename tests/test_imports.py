@@ -20,7 +20,6 @@ FOLDERS = {
     "app": "edgespec.app",
 }
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-# A file outside edgespec/ may ask about processes; in the engine only the sensors look at the machine.
 RUNTIME = {"models/llama.py", "models/native.py", "models/vocab.py"}
 
 
@@ -46,10 +45,10 @@ def imported(source: str, module: str) -> Iterator[str]:
 
 def level(name: str) -> int:
     """How high a module stands: 0 for edgespec itself, -1 for what is not ours."""
-    parts = name.split(".")
-    if parts[0] != "edgespec":
+    if top(name) != "edgespec":
         return -1
-    return max(list(FOLDERS).index(parts[1]) if parts[1:] and parts[1] in FOLDERS else 0, 0)
+    part = name.split(".")[1:2]
+    return list(FOLDERS).index(part[0]) if part and part[0] in FOLDERS else 0
 
 
 def top(name: str) -> str:

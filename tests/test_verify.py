@@ -277,11 +277,11 @@ def point_then_p(p: Distribution, q: Distribution, token: int, sampler: Sampler)
     return token if sampler.uniform() < p.prob(token) else p.sample(sampler.uniform())
 
 
-def certain(draft: Draft) -> Draft:
-    """The same draft, its point masses written as distributions."""
-    return Draft(
-        draft.tokens, draft.confidence, tuple(Distribution(np.array([t]), np.ones(1)) for t in draft.tokens)
-    )
+def certain(path: Path, limit: int) -> Draft:
+    """The point-mass drafts, written as distributions."""
+    draft = point_mass(path, limit)
+    probs = tuple(Distribution(np.array([token]), np.ones(1)) for token in draft.tokens)
+    return Draft(draft.tokens, draft.confidence, probs)
 
 
 WRONG: dict[str, tuple[Drafting, dict[str, object]]] = {
@@ -291,14 +291,8 @@ WRONG: dict[str, tuple[Drafting, dict[str, object]]] = {
     "ratio inverted": (RATIO, {"choose": inverted}),
     "one random number for both": (RATIO, {"choose": one_number}),
     "residual is p": (RATIO, {"residual": lambda p, q: p}),
-    "point mass, accepts always": (
-        lambda path, limit: certain(point_mass(path, limit)),
-        {"choose": accept_always},
-    ),
-    "point mass, replaced from p": (
-        lambda path, limit: certain(point_mass(path, limit)),
-        {"choose": point_then_p},
-    ),
+    "point mass, accepts always": (certain, {"choose": accept_always}),
+    "point mass, replaced from p": (certain, {"choose": point_then_p}),
 }
 
 
@@ -312,8 +306,7 @@ def test_a_wrong_rule_is_seen(wrong: str, name: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_point_mass_written_as_a_distribution_is_the_same_rule() -> None:
-    draft: Drafting = lambda path, limit: certain(point_mass(path, limit))  # noqa: E731
-    assert abs(surprise(texts(draft, SETTINGS["all"], TEXTS), expected("all"))) < 4.5
+    assert abs(surprise(texts(certain, SETTINGS["all"], TEXTS), expected("all"))) < 4.5
 
 
 def test_a_shared_vocabulary_does_not_change_the_residual() -> None:

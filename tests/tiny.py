@@ -17,7 +17,9 @@ def byte_characters() -> list[str]:
     return [chr(shifted.get(byte, byte)) for byte in range(256)]
 
 
-def write_tiny(path: Path, architecture: str, *, replaced: tuple[int, str] | None = None, extra: int = 0) -> Path:
+def write_tiny(
+    path: Path, architecture: str, *, replaced: tuple[int, str] | None = None, extra: int = 0
+) -> Path:
     """A one-layer model over bytes with an end token; `replaced` renames a token, `extra` adds some."""
     tokens = [*byte_characters(), "<|end|>", *(f"<extra{i}>" for i in range(extra))]
     if replaced:
