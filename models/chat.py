@@ -25,9 +25,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import psutil
-
 from edgespec.core import EdgespecError
+from edgespec.sensors import process_memory
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}, and what else the template reads: "tool_calls", "name", ...
@@ -294,9 +293,8 @@ class _Worker:
         while thread.is_alive():
             if time.monotonic() > deadline:
                 raise EdgespecError(f"The model's chat template took over {seconds:g} s. {_ADVICE}")
-            with contextlib.suppress(psutil.Error):
-                if psutil.Process(process.pid).memory_info().rss > _MAX_MEMORY:
-                    raise EdgespecError(_ERRORS["memory"])
+            if (process_memory(process.pid) or 0) > _MAX_MEMORY:
+                raise EdgespecError(_ERRORS["memory"])
             thread.join(_POLL_SECONDS)
         if reply and reply[0].endswith(b"\n"):
             return reply[0]

@@ -408,9 +408,11 @@ def _read_shape(cursor: _Cursor, tensor: str) -> tuple[int, str, int]:
     if kind not in GGML_TYPES:
         raise cursor.error(f"ggml type {kind} cannot be computed with", advice="get another quantization")
     name, block, block_size = GGML_TYPES[kind]
-    # ggml aborts or jumps to address zero otherwise. The only integers are tables that map tokens to others.
+    # ggml has integers only in tables from token to token or expert, and adds or scales by F32 only. With
+    # anything else it aborts or jumps to address zero.
+    table = name in ("I32", "I64")
     vector = rank == 1 or tensor.endswith("norm.weight")
-    if not (re.search("d2t|tid2eid", tensor) if name in ("I32", "I64") else name == "F32" or not vector):
+    if (table and not re.search("d2t|tid2eid", tensor)) or (vector and not table and name != "F32"):
         raise cursor.error(f"{name} weights, which llama.cpp cannot compute with here")
     weights = math.prod(shape)
     size = weights // block * block_size

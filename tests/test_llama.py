@@ -86,15 +86,15 @@ def test_sequences_run_out(tiny_llama):
 def test_wrong_requests_are_refused_before_native_code_sees_them(tiny_llama, new, last):
     with LlamaModel(tiny_llama, LlamaOptions(context=256)) as model:
         sequence = model.sequence()
-        with pytest.raises(ValueError, match="rows|fit|vocabulary"):
+        with pytest.raises(ValueError, match=r"rows|fit|vocabulary"):
             sequence.forward(new, last)
         assert list(sequence.tokens) == []
 
 
 def test_too_many_rows_are_refused(tiny_llama):
-    with LlamaModel(tiny_llama, LlamaOptions(context=64, max_rows=4)) as model:
-        with pytest.raises(ValueError, match="4 rows"):
-            model.sequence().forward([1] * 5, 5)
+    options = LlamaOptions(context=64, max_rows=4)
+    with LlamaModel(tiny_llama, options) as model, pytest.raises(ValueError, match="4 rows"):
+        model.sequence().forward([1] * 5, 5)
 
 
 def test_cancel_from_another_thread_stops_a_long_prompt(starter):

@@ -15,8 +15,8 @@ from edgespec.app.engine import Engine
 from edgespec.models.catalog import resolve
 from edgespec.sampling import Sampling
 
-# A tie is near when the two best logits are closer than this. Between one row and eight, single logits of this
-# model move by up to about 0.15; two of them moving apart need twice that at most.
+# A tie is near when the two best logits are closer than this. Between one row and eight, single logits of
+# this model move by up to about 0.15; two of them moving apart need twice that at most.
 NEAR = 0.35
 
 
