@@ -68,7 +68,7 @@ def shown(app: ChatApp) -> str:
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
 
-async def until(pilot: Pilot[int], ready: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(pilot: Pilot[int], ready: Callable[[], bool], seconds: float = 30.0) -> None:
     end = monotonic() + seconds
     while not ready():
         assert monotonic() < end, f"still waiting; the screen is\n{shown(pilot.app)}"  # type: ignore[arg-type]
