@@ -15,7 +15,7 @@ from edgespec.app.engine import Engine
 from edgespec.models.catalog import resolve
 from edgespec.sampling import Sampling
 
-# A tie is near when the two best logits are closer than evaluation in batches can move them apart: on this pair
+# A tie is near when the two best logits are closer than evaluation in batches can move them: on this pair
 # one and two rows agree to the bit, and from four rows on the gap moves by up to 0.38 (docs/experiments.md).
 NEAR = 0.4
 
