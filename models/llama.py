@@ -50,7 +50,7 @@ class LlamaOptions:
     threads_batch: int = 0
     sequences: int = 1
     max_rows: int = 32
-    batch: int = 256
+    batch: int = 128
     flash_attention: bool | None = None
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
