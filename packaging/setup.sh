@@ -28,5 +28,6 @@ if ! "$venv/bin/python" -c 'import llama_cpp' 2>/dev/null; then
     echo "Installing. Compiling llama.cpp takes about five minutes on two cores, once." >&2
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24.1"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
+# setuptools warns of every editable install; what matters is an error.
+PYTHONWARNINGS=ignore "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extra:+[$extra]}"
 touch "$stamp"
