@@ -147,7 +147,7 @@ def _summary(pairs: Sequence[Pair]) -> dict[str, float]:
         "acceptance": round(sum(pair.speculative.accepted for pair in pairs) / drafted, 3)
         if drafted
         else 0.0,
-        "tokens_per_round": round(sum(len(pair.speculative.tokens) for pair in pairs) / max(rounds, 1), 3),
+        "tokens_per_round": round(sum(pair.speculative.written for pair in pairs) / max(rounds, 1), 3),
         "seconds_to_first_token": round(median(pair.speculative.seconds_to_first_token for pair in pairs), 3),
         "seconds_to_first_token_plain": round(median(pair.plain.seconds_to_first_token for pair in pairs), 3),
     }

@@ -52,6 +52,7 @@ class Result:
     stop_reason: StopReason = "length"
     prompt_tokens: int = 0
     rounds: int = 0
+    written: int = 0  # tokens of all rounds, the one that ended the answer included
     drafted: int = 0
     accepted: int = 0
     seconds_to_first_token: float = 0.0
@@ -67,7 +68,7 @@ class Result:
 
     @property
     def tokens_per_round(self) -> float:
-        return len(self.tokens) / self.rounds if self.rounds else 0.0
+        return self.written / self.rounds if self.rounds else 0.0
 
     @property
     def acceptance(self) -> float:
@@ -84,6 +85,7 @@ class Result:
         if self.rounds:
             self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
         self.rounds += 1
+        self.written += len(round_.tokens)
         self.drafted += round_.drafted
         self.accepted += round_.accepted
         self.logprobs.extend(round_.logprobs)
