@@ -94,7 +94,7 @@ class SuffixDrafter:
     Costs microseconds. `confidence` is a prior by match length; calibration is the controller's business.
     """
 
-    def __init__(self, min_match: int = 3) -> None:
+    def __init__(self, min_match: int = 6) -> None:
         self._min_match = min_match
         self._automaton = SuffixAutomaton()
 
