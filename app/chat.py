@@ -78,24 +78,26 @@ class TurnView(Vertical):
         super().__init__()
         self._turn = turn
         self._stream: MarkdownStream | None = None
+        # Held, not looked up: the last news may come when the app is closing and the children are gone.
+        self._answer = Markdown(parser_factory=_markdown, open_links=False)
+        self._outcome = Static("", classes="outcome", markup=False)
 
     def compose(self) -> ComposeResult:
         yield Static(clean(self._turn.question), classes="question", markup=False)
-        yield Markdown(parser_factory=_markdown, open_links=False)
-        yield Static("", classes="outcome", markup=False)
+        yield self._answer
+        yield self._outcome
 
     async def write(self, text: str) -> None:
         if self._stream is None:
-            self._stream = Markdown.get_stream(self.query_one(Markdown))
+            self._stream = Markdown.get_stream(self._answer)
         await self._stream.write(clean(text))
 
     async def end(self, event: Ended) -> None:
         stopped = event.result is None or event.result.stop_reason == "cancelled"
         full = event.result is not None and event.result.stop_reason == "context"
         ending = "Stopped." if stopped else "The context is full: Ctrl+L begins anew." if full else ""
-        outcome = self.query_one(".outcome", Static)
-        outcome.update(clean(event.error) or ending)
-        outcome.set_class(bool(event.error or ending), "-shown").set_class(bool(event.error), "-error")
+        self._outcome.update(clean(event.error) or ending)
+        self._outcome.set_class(bool(event.error or ending), "-shown").set_class(bool(event.error), "-error")
         if self._stream is not None:
             await self._stream.stop()
 
@@ -146,6 +148,8 @@ class ChatApp(App[int]):
         self.call_after_refresh(self._session.start)
 
     async def on_unmount(self) -> None:
+        self._clock.stop()
+        self._views.clear()
         await asyncio.to_thread(self._session.close)
 
     async def on_message_input_sent(self, message: MessageInput.Sent) -> None:

@@ -64,5 +64,5 @@ def test_greedy_answers_part_only_at_near_ties(draft, capsys):
                 divergences.append(Divergence(prompt.id, position, gap))
     with capsys.disabled():
         print(f"\n{draft}: {len(divergences)} of {len(chosen)} answers part:", *divergences, sep="\n  ")
-    assert drafted > 100
+    assert drafted > 30
     assert [one for one in divergences if one.gap > NEAR] == []
