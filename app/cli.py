@@ -24,8 +24,10 @@ from rich.table import Table
 
 import edgespec
 from edgespec.app import options as opt
+from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import installed, load_catalog, models_folder, remove
+from edgespec.sampling import Sampling
 
 app = typer.Typer(
     name="edgespec",
@@ -53,10 +55,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    from edgespec.app.terminal import clean
-
-    line = " ".join(clean(message).split())
-    sys.stderr.write(f"edgespec: {line}\n")
+    sys.stderr.write(f"edgespec: {one_line(message)}\n")
     sys.exit(1)
 
 
@@ -115,9 +114,9 @@ def run(
     """Answer one prompt on standard output."""
     from edgespec.app.run import ask
 
-    sampling = opt.sampling_from(
-        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed,
-        logprobs, opt.parse_bias(logit_bias or []),
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty,
+        opt.parse_bias(logit_bias or []), seed, logprobs,
     )  # fmt: skip
     if "" in (stop or []):
         raise EdgespecError("--stop needs a text: an empty one would end every answer at once.")
@@ -153,8 +152,8 @@ def chat(
     """Open the terminal chat."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise EdgespecError("chat needs a terminal; in a script, use `edgespec run`.")
-    sampling = opt.sampling_from(
-        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed
+    sampling = Sampling(
+        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed=seed
     )
     name = model or opt.default_model()
     from edgespec.app.chat import ChatApp
@@ -217,8 +216,9 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the catalogue and what is on this machine."""
-    here = {one.entry.name: one for one in installed() if one.entry is not None}
-    others = [one for one in installed() if one.entry is None]
+    files = installed()
+    here = {one.entry.name: one for one in files if one.entry is not None}
+    others = [one for one in files if one.entry is None]
     if as_json:
         rows = [
             {

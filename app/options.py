@@ -11,7 +11,6 @@ import typer
 
 from edgespec.core import EdgespecError
 from edgespec.models.catalog import installed, load_catalog, resolve
-from edgespec.sampling import Sampling
 
 if TYPE_CHECKING:
     from edgespec.app.engine import Engine
@@ -87,33 +86,6 @@ def load_engine(
         max_draft=0 if draft == "none" else max_draft,
         options=options,
         progress=progress,
-    )
-
-
-def sampling_from(
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    frequency_penalty: float,
-    presence_penalty: float,
-    seed: int | None,
-    logprobs: int | None = None,
-    logit_bias: dict[int, float] | None = None,
-) -> Sampling:
-    """Raises EdgespecError naming the setting that is out of range."""
-    return Sampling(
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        frequency_penalty=frequency_penalty,
-        presence_penalty=presence_penalty,
-        seed=seed,
-        logprobs=logprobs,
-        logit_bias=logit_bias or {},
     )
 
 
