@@ -1,4 +1,4 @@
-"""GGUF models through llama.cpp's C API, as bound by llama-cpp-python.
+"""GGUF models on llama.cpp or ik_llama.cpp.
 
 One `LlamaModel` owns the weights and one KV pool; each `LlamaSequence` in it is a LanguageModel. Nothing here
 is safe to call from two threads at once, except `cancel`.
@@ -8,54 +8,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Self
 
-import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
 import numpy as np
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
-from edgespec.models.native import STRLEN, Batch, last_log, load, present, start_backend
+from edgespec.models.native import LlamaOptions, library
 from edgespec.models.vocab import Vocab
-from edgespec.sensors import compute_cores
 
-CacheType = Literal["f16", "q8_0", "q4_0", "f32"]
-_CACHE_TYPES = {
-    "f16": C.GGML_TYPE_F16,
-    "q8_0": C.GGML_TYPE_Q8_0,
-    "q4_0": C.GGML_TYPE_Q4_0,
-    "f32": C.GGML_TYPE_F32,
-}
+__all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
+
 _CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
-_FLASH = {
-    None: C.LLAMA_FLASH_ATTN_TYPE_AUTO,
-    True: C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    False: C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaOptions:
-    """How a model is loaded. Zero or None leaves the choice to the machine or the model.
-
-    `context` tokens are shared by all `sequences`. `max_rows` bounds the logits of one forward pass: its
-    buffer costs max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` tokens are read at
-    once: more cost memory (68 MB for 512 with the 1.5B) and gain nothing on two cores.
-    """
-
-    context: int = 4096
-    threads: int = 0
-    threads_batch: int = 0
-    sequences: int = 1
-    max_rows: int = 32
-    batch: int = 128
-    flash_attention: bool | None = None
-    type_k: CacheType = "f16"
-    type_v: CacheType = "f16"
-    gpu_layers: int = -1
-    repack: bool = True
+_CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 
 class LlamaModel:
@@ -72,42 +38,45 @@ class LlamaModel:
         self.path = path
         self.options = options
         self.summary: GgufSummary = check_gguf(path)
+        self._refuse_options()
+        self.library = library(options.engine)
+        self._C = self.library.C
         self._model = self._context = None
-        start_backend()
-        self._model = load(path, options.gpu_layers, options.repack, progress)
+        self._model = self.library.load(path, options, progress)
         try:
-            self._refuse_unsupported()
-            self.vocab = Vocab(present(C.llama_model_get_vocab(self._model), "vocabulary", path))
+            if kind := self.library.refusal(self._model):
+                raise EdgespecError(f"{path.name} has or is {kind}: Edgespec runs decoder-only models.")
+            self.vocab = Vocab(self.library, self._model)
             self._abort = ctypes.create_string_buffer(2)
-            self._context = self._new_context(options)
-            self._memory = present(C.llama_get_memory(self._context), "memory", path)
+            self._context = self.library.new_context(self._model, path, options, self._abort)
         except BaseException:
             self.close()
             raise
-        self.context_length = C.llama_n_ctx(self._context)
-        self._batch_size = C.llama_n_batch(self._context)
-        self._batch = Batch(self._batch_size)
+        self.context_length: int = self._C.llama_n_ctx(self._context)
+        self._batch_size: int = self._C.llama_n_batch(self._context)
+        self._batch = self.library.batch(self._batch_size)
         self._free_ids = list(range(options.sequences))
-        self.threads = (C.llama_n_threads(self._context), C.llama_n_threads_batch(self._context))
+        get = self._C.llama_n_threads, self._C.llama_n_threads_batch
+        self.threads: tuple[int, int] = get[0](self._context), get[1](self._context)
 
     @property
     def chat_template(self) -> str | None:
         """The Jinja source of the model's own chat template: untrusted text."""
-        template = C.llama_model_chat_template(self._model, None)
+        template: bytes | None = self._C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
 
     @property
     def cache_bytes(self) -> int:
         """What the KV cache takes when full: keys and values of every layer and position."""
-        get = C.llama_model_n_layer, C.llama_model_n_head_kv, C.llama_model_n_head, C.llama_model_n_embd
-        layers, kv_heads, heads, width = (f(self._model) for f in get)
-        bits = _CACHE_BITS[self.options.type_k] + _CACHE_BITS[self.options.type_v]
-        return int(self.context_length * layers * kv_heads * (width // max(heads, 1)) * bits // 8)
+        key_size, value_size = self._head_sizes()
+        heads = self._number("attention.head_count_kv") or self._number("attention.head_count")
+        bits = key_size * _CACHE_BITS[self.options.type_k] + value_size * _CACHE_BITS[self.options.type_v]
+        return int(self.context_length * self._number("block_count") * heads * bits // 8)
 
     @property
     def rollback_refusal(self) -> str | None:
         """Why this model's memory cannot be cut, None if it can. Such a model is decoded plainly."""
-        if C.llama_model_is_recurrent(self._model) or C.llama_model_is_hybrid(self._model):
+        if self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model):
             return f"{self.summary.architecture} models keep a running state that cannot be rolled back"
         return None
 
@@ -120,7 +89,7 @@ class LlamaModel:
     def set_threads(self, one_row: int, many_rows: int) -> None:
         """Change the thread counts for forward passes of one row and of several."""
         if (one_row, many_rows) != self.threads:
-            C.llama_set_n_threads(self._context, one_row, many_rows)
+            self._C.llama_set_n_threads(self._context, one_row, many_rows)
             self.threads = (one_row, many_rows)
 
     def cancel(self) -> None:
@@ -134,9 +103,9 @@ class LlamaModel:
     def close(self) -> None:
         """Free everything native. Sequences of this model are dead afterwards."""
         if self._context is not None:
-            C.llama_free(self._context)
+            self._C.llama_free(self._context)
         if self._model is not None:
-            C.llama_model_free(self._model)
+            self._C.llama_model_free(self._model)
         self._context = self._model = None
 
     def __enter__(self) -> Self:
@@ -161,9 +130,11 @@ class LlamaModel:
                 self._decode([(sequence, new[start : min(start + self._batch_size, ahead)], 0)])
         self._decode([(sequence, new[len(new) - last :], last) for sequence, new, last in requests])
         rows = sum(last for _, _, last in requests)
-        pointer = C.llama_get_logits(self._context)
+        pointer = self._C.llama_get_logits(self._context)
         if not pointer:
-            raise EdgespecError(f"llama.cpp returned no logits for {self.path.name}. {last_log()}")
+            raise EdgespecError(
+                f"{self.library.name} returned no logits for {self.path.name}. {self.library.last_log()}"
+            )
         logits = np.ctypeslib.as_array(pointer, (rows, self.vocab.size))
         ends = np.cumsum([last for _, _, last in requests])
         return [logits[end - last : end] for end, (_, _, last) in zip(ends, requests, strict=True)]
@@ -173,7 +144,7 @@ class LlamaModel:
             raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
         if len(sequence.tokens) + len(new) > self.context_length:
             raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
-        # llama.cpp checks ids too, but a wrong one there costs the whole batch.
+        # The engines check ids too, but a wrong one there costs the whole batch.
         if min(new) < 0 or max(new) >= self.vocab.size:
             raise ValueError("a token id outside the vocabulary")
 
@@ -183,68 +154,53 @@ class LlamaModel:
         batch.clear()
         for sequence, new, last in parts:
             batch.add(sequence.id, len(sequence.tokens), new, last)
-        code = C.llama_decode(self._context, batch.struct)
-        if code == 0:
+        code = self.library.decode(self._context, batch)
+        # ik_llama.cpp says of a pass that was cut short that it was done.
+        cancelled = self._abort[0] != b"\0"
+        if code == 0 and not cancelled:
             for sequence, new, _ in parts:
                 sequence._tokens.extend(new)
             return
-        if code == 2:
-            self.uncancel()
-            # Of a batch cut into several physical ones, those before the interrupted one have been kept.
-            for sequence, new, _ in parts:
-                held = C.llama_memory_seq_pos_max(self._memory, sequence.id) + 1
-                sequence._tokens.extend(new[: max(0, held - len(sequence.tokens))])
-            raise Cancelled
         for sequence, _, _ in parts:
             sequence.rollback(len(sequence.tokens))
+        if cancelled:
+            self.uncancel()
+            raise Cancelled
         if code == 1:
             raise EdgespecError(
                 "The conversation does not fit into the model's context: start with a larger one."
             )
-        raise EdgespecError(f"llama.cpp could not evaluate {self.path.name} (code {code}). {last_log()}")
+        reason = self.library.last_log()
+        raise EdgespecError(
+            f"{self.library.name} could not evaluate {self.path.name} (code {code}). {reason}"
+        )
 
     def _cut(self, sequence_id: int, length: int) -> bool:
-        return bool(C.llama_memory_seq_rm(self._memory, sequence_id, length, -1))
+        return self.library.cut(self._context, sequence_id, length)
 
     def _release(self, sequence_id: int) -> None:
         if self._context is not None:
             self._cut(sequence_id, 0)
             self._free_ids.append(sequence_id)
 
-    def _refuse_unsupported(self) -> None:
-        kinds = (
-            (C.llama_model_has_encoder, "an encoder"),
-            (C.llama_model_is_diffusion, "a diffusion model"),
-        )
-        for is_kind, what in kinds:
-            if is_kind(self._model):
-                raise EdgespecError(f"{self.path.name} has or is {what}: Edgespec runs decoder-only models.")
+    def _refuse_options(self) -> None:
+        """Raise EdgespecError for what an engine would end the process over."""
+        for size, kind in zip(self._head_sizes(), (self.options.type_k, self.options.type_v), strict=True):
+            if size % _CACHE_BLOCKS.get(kind, 1):
+                raise EdgespecError(
+                    f"{self.path.name} has attention heads of {size} numbers, which {kind} cannot hold: "
+                    "choose f16 for the cache."
+                )
 
-    def _new_context(self, options: LlamaOptions) -> Any:
-        params = C.llama_context_default_params()
-        params.n_ctx = options.context or C.llama_model_n_ctx_train(self._model)
-        params.n_batch = params.n_ubatch = min(options.batch, params.n_ctx)
-        params.n_seq_max = options.sequences
-        params.n_outputs_max = options.max_rows
-        cores = compute_cores()
-        params.n_threads = options.threads or cores
-        params.n_threads_batch = options.threads_batch or options.threads or cores
-        params.flash_attn_type = _FLASH[options.flash_attention]
-        params.type_k, params.type_v = _CACHE_TYPES[options.type_k], _CACHE_TYPES[options.type_v]
-        params.kv_unified = options.sequences > 1
-        # A sliding-window cache that keeps only its window could not be rolled back over its edge.
-        params.swa_full = True
-        # A Python callback would run once for every node of the graph, some thousand times a token. strlen
-        # of a buffer that is "" or "1" is the same question answered in native code: 0 or 1.
-        params.abort_callback = STRLEN
-        params.abort_callback_data = ctypes.addressof(self._abort)
-        context = C.llama_init_from_model(self._model, params)
-        if not context:
-            raise EdgespecError(
-                f"No room for a context of {params.n_ctx} tokens of {self.path.name}: try a smaller one with "
-                f"--context. {last_log()}"
-            )
-        return context
+    def _head_sizes(self) -> tuple[int, int]:
+        """Numbers in one attention head's key and value, 0 where the file does not say."""
+        size = self._number("embedding_length") // max(self._number("attention.head_count"), 1)
+        return self._number("attention.key_length") or size, self._number("attention.value_length") or size
+
+    def _number(self, key: str) -> int:
+        """A whole number from the file's metadata under the architecture's name, 0 if it is not there."""
+        value = self.summary.metadata.get(f"{self.summary.architecture}.{key}", 0)
+        return value if isinstance(value, int) else 0
 
 
 class LlamaSequence:

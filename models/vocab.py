@@ -6,39 +6,39 @@ import ctypes
 from collections.abc import Sequence
 from functools import cache
 
-import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
-
 from edgespec.core import EdgespecError
+from edgespec.models.native import Handle, Library
 
-_UNUSED = C.LLAMA_TOKEN_ATTR_UNUSED
+_UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
 
 
 class Vocab:
-    """Wraps a llama_vocab, which lives as long as its model.
+    """The vocabulary of a loaded model, dead when the model is freed.
 
     Control tokens (`<|im_end|>` and the like) have no bytes: `piece` is empty for them, so they never reach
     a screen. User text is tokenized with `special=False`, so that typing one does not make one.
     """
 
-    def __init__(self, pointer: C.llama_vocab_p) -> None:
-        self._vocab = pointer
-        self.size = C.llama_vocab_n_tokens(pointer)
+    def __init__(self, library: Library, model: Handle) -> None:
+        self._library, self._model, self._C = library, model, library.C
+        self._vocab = self._C.llama_model_get_vocab(model)
+        self.size: int = self._C.llama_vocab_n_tokens(self._vocab)
         self.piece = cache(self._piece)
         self.is_end = cache(self._is_end)
 
     @property
     def bos(self) -> int | None:
         """The token a text begins with, if the vocabulary has one."""
-        return _token(C.llama_vocab_bos(self._vocab))
+        return _token(self._C.llama_vocab_bos(self._vocab))
 
     @property
     def eos(self) -> int | None:
-        return _token(C.llama_vocab_eos(self._vocab))
+        return _token(self._C.llama_vocab_eos(self._vocab))
 
     @property
     def adds_bos(self) -> bool:
         """Whether the model wants `bos` before every prompt."""
-        return bool(C.llama_vocab_get_add_bos(self._vocab))
+        return bool(self._C.llama_vocab_get_add_bos(self._vocab))
 
     def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
         """Tokens of `text`; with `special`, control tokens written in it count as such; `begin` adds bos.
@@ -47,24 +47,22 @@ class Vocab:
         """
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
-        tokens = (C.llama_token * room)()
-        n = C.llama_tokenize(self._vocab, data, len(data), tokens, room, begin, special)
+        tokens = (ctypes.c_int32 * room)()
+        n = self._C.llama_tokenize(self._vocab, data, len(data), tokens, room, begin, special)
         if n < 0:
             raise EdgespecError(f"The model's tokenizer failed on a text of {len(data)} bytes (code {n}).")
         return tokens[:n]
 
     def text(self, token: int) -> str:
         """How the vocabulary writes a token, control tokens included: for a message, not for output."""
-        return (C.llama_vocab_get_text(self._vocab, token) or b"").decode("utf-8", "replace")
+        return self._raw(token).decode("utf-8", "replace")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def control_texts(self) -> list[str]:
         """The texts that become control tokens when tokenized with `special`."""
-        kinds = C.LLAMA_TOKEN_ATTR_CONTROL | C.LLAMA_TOKEN_ATTR_UNKNOWN
-        get = C.llama_vocab_get_attr
-        return [self.text(token) for token in range(self.size) if get(self._vocab, token) & kinds]
+        return [self.text(token) for token in range(self.size) if self._is(token, _CONTROL | _UNKNOWN)]
 
     def _piece(self, token: int) -> bytes:
         if not 0 <= token < self.size:
@@ -72,16 +70,19 @@ class Vocab:
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            n = C.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            n = self._C.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
             if n >= 0:
                 return buffer.raw[:n]
             room = -n
 
     def _is_end(self, token: int) -> bool:
-        return bool(C.llama_vocab_is_eog(self._vocab, token))
+        return bool(self._C.llama_vocab_is_eog(self._vocab, token))
 
-    def _unused(self, token: int) -> bool:
-        return bool(C.llama_vocab_get_attr(self._vocab, token) & _UNUSED)
+    def _raw(self, token: int) -> bytes:
+        return self._C.llama_vocab_get_text(self._vocab, token) or b""
+
+    def _is(self, token: int, attributes: int) -> bool:
+        return bool(self._library.token_attributes(self._model, token) & attributes)
 
 
 def first_difference(target: Vocab, draft: Vocab) -> str | None:
@@ -91,16 +92,14 @@ def first_difference(target: Vocab, draft: Vocab) -> str | None:
     does not count: models of one family are padded to different sizes.
     """
     for token in range(min(target.size, draft.size)):
-        ours = C.llama_vocab_get_text(target._vocab, token)
-        theirs = C.llama_vocab_get_text(draft._vocab, token)
-        if ours != theirs:
+        if target._raw(token) != draft._raw(token):
             return (
                 f"token {token} is {target.text(token)!r} in the target, {draft.text(token)!r} in the draft"
             )
         if target.is_end(token) != draft.is_end(token):
             return f"token {token} ({target.text(token)!r}) ends a text in only one of them"
     longer, shorter = (target, draft) if target.size > draft.size else (draft, target)
-    if not all(longer._unused(token) for token in range(shorter.size, longer.size)):
+    if not all(longer._is(token, _UNUSED) for token in range(shorter.size, longer.size)):
         return f"the target has {target.size} tokens and the draft {draft.size}"
     return None
 

@@ -20,7 +20,7 @@ FOLDERS = {
     "app": "edgespec.app",
 }
 FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-RUNTIME = {"models/llama.py", "models/native.py", "models/vocab.py"}
+RUNTIME = {"models/llamacpp.py"}
 
 
 def module_name(path: Path) -> str:

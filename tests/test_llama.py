@@ -11,7 +11,6 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models import llama
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.vocab import first_difference
 
@@ -123,7 +122,7 @@ def test_threads_change_between_forward_passes(starter):
     sequence = starter.sequence()
     first = sequence.forward([5, 6, 7])[0].argmax()
     starter.set_threads(1, 1)
-    assert llama.C.llama_n_threads(starter._context) == 1
+    assert starter.library.C.llama_n_threads(starter._context) == 1
     sequence.rollback(0)
     assert sequence.forward([5, 6, 7])[0].argmax() == first
     starter.set_threads(*before)

@@ -1,0 +1,78 @@
+"""ik_llama.cpp through ik-llama-cpp-python: a second engine for the same files, with faster CPU kernels."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from edgespec.core import EdgespecError
+from edgespec.models.ik_api import Functions
+from edgespec.models.native import Batch, Handle, Library, LlamaOptions
+
+PACKAGE = "ik-llama-cpp-python"
+TESTED = "0.1.5"
+_FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
+
+
+class Ik(Library):
+    name = "ik"
+
+    def __init__(self) -> None:
+        """Raises EdgespecError when the package is missing, broken or of another version."""
+        path = installed_library()
+        try:
+            functions = Functions(path)
+        except (OSError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise EdgespecError(
+                f"{PACKAGE} is broken ({reason}): pip install --force-reinstall {PACKAGE}=={TESTED}"
+            ) from None
+        super().__init__(functions, TESTED)
+
+    def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
+        gpu = self.C.llama_supports_gpu_offload()
+        params.n_gpu_layers = (999 if options.gpu_layers < 0 else options.gpu_layers) if gpu else 0
+        # A mapped file that is truncated while in use would kill the process, and repacking writes into it.
+        params.use_mmap = False
+        params.repack_tensors = options.repack
+
+    def _adapt_context(self, params: Any, options: LlamaOptions) -> None:
+        params.flash_attn = options.flash_attention is not False
+
+    def decode(self, context: Handle, batch: Batch) -> int:
+        code = super().decode(context, batch)
+        if code != 1:
+            return code
+        # This cache wants neighbouring cells for a batch; what several sequences left free is scattered.
+        self.C.llama_kv_cache_defrag(context)
+        return super().decode(context, batch)
+
+    def cut(self, context: Handle, sequence: int, length: int) -> bool:
+        return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
+
+    def refusal(self, model: Handle) -> str | None:
+        return "an encoder" if self.C.llama_model_has_encoder(model) else None
+
+    def token_attributes(self, model: Handle, token: int) -> int:
+        return int(self.C.llama_token_get_attr(model, token))
+
+
+def installed_library() -> Path:
+    """The shared library of the installed package. Raises EdgespecError unless it is the version tested.
+
+    Another version may lay its structs out differently, which no call would notice before it crashed.
+    """
+    try:
+        package = distribution(PACKAGE)
+    except PackageNotFoundError:
+        raise EdgespecError(f"{PACKAGE} is not installed: pip install 'edgespec[ik]'") from None
+    if package.version != TESTED:
+        raise EdgespecError(
+            f"{PACKAGE} {package.version} is not the version Edgespec was tested with ({TESTED}): "
+            f"pip install {PACKAGE}=={TESTED}"
+        )
+    return Path(str(package.locate_file("ik_llama_cpp/lib"))).resolve() / _FILES.get(
+        sys.platform, "libllama.so"
+    )

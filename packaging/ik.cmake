@@ -1,0 +1,19 @@
+# Read by CMake while ik-llama-cpp-python is compiled (packaging/setup.sh).
+set(GGML_NATIVE ON CACHE BOOL "" FORCE)
+# libllama finds the libggml beside it.
+if(APPLE)
+    set(CMAKE_INSTALL_RPATH "@loader_path")
+else()
+    set(CMAKE_INSTALL_RPATH "$ORIGIN")
+endif()
+# GCC warns of its own headers some hundred thousand times.
+add_compile_options(-w)
+# The source distribution 0.1.5 lacks the script that writes build-info.cpp; without it the build stops half way.
+set(script "${CMAKE_SOURCE_DIR}/vendor/ik_llama.cpp/common/cmake/build-info-gen-cpp.cmake")
+if(NOT EXISTS "${script}")
+    file(WRITE "${script}" [=[
+include("${CMAKE_CURRENT_LIST_DIR}/../../cmake/build-info.cmake")
+set(stem "${CMAKE_CURRENT_LIST_DIR}/../build-info.cpp")
+configure_file("${stem}.in" "${stem}" @ONLY)
+]=])
+endif()
