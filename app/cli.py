@@ -24,6 +24,7 @@ from rich.table import Table
 
 import edgespec
 from edgespec.app import options as opt
+from edgespec.app import quant_cli
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import installed, load_catalog, models_folder, remove
@@ -36,6 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(quant_cli.app, name="quant")
 
 
 def main() -> None:
@@ -172,10 +174,14 @@ def chat(
 def pull(
     names: Annotated[list[str], typer.Argument(help="Catalogue names: see `edgespec models`.")],
     offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
+    requantise: Annotated[
+        bool, typer.Option(help="Make the drafts of pulled models faster for this machine.")
+    ] = True,
 ) -> None:
     """Download models, check them, and keep them for use without a network."""
     from edgespec.models import download
 
+    pulled = []
     for name in names:
         entry = load_catalog().get(name)
         if entry is None:
@@ -183,6 +189,9 @@ def pull(
         with _download_bar(name) as report, _interruptible():
             path = download.pull(entry, models_folder(), offline=offline, progress=report)
         print(path)
+        pulled.append(entry)
+    if requantise:
+        quant_cli.make_missing_drafts(pulled)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,139 @@
+"""`edgespec quant`: making models cheaper on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from edgespec.app.terminal import one_line
+from edgespec.core import EdgespecError
+from edgespec.models.catalog import Entry, load_catalog, models_folder, resolve, verified
+
+if TYPE_CHECKING:
+    from edgespec.quant.draft import Report
+
+app = typer.Typer(help="Make models cheaper on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None: ...
+
+
+@app.command()
+def draft(
+    model: Annotated[
+        str, typer.Argument(help="A draft, or a target whose draft the catalogue knows: name or .gguf file.")
+    ],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weight type to try, repeatable: q4_0, iq4_nl (takes minutes), q8_0, f16, bf16.",
+            show_default="q4_0",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Requantise a draft model, measure it, and keep it if it is faster here."""
+    from edgespec.quant.draft import make_draft
+    from edgespec.quant.requant import Kind
+
+    known = get_args(Kind)
+    wanted = kind or ["q4_0"]
+    if unknown := [one for one in wanted if one not in known]:
+        raise EdgespecError(f"--kind {unknown[0]}: choose from {', '.join(known)}.")
+    kinds = [one for one in known if one in wanted]
+    source = draft_of(model)
+    with _bar(source.name) as progress, _interruptible():
+        report = make_draft(source, kinds, progress)
+    if as_json:
+        print(json.dumps(_as_json(report), indent=2))
+    else:
+        _print_table(report)
+
+
+def draft_of(model: str) -> Path:
+    """The file of `model`'s draft where it is a catalogue name that has one, else of `model` itself."""
+    entry = load_catalog().get(model)
+    return resolve(entry.draft if entry is not None and entry.draft else model)
+
+
+def make_missing_drafts(pulled: list[Entry]) -> None:
+    """After a pull: make the drafts of complete pairs faster, and say in a line what came of it.
+
+    Never fails: without a faster draft all works as before.
+    """
+    from edgespec.quant.draft import make_draft
+    from edgespec.quant.requant import made_draft
+
+    catalog = load_catalog()
+    pairs = [(one, catalog[one.draft]) for one in catalog.values() if one.draft]
+    for draft_entry in dict.fromkeys(pair[1] for pair in pairs if not set(pulled).isdisjoint(pair)):
+        try:
+            source = verified(draft_entry, models_folder())
+            if source is None or made_draft(source) is not None:
+                continue
+            with _bar(draft_entry.name) as progress, _interruptible():
+                say = make_draft(source, progress=progress).line
+        except EdgespecError as error:
+            say = f"no faster draft: {error}"
+        sys.stderr.write(f"{draft_entry.name}: {one_line(say)}\n")
+
+
+def _print_table(report: Report) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("weights", "MB", "ms a token", "ms to read 8", ""):
+        table.add_column(title, justify="left" if title in ("weights", "") else "right", no_wrap=True)
+    for one in report.timings:
+        mark = "kept" if report.kept is not None and one is report.best else ""
+        table.add_row(one.kind, f"{one.bytes / 1e6:,.0f}", f"{one.token:.1f}", f"{one.reading:.1f}", mark)
+    Console(markup=False, highlight=False).print(table)
+    print(f"\n{report.line}")
+    if report.kept is not None:
+        print(one_line(str(report.kept)))
+
+
+def _as_json(report: Report) -> dict[str, object]:
+    return {
+        "source": str(report.source),
+        "kept": None if report.kept is None else str(report.kept),
+        "timings": [
+            {"kind": one.kind, "bytes": one.bytes, "ms_token": one.token, "ms_read_8": one.reading}
+            for one in report.timings
+        ],
+    }
+
+
+@contextlib.contextmanager
+def _bar(name: str) -> Iterator[Callable[[str, float], bool]]:
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
+        task = bars.add_task(name, total=1.0)
+
+        def show(what: str, fraction: float) -> bool:
+            bars.update(task, completed=fraction, description=f"{name}: {what}")
+            return True
+
+        yield show
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C, or an end from outside: unfinished files go, and that is said."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
+        sys.exit(130)

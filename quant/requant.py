@@ -1,0 +1,184 @@
+"""GGUF files in another weight type, and which of them were made from which.
+
+Knows nothing of speed: `draft` measures.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Literal
+
+from edgespec.core import Cancelled, EdgespecError
+from edgespec.models.gguf_check import GgufSummary, check_gguf, printable
+from edgespec.sensors import compute_cores
+
+Kind = Literal["q4_0", "iq4_nl", "q8_0", "f16", "bf16"]
+_BITS: dict[Kind, float] = {"q4_0": 4.5, "iq4_nl": 4.5, "q8_0": 8.5, "f16": 16, "bf16": 16}
+
+Progress = Callable[[float], bool]
+"""Hears fractions from 0 to 1 and stops the work by returning False."""
+
+SOURCE_KEY = "edgespec.source"
+"""Metadata of a made draft: the fingerprint of the file it was made from."""
+
+_MARGIN = 64 << 20  # bytes of disk left to everyone else
+_SAMPLES, _SAMPLE = 64, 1 << 16
+
+
+def requantise(source: Path, out: Path, kind: Kind, progress: Progress | None = None) -> Path:
+    """Write `source` to `out` with every matrix as `kind`, and return `out`.
+
+    `source` may be quantized already: a wider `kind` then changes how its weights are computed with, not how
+    good they are. Vocabulary and chat template are kept. Takes seconds a gigabyte, IQ4_NL minutes. `out`
+    appears whole or not at all. Raises EdgespecError, one line, and Cancelled when `progress` stopped it.
+    """
+    summary = check_gguf(source)
+    if out.exists() and out.samefile(source):
+        raise EdgespecError(f"{source} cannot be written over itself: choose another name.")
+    needed = size_as(source, summary, kind)
+    require_space(out.parent, needed)
+    with replacing(out) as partial:
+        _run(source, partial, kind, lambda: _fraction(partial, needed), progress)
+        try:
+            made = check_gguf(partial)
+        except EdgespecError:  # its words would send the user to download a file that only this process saw
+            raise EdgespecError(f"llama.cpp left a damaged {out.name}: try again.") from None
+        if made.tokenizer_digest != summary.tokenizer_digest:
+            raise EdgespecError(f"llama.cpp changed the vocabulary of {source.name} while requantising it.")
+    return out
+
+
+def size_as(source: Path, summary: GgufSummary, kind: Kind) -> int:
+    """About how many bytes `source` takes with its weights as `kind`."""
+    header = max(0, source.stat().st_size - summary.tensor_bytes)
+    return int(summary.parameters * _BITS[kind] / 8) + header
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise EdgespecError if `folder` has no room for `needed` bytes."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    if free < needed + _MARGIN:
+        raise EdgespecError(
+            f"{needed + _MARGIN >> 20} MiB of disk are needed in {folder}, {free >> 20} are free: free some."
+        )
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A temporary name beside `out` that becomes `out` if the block ends well, and is gone otherwise."""
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        try:
+            partial.touch()
+        except OSError as error:
+            raise unwritable(out.parent, error) from None
+        yield partial
+        with partial.open("rb+") as file:  # the name must not survive a power cut that the data does not
+            os.fsync(file.fileno())
+        partial.replace(out)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def fingerprint(path: Path) -> str:
+    """What tells `path` from other model files: SHA-256 of its size and of 4 MiB from all over it.
+
+    Takes milliseconds, and is no proof against forgery: a draft never changes the output. Raises OSError.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for i in range(_SAMPLES):
+            file.seek(max(0, size - _SAMPLE) * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def draft_path(source: Path, kind: str) -> Path:
+    """Where a draft made of `source` goes."""
+    return source.with_name(f"{source.stem}.draft-{kind}.gguf")
+
+
+def made_drafts(source: Path) -> list[Path]:
+    """The files beside `source` that are named as drafts of it, whether they belong to it or not."""
+    return sorted(source.parent.glob(glob.escape(source.stem) + ".draft-*.gguf"))
+
+
+def made_draft(source: Path) -> Path | None:
+    """The draft that was made of exactly this `source`, None if there is none. Damaged ones do not count."""
+    for path in made_drafts(source):
+        with suppress(EdgespecError, OSError):
+            if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
+                return path
+    return None
+
+
+def worker_command() -> list[str]:
+    """The quantizer's command line. A frozen program must call `quantizer.main` for `_quantize-worker`."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "_quantize-worker"]
+    return [sys.executable, "-I", "-m", "edgespec.quant.quantizer"]
+
+
+def _run(
+    source: Path, partial: Path, kind: Kind, fraction: Callable[[], float], progress: Progress | None
+) -> None:
+    # Absolute, since a name that begins with a hyphen or is relative must mean the same over there.
+    files = [str(path.absolute()) for path in (source, partial)]
+    arguments = [*files, kind, str(compute_cores()), SOURCE_KEY, fingerprint(source)]
+    process = subprocess.Popen(
+        [*worker_command(), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,  # Ctrl-C in the terminal reaches it through this process
+        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+    )
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, said = process.communicate(timeout=0.1)
+                break
+            if progress is not None and not progress(fraction()):
+                raise Cancelled
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    if process.returncode:
+        raise _failure(source, partial, process.returncode, said)
+    if progress is not None:
+        progress(1.0)
+
+
+def _fraction(partial: Path, needed: int) -> float:
+    with suppress(OSError):
+        return min(partial.stat().st_size / needed, 0.99)
+    return 0.0
+
+
+def _failure(source: Path, partial: Path, code: int, said: str) -> EdgespecError:
+    if "iostream" in said:  # all that a C++ stream says of a write that failed
+        return EdgespecError(f"Cannot write in {partial.parent}: its disk or your quota is full.")
+    lines = said.strip().splitlines()
+    reason = printable(lines[-1], 200) if lines else f"the quantizer ended with code {code}"
+    return EdgespecError(f"{source.name} cannot be requantised: {reason}")
+
+
+def unwritable(folder: Path, error: OSError) -> EdgespecError:
+    """What to tell the user of an `error` while writing in `folder`."""
+    return EdgespecError(f"Cannot write in {folder}: {error.strerror or error}.")
