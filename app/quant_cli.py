@@ -41,6 +41,15 @@ def draft(
             show_default="q4_0",
         ),
     ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(min=0, help="Try it also with only this many tokens in its output; 0: do not.")
+    ] = 0,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --vocabulary: keep the tokens this text uses most; repeatable.", show_default=False
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Requantise a draft model, measure it, and keep it if it is faster here."""
@@ -54,7 +63,7 @@ def draft(
     kinds = [one for one in known if one in wanted]
     source = draft_of(model)
     with _bar(source.name) as progress, _interruptible():
-        report = make_draft(source, kinds, progress)
+        report = make_draft(source, kinds, progress, vocabulary, corpus or ())
     if as_json:
         print(json.dumps(_as_json(report), indent=2))
     else:
@@ -94,7 +103,7 @@ def _print_table(report: Report) -> None:
     for title in ("weights", "MB", "ms a token", "ms to read 8", ""):
         table.add_column(title, justify="left" if title in ("weights", "") else "right", no_wrap=True)
     for one in report.timings:
-        mark = "kept" if report.kept is not None and one is report.best else ""
+        mark = "kept" if one is report.best else ""
         table.add_row(one.kind, f"{one.bytes / 1e6:,.0f}", f"{one.token:.1f}", f"{one.reading:.1f}", mark)
     Console(markup=False, highlight=False).print(table)
     print(f"\n{report.line}")
@@ -115,9 +124,9 @@ def _as_json(report: Report) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _bar(name: str) -> Iterator[Callable[[str, float], bool]]:
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True
-    ) as bars:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(name, total=1.0)
 
         def show(what: str, fraction: float) -> bool:

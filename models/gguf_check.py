@@ -21,7 +21,7 @@ import re
 import stat
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgespec.core import EdgespecError
@@ -84,13 +84,24 @@ _ARRAYS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Tensor:
+    """`shape` begins with the length of a row, `offset` counts from the start of the file."""
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufSummary:
     """What a checked file says about itself.
 
     `name` is safe to print; the strings in `metadata` are as in the file, undecodable bytes replaced, and are
     not. `metadata` has scalars and strings of up to 1024 bytes, no arrays. Equal `tokenizer_digest`s mean
     equal vocabularies. `parameters` counts weights, `types` maps a ggml type's name to bytes of tensor data,
-    which add up to `tensor_bytes`. `context_length` is in tokens, None where the file does not give it.
+    which add up to `tensor_bytes`; `tensors` goes by name. `context_length` is in tokens, None where the file
+    does not give it.
     """
 
     architecture: str
@@ -101,6 +112,7 @@ class GgufSummary:
     parameters: int
     tensor_bytes: int
     types: Mapping[str, int]
+    tensors: Mapping[str, Tensor]
     has_chat_template: bool
     context_length: int | None
 
@@ -118,7 +130,10 @@ def check_gguf(path: Path) -> GgufSummary:
         architecture, alignment = _check_general(cursor, values)
         _check_hyperparameters(cursor, values, architecture)
         vocab_size = _check_tokenizer(cursor, values)
-        parameters, types = _read_tensors(cursor, n_tensors, alignment)
+        tensors = _read_tensors(cursor, n_tensors, alignment)
+        types: dict[str, int] = {}
+        for tensor in tensors.values():
+            types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
         metadata = {key: value.scalar for key, value in values.items() if value.scalar is not None}
         context = metadata.get(f"{architecture}.context_length")
         template = values.get("tokenizer.chat_template")
@@ -128,9 +143,10 @@ def check_gguf(path: Path) -> GgufSummary:
             metadata=metadata,
             vocab_size=vocab_size,
             tokenizer_digest=_tokenizer_digest(data, values),
-            parameters=parameters,
+            parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
             tensor_bytes=sum(types.values()),
             types=types,
+            tensors=tensors,
             has_chat_template=template is not None and template.type == "string",
             context_length=context if isinstance(context, int) else None,
         )
@@ -371,39 +387,36 @@ def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, _Value]) -> str:
     return digest.hexdigest()
 
 
-def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[int, dict[str, int]]:
-    """The number of weights, and bytes by type. llama.cpp wants the tensors' data in order, without gaps."""
-    parameters, expected = 0, 0
-    types: dict[str, int] = {}
-    ends: dict[str, int] = {}
+def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
+    """All tensors by name. llama.cpp wants their data in order, without gaps."""
+    found: dict[str, Tensor] = {}
+    expected = 0
     for number in range(count):
         name = cursor.name("tensor", number, _MAX_TENSOR_NAME)
-        if name in ends:
+        if name in found:
             raise cursor.error("it appears twice")
-        weights, type_name, size = _read_shape(cursor, name)
+        shape, type_name, size = _read_shape(cursor, name)
         offset = cursor.u64()
         if offset % alignment:
             raise cursor.error(f"data offset {offset} is not a multiple of {alignment}")
         if offset != expected:
             raise cursor.error(f"data offset {offset}, but the tensor before ends at {expected}")
-        ends[name] = offset + size
+        found[name] = Tensor(type_name, shape, offset, size)
         expected = _padded(offset + size, alignment)
-        parameters += weights
-        types[type_name] = types.get(type_name, 0) + size
-    present = len(cursor.data) - _padded(cursor.pos, alignment)
-    for name, end in ends.items():
-        if end > present:
-            missing = max(ends.values()) - present
+    start = _padded(cursor.pos, alignment)
+    missing = max(tensor.offset + tensor.bytes for tensor in found.values()) - (len(cursor.data) - start)
+    for name, tensor in found.items():
+        if tensor.offset + tensor.bytes > len(cursor.data) - start:
             raise _error(cursor.path, f"ends in tensor '{printable(name)}', {missing} bytes are missing")
-    return parameters, types
+    return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
 
 
-def _read_shape(cursor: _Cursor, tensor: str) -> tuple[int, str, int]:
-    """The number of weights of `tensor`, the name of its type, and its size in bytes."""
+def _read_shape(cursor: _Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
+    """The shape of `tensor`, the name of its type, and its size in bytes."""
     rank = cursor.u32()
     if not 1 <= rank <= 4:
         raise cursor.error(f"{rank} dimensions instead of 1 to 4")
-    shape = [cursor.u64() for _ in range(rank)]
+    shape = tuple(cursor.u64() for _ in range(rank))
     kind = cursor.u32()
     if kind not in GGML_TYPES:
         raise cursor.error(f"ggml type {kind} cannot be computed with", advice="get another quantization")
@@ -418,10 +431,10 @@ def _read_shape(cursor: _Cursor, tensor: str) -> tuple[int, str, int]:
     size = weights // block * block_size
     # Python's integers do not overflow, llama.cpp's signed 64-bit ones do.
     if weights == 0 or max(*shape, weights, size) >= _INT64:
-        raise cursor.error(f"impossible shape {shape}")
+        raise cursor.error(f"impossible shape {list(shape)}")
     if shape[0] % block:
         raise cursor.error(f"rows of {shape[0]} weights in {name} blocks of {block}")
-    return weights, name, size
+    return shape, name, size
 
 
 def _padded(offset: int, alignment: int) -> int:

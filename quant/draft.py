@@ -15,10 +15,10 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-from edgespec.core import Cancelled, EdgespecError
+from edgespec.core import Cancelled, EdgespecError, Ids
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
-from edgespec.models.vocab import first_difference
+from edgespec.models.trimmed import open_draft
 from edgespec.quant.requant import (
     SOURCE_KEY,
     Kind,
@@ -29,6 +29,8 @@ from edgespec.quant.requant import (
     size_as,
     unwritable,
 )
+from edgespec.quant.trim import trim
+from edgespec.quant.vocabulary import choose, count_use, shipped_use
 from edgespec.sensors import memory_available
 
 Progress = Callable[[str, float], bool]
@@ -56,28 +58,37 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What was tried on `source`, itself first. `kept` is the made draft, None if none was faster enough."""
+    """What was tried on `source`, itself first. `kept` is the made draft, None if none was faster enough.
+
+    `best` is what `kept` measured, or the source.
+    """
 
     source: Path
     timings: tuple[Timing, ...]
     kept: Path | None
-
-    @property
-    def best(self) -> Timing:
-        return min(self.timings[1:], key=lambda one: one.token)
+    best: Timing
 
     @property
     def line(self) -> str:
         """The outcome in a few words."""
-        before, after = self.timings[0].token, self.best.token
+        before = self.timings[0].token
         if self.kept is None:
-            return f"no faster draft: {before:.1f} ms a token as it is, {after:.1f} as {self.best.kind}"
-        return f"made a faster draft: {before:.1f} -> {after:.1f} ms a token"
+            after = ", ".join(f"{one.token:.1f} as {one.kind}" for one in self.timings[1:])
+            return f"no faster draft: {before:.1f} ms a token as it is, {after}"
+        return f"made a faster draft: {before:.1f} -> {self.best.token:.1f} ms a token"
 
 
-def make_draft(source: Path, kinds: Sequence[Kind] = ("q4_0",), progress: Progress | None = None) -> Report:
+def make_draft(
+    source: Path,
+    kinds: Sequence[Kind] = ("q4_0",),
+    progress: Progress | None = None,
+    vocabulary: int = 0,
+    corpus: Sequence[Path] = (),
+) -> Report:
     """Requantise `source` as each of `kinds`, measure, and keep the fastest beside it.
 
+    With a `vocabulary` size, try each also with only the most useful so many ids: those that the texts in
+    `corpus` use most, or the shipped ones. Such a draft says less, so it too must be faster enough.
     `requant.made_draft` finds what was kept; drafts made of `source` before are replaced. Takes seconds, with
     IQ4_NL minutes. An error leaves nothing behind. Raises EdgespecError, one line, and Cancelled when
     `progress` stopped it.
@@ -93,34 +104,63 @@ def make_draft(source: Path, kinds: Sequence[Kind] = ("q4_0",), progress: Progre
             made[kind] = requantise(
                 source, folder / f"{kind}.gguf", kind, partial(report, f"requantising to {kind}")
             )
-        timings = measure({"as it is": source, **made}, partial(report, "measuring"))
-        best = min(timings[1:], key=lambda one: one.token)
-        if best.token * GAIN > timings[0].token:
-            return Report(source, timings, None)
+        if vocabulary:
+            ids = useful_ids(made[kinds[0]], vocabulary, corpus)
+            for kind in kinds:
+                name = f"{kind}-v{len(ids)}"
+                made[name] = trim(made[kind], source, ids, folder / f"{name}.gguf")
+        timings = measure(source, made, partial(report, "measuring"))
+        best = timings[0]
+        for one in timings[1:]:
+            if one.token * GAIN < best.token:
+                best = one
+        if best is timings[0]:
+            return Report(source, timings, None, best)
         kept = draft_path(source, best.kind)
         made[best.kind].replace(kept)
     for old in made_drafts(source):
         if old != kept and _is_ours(old):
             old.unlink(missing_ok=True)
-    return Report(source, timings, kept)
+    return Report(source, timings, kept, best)
+
+
+def useful_ids(path: Path, size: int, corpus: Sequence[Path] = ()) -> Ids:
+    """The `size` ids of `path`'s vocabulary that are worth keeping, ascending."""
+    with LlamaModel(path, LlamaOptions(context=64, max_rows=1)) as model:
+        if size >= model.vocab.size:
+            raise EdgespecError(f"The vocabulary has only {model.vocab.size} tokens: name fewer.")
+        use = (
+            count_use(model.vocab, map(_read, corpus))
+            if corpus
+            else shipped_use(model.summary.tokenizer_digest)
+        )
+        return choose(model.vocab, use, size)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError as error:
+        raise EdgespecError(f"Cannot read {path}: {error.strerror or error}.") from None
 
 
 def measure(
-    files: Mapping[str, Path], progress: Callable[[float], bool] | None = None, seconds: float = 6.0
+    source: Path,
+    made: Mapping[str, Path],
+    progress: Callable[[float], bool] | None = None,
+    seconds: float = 6.0,
 ) -> tuple[Timing, ...]:
-    """Time several files against each other for about `seconds`, interleaved: a machine's speed drifts."""
+    """Time `source` and what was `made` of it, interleaved since a machine's speed drifts, for `seconds`."""
+    files = {"as it is": source, **made}
     samples: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in files}
     with ExitStack() as stack:
         options = LlamaOptions(context=256, max_rows=1)
-        models = {name: stack.enter_context(LlamaModel(path, options)) for name, path in files.items()}
-        first, *others = models.values()
-        if reason := first.rollback_refusal:
-            raise EdgespecError(f"{first.path.name} cannot draft: {reason}.")
-        for other in others:
-            if difference := first_difference(first.vocab, other.vocab):
-                raise EdgespecError(
-                    f"{other.path.name} has another vocabulary than its source: {difference}."
-                )
+        models = {
+            name: stack.enter_context(open_draft(path, options, source=source))
+            for name, path in files.items()
+        }
+        if reason := models["as it is"].rollback_refusal:
+            raise EdgespecError(f"{source.name} cannot draft: {reason}.")
         sequences = {name: model.sequence() for name, model in models.items()}
         for sequence in sequences.values():  # the context to draft after; it also touches all weights
             sequence.forward([token % sequence.vocab_size for token in range(64)])

@@ -208,6 +208,7 @@ def test_summary_of_a_valid_file(tmp_path: Path) -> None:
         parameters=32 * 4 + 32,
         tensor_bytes=72 + 128,
         types={"Q4_0": 72, "F32": 128},
+        tensors=summary.tensors,  # test_a_file_of_the_gguf_package compares them with the data
         has_chat_template=True,
         context_length=64,
     )
@@ -232,8 +233,9 @@ def test_a_file_of_the_gguf_package(tmp_path: Path, alignment: int | None) -> No
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(list(TOKENS))
     writer.add_token_types([1, 1, 1, 1])
-    writer.add_tensor("token_embd.weight", np.zeros((4, 33), np.float16))
-    writer.add_tensor("output_norm.weight", np.zeros(33, np.float32))
+    rows, norm = np.arange(4 * 33, dtype=np.float16).reshape(4, 33), np.arange(33, dtype=np.float32)
+    writer.add_tensor("token_embd.weight", rows)
+    writer.add_tensor("output_norm.weight", norm)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -241,6 +243,10 @@ def test_a_file_of_the_gguf_package(tmp_path: Path, alignment: int | None) -> No
     summary = check_gguf(path)
     assert (summary.architecture, summary.name, summary.context_length) == ("qwen2", "Written", 128)
     assert summary.types == {"F16": 4 * 33 * 2, "F32": 33 * 4}
+    data = path.read_bytes()
+    for (name, tensor), written in zip(summary.tensors.items(), (rows, norm), strict=True):
+        assert tensor.shape == written.shape[::-1], name
+        assert data[tensor.offset : tensor.offset + tensor.bytes] == written.tobytes()
     assert summary.metadata.get("general.alignment") == alignment
 
 

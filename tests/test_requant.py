@@ -249,8 +249,9 @@ def test_a_quantizer_that_dies_is_one_line(tmp_path, source, monkeypatch):
 def test_only_what_measured_faster_is_kept(source, monkeypatch, after, kept):
     monkeypatch.setattr(
         draft, "measure",
-        lambda files, progress: tuple(
-            Timing(name, 1, time, time) for name, time in zip(files, (10.0, 11.0, after), strict=True)
+        lambda source, made, progress: tuple(
+            Timing(name, 1, time, time)
+            for name, time in zip(("as it is", *made), (10.0, 11.0, after), strict=True)
         ),
     )  # fmt: skip
     report = make_draft(source, ("q8_0", "q4_0"))
@@ -259,21 +260,21 @@ def test_only_what_measured_faster_is_kept(source, monkeypatch, after, kept):
     assert report.line == (
         "made a faster draft: 10.0 -> 5.0 ms a token"
         if kept
-        else f"no faster draft: 10.0 ms a token as it is, {report.best.token:.1f} as {report.best.kind}"
+        else f"no faster draft: 10.0 ms a token as it is, 11.0 as q8_0, {after:.1f} as q4_0"
     )
 
 
 def test_a_new_draft_replaces_the_old_and_touches_no_other_file(source, monkeypatch):
     requantise(source, draft_path(source, "q8_0"), "q8_0")
     foreign = write_tiny(draft_path(source, "mine"), "llama")
-    monkeypatch.setattr(draft, "GAIN", 0.0)
+    monkeypatch.setattr(draft, "GAIN", 0.0)  # whatever they measured
     report = make_draft(source, ("q4_0",))
     assert report.kept == made_draft(source) == draft_path(source, "q4_0")
     assert names(source.parent) == {"small.gguf", "small.draft-q4_0.gguf", foreign.name}
 
 
 def test_measuring_is_real(source):
-    (timing,) = draft.measure({"as it is": source}, seconds=0.1)
+    (timing,) = draft.measure(source, {}, seconds=0.1)
     assert timing.bytes == source.stat().st_size
     assert 0 < timing.token < 1000
     assert 0 < timing.reading < 1000
@@ -338,7 +339,7 @@ def test_pull_makes_the_draft_of_a_pair(tmp_path):
     folder = {"EDGESPEC_MODELS": str(tmp_path), "EDGESPEC_OFFLINE": "1"}
     plain = edgespec("pull", "qwen2.5-coder-0.5b", "--no-requantise", **folder)
     assert plain.returncode == 0
-    assert plain.stderr == ""
+    assert "draft" not in plain.stderr
     assert made_draft(tmp_path / source.name) is None
     done = edgespec("pull", "qwen2.5-coder-0.5b", **folder)
     assert done.returncode == 0
@@ -348,4 +349,4 @@ def test_pull_makes_the_draft_of_a_pair(tmp_path):
     if "made" in done.stderr:
         made = made_draft(tmp_path / source.name)
         assert made == draft_path(tmp_path / load_catalog()["qwen2.5-coder-0.5b"].file, "q4_0")
-        assert edgespec("pull", "qwen2.5-coder-0.5b", **folder).stderr == ""  # once is enough
+        assert edgespec("pull", "qwen2.5-coder-0.5b", **folder).stderr.strip() == ""  # once is enough

@@ -1,0 +1,83 @@
+"""Writes drafts with a smaller output head: see `models.trimmed` for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from edgespec.core import EdgespecError, Ids
+from edgespec.models.gguf_check import check_gguf
+from edgespec.models.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
+from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""Those that take embedding rows as they are and may have one matrix for input and output."""
+
+_HEAD = "output.weight"
+
+
+def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
+    """Write `whole` with an output head of the rows `ids` (ascending) only, and return `out`.
+
+    `whole` is `source` or was requantised from it; `source` gives the embeddings when the draft runs. Raises
+    EdgespecError for an architecture that cannot be run like this.
+    """
+    summary = check_gguf(whole)
+    if summary.architecture not in ARCHITECTURES:
+        raise EdgespecError(
+            f"The vocabulary of {summary.architecture} models cannot be trimmed, only that of "
+            f"{', '.join(ARCHITECTURES)}: leave --vocabulary out."
+        )
+    head = summary.tensors.get(_HEAD, summary.tensors[EMBEDDING])
+    require_space(out.parent, summary.tensor_bytes)
+    data = np.memmap(whole, np.uint8, "r")
+    with replacing(out) as partial:
+        writer = gguf.GGUFWriter(partial, summary.architecture)
+        for key, value in summary.metadata.items():
+            if key.startswith(f"{summary.architecture}.") and not key.endswith(".vocab_size"):
+                _add(writer, key, value)
+        writer.add_file_type(int(summary.metadata.get("general.file_type", 0)))
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_string(SOURCE_KEY, fingerprint(source))
+        writer.add_string(SOURCE_NAME_KEY, source.name)
+        writer.add_string(TRIMMED_KEY, check_gguf(source).tokenizer_digest)
+        # The names of the rows; nothing is ever tokenized with them.
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list([str(token) for token in ids])
+        writer.add_token_types([gguf.TokenType.NORMAL] * len(ids))
+        writer.add_token_merges(["a b"])
+        for name, tensor in summary.tensors.items():
+            if name == _HEAD:
+                continue
+            taken = head if name == EMBEDDING else tensor
+            raw = data[taken.offset : taken.offset + taken.bytes]
+            rows = raw.reshape(*reversed(taken.shape[1:]), -1)
+            if name == EMBEDDING:
+                rows = rows[ids]
+            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[taken.type])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        check_gguf(partial)
+    return out
+
+
+def coverage(ids: Ids, tokens: Iterable[int]) -> float:
+    """The share of `tokens` that are among `ids`."""
+    return float(np.isin(np.fromiter(tokens, np.int64), ids).mean())
+
+
+def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, value)
