@@ -9,7 +9,7 @@ from typing import Any
 
 from edgespec.core import EdgespecError
 from edgespec.models.ik_api import Functions
-from edgespec.models.native import Batch, Handle, Library, LlamaOptions
+from edgespec.models.native import Handle, Library, LlamaOptions
 
 PACKAGE = "ik-llama-cpp-python"
 TESTED = "0.1.5"
@@ -18,6 +18,10 @@ _FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
 
 class Ik(Library):
     name = "ik"
+    # Its flash attention ends the process over other types, and over a second sequence in one cache: it
+    # takes a block of keys whose first is hidden from a row for one that is hidden as a whole.
+    cache_types = ("f16", "q8_0", "q4_0")
+    shares_cache = False
 
     def __init__(self) -> None:
         """Raises EdgespecError when the package is missing, broken or of another version."""
@@ -38,22 +42,20 @@ class Ik(Library):
         params.use_mmap = False
         params.repack_tensors = options.repack
 
-    def _adapt_context(self, params: Any, options: LlamaOptions) -> None:
-        params.flash_attn = options.flash_attention is not False
-
-    def decode(self, context: Handle, batch: Batch) -> int:
-        code = super().decode(context, batch)
-        if code != 1:
-            return code
-        # This cache wants neighbouring cells for a batch; what several sequences left free is scattered.
-        self.C.llama_kv_cache_defrag(context)
-        return super().decode(context, batch)
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+        # With a sliding window its flash attention drops the farthest keys of some rows of a batch, so that
+        # many rows would not give what one row gives.
+        params.flash_attn = options.flash_attention is not False and not 0 < window < params.n_ctx
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
 
     def refusal(self, model: Handle) -> str | None:
-        return "an encoder" if self.C.llama_model_has_encoder(model) else None
+        if self.C.llama_model_has_encoder(model):
+            return "has an encoder: Edgespec runs decoder-only models"
+        if self.C.llama_model_is_recurrent(model) or self.C.llama_model_is_hybrid(model):
+            return "has recurrent layers, over which ik_llama.cpp may end the process: use the engine llama.cpp"
+        return None
 
     def token_attributes(self, model: Handle, token: int) -> int:
         return int(self.C.llama_token_get_attr(model, token))

@@ -108,7 +108,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_decode": (_I, _P, llama_batch),
     "llama_get_logits": (POINTER(c_float), _P),
     "llama_kv_cache_seq_rm": (_B, _P, _I, _I, _I),
-    "llama_kv_cache_defrag": (None, _P),
     "llama_model_chat_template": (_S, _P, _S),
     "llama_model_has_encoder": (_B, _P),
     "llama_model_is_recurrent": (_B, _P),

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
-from edgespec.models.native import LlamaOptions, library
+from edgespec.models.native import Handle, LlamaOptions, library
 from edgespec.models.vocab import Vocab
 
 __all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
@@ -25,7 +25,7 @@ _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 
 class LlamaModel:
-    """The weights of one GGUF file, its vocabulary, and one context."""
+    """The weights of one GGUF file, its vocabulary, and the KV cache of its sequences."""
 
     def __init__(
         self, path: Path, options: LlamaOptions | None = None, progress: Callable[[float], bool] | None = None
@@ -38,26 +38,28 @@ class LlamaModel:
         self.path = path
         self.options = options
         self.summary: GgufSummary = check_gguf(path)
-        self._refuse_options()
         self.library = library(options.engine)
+        self._refuse_cache_types()
         self._C = self.library.C
-        self._model = self._context = None
+        # One context, or one a sequence where they cannot share: by the first sequence that needs it.
+        self._contexts: dict[int, Handle] = {}
+        self._model: Handle = None
         self._model = self.library.load(path, options, progress)
         try:
-            if kind := self.library.refusal(self._model):
-                raise EdgespecError(f"{path.name} has or is {kind}: Edgespec runs decoder-only models.")
+            if reason := self.library.refusal(self._model):
+                raise EdgespecError(f"{path.name} {reason}.")
             self.vocab = Vocab(self.library, self._model)
             self._abort = ctypes.create_string_buffer(2)
-            self._context = self.library.new_context(self._model, path, options, self._abort)
+            context = self._contexts[0] = self._new_context()
         except BaseException:
             self.close()
             raise
-        self.context_length: int = self._C.llama_n_ctx(self._context)
-        self._batch_size: int = self._C.llama_n_batch(self._context)
+        self.context_length: int = self._C.llama_n_ctx(context)
+        self._batch_size: int = self._C.llama_n_batch(context)
         self._batch = self.library.batch(self._batch_size)
         self._free_ids = list(range(options.sequences))
         get = self._C.llama_n_threads, self._C.llama_n_threads_batch
-        self.threads: tuple[int, int] = get[0](self._context), get[1](self._context)
+        self.threads: tuple[int, int] = get[0](context), get[1](context)
 
     @property
     def chat_template(self) -> str | None:
@@ -67,11 +69,12 @@ class LlamaModel:
 
     @property
     def cache_bytes(self) -> int:
-        """What the KV cache takes when full: keys and values of every layer and position."""
+        """What the KV cache of all contexts takes when full: keys and values of every layer and position."""
         key_size, value_size = self._head_sizes()
         heads = self._number("attention.head_count_kv") or self._number("attention.head_count")
         bits = key_size * _CACHE_BITS[self.options.type_k] + value_size * _CACHE_BITS[self.options.type_v]
-        return int(self.context_length * self._number("block_count") * heads * bits // 8)
+        positions = self.context_length * len(self._contexts)
+        return int(positions * self._number("block_count") * heads * bits // 8)
 
     @property
     def rollback_refusal(self) -> str | None:
@@ -81,15 +84,20 @@ class LlamaModel:
         return None
 
     def sequence(self) -> LlamaSequence:
-        """A new, empty sequence in this model's KV pool. Raises EdgespecError when all are taken."""
+        """A new, empty sequence. Raises EdgespecError when all are taken or its cache finds no room."""
         if not self._free_ids:
             raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
+        first = self._free_ids[0]
+        if not self.library.shares_cache and first not in self._contexts:
+            self._contexts[first] = self._new_context()
+            self._C.llama_set_n_threads(self._contexts[first], *self.threads)
         return LlamaSequence(self, self._free_ids.pop(0))
 
     def set_threads(self, one_row: int, many_rows: int) -> None:
         """Change the thread counts for forward passes of one row and of several."""
         if (one_row, many_rows) != self.threads:
-            self._C.llama_set_n_threads(self._context, one_row, many_rows)
+            for context in self._contexts.values():
+                self._C.llama_set_n_threads(context, one_row, many_rows)
             self.threads = (one_row, many_rows)
 
     def cancel(self) -> None:
@@ -102,11 +110,11 @@ class LlamaModel:
 
     def close(self) -> None:
         """Free everything native. Sequences of this model are dead afterwards."""
-        if self._context is not None:
-            self._C.llama_free(self._context)
+        while self._contexts:
+            self._C.llama_free(self._contexts.popitem()[1])
         if self._model is not None:
             self._C.llama_model_free(self._model)
-        self._context = self._model = None
+        self._model = None
 
     def __enter__(self) -> Self:
         return self
@@ -117,12 +125,18 @@ class LlamaModel:
     def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """Evaluate (sequence, new tokens, rows wanted) of several sequences in as few batches as fit.
 
-        The logits of each are views into one buffer that the next call overwrites.
+        The logits of each are views into a buffer that the next call overwrites.
         """
         for sequence, new, last in requests:
             self._refuse_request(sequence, new, last)
         if sum(last for _, _, last in requests) > self.options.max_rows:
             raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
+        if self.library.shares_cache:
+            return self._forward(requests)
+        return [rows for request in requests for rows in self._forward([request])]
+
+    def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
+        """`forward` for sequences in one context."""
         # All rows wanted go into one final batch, because each batch overwrites the logits of the last.
         for sequence, new, last in requests:
             ahead = len(new) - last
@@ -130,7 +144,7 @@ class LlamaModel:
                 self._decode([(sequence, new[start : min(start + self._batch_size, ahead)], 0)])
         self._decode([(sequence, new[len(new) - last :], last) for sequence, new, last in requests])
         rows = sum(last for _, _, last in requests)
-        pointer = self._C.llama_get_logits(self._context)
+        pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
         if not pointer:
             raise EdgespecError(
                 f"{self.library.name} returned no logits for {self.path.name}. {self.library.last_log()}"
@@ -153,8 +167,9 @@ class LlamaModel:
         batch = self._batch
         batch.clear()
         for sequence, new, last in parts:
-            batch.add(sequence.id, len(sequence.tokens), new, last)
-        code = self.library.decode(self._context, batch)
+            context, native_id = self._slot(sequence.id)
+            batch.add(native_id, len(sequence.tokens), new, last)
+        code: int = self._C.llama_decode(context, batch.struct)
         # ik_llama.cpp says of a pass that was cut short that it was done.
         cancelled = self._abort[0] != b"\0"
         if code == 0 and not cancelled:
@@ -176,20 +191,34 @@ class LlamaModel:
         )
 
     def _cut(self, sequence_id: int, length: int) -> bool:
-        return self.library.cut(self._context, sequence_id, length)
+        context, native_id = self._slot(sequence_id)
+        return self.library.cut(context, native_id, length)
+
+    def _slot(self, sequence_id: int) -> tuple[Handle, int]:
+        """The context a sequence lives in, and the id it has there."""
+        if self.library.shares_cache:
+            return self._contexts[0], sequence_id
+        return self._contexts[sequence_id], 0
+
+    def _new_context(self) -> Handle:
+        window = self._number("attention.sliding_window")
+        return self.library.new_context(self._model, self.path, self.options, window, self._abort)
 
     def _release(self, sequence_id: int) -> None:
-        if self._context is not None:
+        if self._contexts:
             self._cut(sequence_id, 0)
             self._free_ids.append(sequence_id)
 
-    def _refuse_options(self) -> None:
+    def _refuse_cache_types(self) -> None:
         """Raise EdgespecError for what an engine would end the process over."""
         for size, kind in zip(self._head_sizes(), (self.options.type_k, self.options.type_v), strict=True):
+            if kind not in self.library.cache_types:
+                known = ", ".join(self.library.cache_types)
+                raise EdgespecError(f"{self.library.name} has no {kind} cache: choose one of {known}.")
             if size % _CACHE_BLOCKS.get(kind, 1):
                 raise EdgespecError(
-                    f"{self.path.name} has attention heads of {size} numbers, which {kind} cannot hold: "
-                    "choose f16 for the cache."
+                    f"A {kind} cache cannot hold the attention heads of {self.path.name}, "
+                    f"{size} numbers each: choose f16."
                 )
 
     def _head_sizes(self) -> tuple[int, int]:

@@ -33,7 +33,7 @@ class LlamaCpp(Library):
         # the 1.5B in Q4_K_M). A mapped file that is truncated while in use would also kill the process.
         params.load_mode = C.LLAMA_LOAD_MODE_NONE
 
-    def _adapt_context(self, params: Any, options: LlamaOptions) -> None:
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.n_outputs_max = options.max_rows
         params.kv_unified = options.sequences > 1
@@ -45,8 +45,10 @@ class LlamaCpp(Library):
 
     def refusal(self, model: Handle) -> str | None:
         if C.llama_model_has_encoder(model):
-            return "an encoder"
-        return "a diffusion model" if C.llama_model_is_diffusion(model) else None
+            return "has an encoder: Edgespec runs decoder-only models"
+        if C.llama_model_is_diffusion(model):
+            return "is a diffusion model: Edgespec runs models that write one token after another"
+        return None
 
     def token_attributes(self, model: Handle, token: int) -> int:
         return int(C.llama_vocab_get_attr(C.llama_model_get_vocab(model), token))

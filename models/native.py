@@ -102,10 +102,12 @@ class Library(ABC):
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
     a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another.
+    made under one `build` says nothing of another. `shares_cache`: one context holds many sequences.
     """
 
     name: ClassVar[EngineName]
+    cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
+    shares_cache: ClassVar[bool] = True
 
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
@@ -122,7 +124,7 @@ class Library(ABC):
         """Set what only this engine's llama_model_params have."""
 
     @abstractmethod
-    def _adapt_context(self, params: Any, options: LlamaOptions) -> None:
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         """Set what only this engine's llama_context_params have."""
 
     @abstractmethod
@@ -131,15 +133,11 @@ class Library(ABC):
 
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
-        """What the model has or is that Edgespec does not run, None if there is nothing."""
+        """Why Edgespec does not run the model on this engine, as in "model.gguf has ...", None if it does."""
 
     @abstractmethod
     def token_attributes(self, model: Handle, token: int) -> int:
         """The bits of enum llama_token_attr."""
-
-    def decode(self, context: Handle, batch: Batch) -> int:
-        """llama_decode: 0 done (or interrupted, the engines differ), 1 no room in the cache, else failed."""
-        return int(self.C.llama_decode(context, batch.struct))
 
     def batch(self, capacity: int) -> Batch:
         return Batch(capacity, self.C.llama_batch)
@@ -167,17 +165,18 @@ class Library(ABC):
         return self.present(model, "model", path)
 
     def new_context(
-        self, model: Handle, path: Path, options: LlamaOptions, abort: ctypes.Array[Any]
+        self, model: Handle, path: Path, options: LlamaOptions, window: int, abort: ctypes.Array[Any]
     ) -> Handle:
         """A context of `model`; a forward pass in it stops soon after the two-byte buffer `abort` is not "".
 
+        `window`: positions that layers with a sliding window look back at most, 0 if the model has none.
         Raises EdgespecError when there is no room for it.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
         params.n_ctx = options.context
         params.n_batch = params.n_ubatch = min(options.batch, options.context or options.batch)
-        params.n_seq_max = options.sequences
+        params.n_seq_max = options.sequences if self.shares_cache else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores
         params.n_threads_batch = options.threads_batch or options.threads or cores
@@ -186,7 +185,7 @@ class Library(ABC):
         # of a buffer that is "" or "1" is the same question answered in native code: 0 or 1.
         params.abort_callback = ctypes.cast(_STRLEN, field_type(type(params), "abort_callback"))
         params.abort_callback_data = ctypes.addressof(abort)
-        self._adapt_context(params, options)
+        self._adapt_context(params, options, window)
         context = C.llama_init_from_model(model, params)
         if not context:
             raise EdgespecError(

@@ -8,8 +8,29 @@ from pathlib import Path
 import pytest
 from tiny import write_tiny
 
+from edgespec.core import EdgespecError
 from edgespec.models.catalog import resolve
+from edgespec.models.ik import installed_library
 from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.native import EngineName
+
+
+@pytest.fixture(scope="session")
+def ik() -> EngineName:
+    """The name of the second engine; skips where it is not installed."""
+    try:
+        installed_library()
+    except EdgespecError as error:
+        pytest.skip(str(error))
+    return "ik"
+
+
+@pytest.fixture(scope="session", params=["llama.cpp", "ik"])
+def engine(request: pytest.FixtureRequest) -> EngineName:
+    """Each engine in turn."""
+    if request.param == "ik":
+        request.getfixturevalue("ik")
+    return request.param
 
 
 @pytest.fixture(scope="session")

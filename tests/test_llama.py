@@ -1,9 +1,10 @@
-"""The LanguageModel contract on llama.cpp, with the real starter model and tiny random ones."""
+"""The LanguageModel contract on both engines, with the real starter model and tiny random ones."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,28 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
+from edgespec.models.native import EngineName
 from edgespec.models.vocab import first_difference
 
 TEXT = "The quick brown fox jumps over the lazy dog because the dog would not move."
 
 
-def test_rows_after_a_rollback_are_those_of_a_fresh_cache(starter):
-    tokens = starter.vocab.tokenize(TEXT)
+@pytest.fixture(scope="module")
+def starter(starter_path: Path, engine: EngineName) -> Iterator[LlamaModel]:
+    with LlamaModel(starter_path, LlamaOptions(context=1024, sequences=3, engine=engine)) as model:
+        yield model
+
+
+@pytest.fixture
+def sequence(starter: LlamaModel) -> Iterator[LlamaSequence]:
     sequence = starter.sequence()
+    yield sequence
+    sequence.close()
+
+
+def test_rows_after_a_rollback_are_those_of_a_fresh_cache(starter, sequence):
+    tokens = starter.vocab.tokenize(TEXT)
     whole = sequence.forward(tokens, 4).copy()
     assert whole.shape == (4, starter.vocab.size)
     assert whole.dtype == np.float32
@@ -29,31 +43,39 @@ def test_rows_after_a_rollback_are_those_of_a_fresh_cache(starter):
     again = sequence.forward(tokens[-4:], 4)
     assert (again.argmax(axis=1) == whole.argmax(axis=1)).all()
     np.testing.assert_allclose(again, whole, atol=0.5)  # other batch sizes round differently
-    sequence.close()
 
 
-def test_the_last_row_predicts_text(starter):
-    sequence = starter.sequence()
+def test_rounds_of_any_size_give_what_one_pass_gives(starter, sequence):
+    """One row after many, many after one, with wrong drafts rolled back between: graphs may be reused."""
+    tokens = (starter.vocab.tokenize(TEXT) * 20)[:300]
+    whole = sequence.forward(tokens, 24).argmax(axis=1)
+    sequence.rollback(len(tokens) - 24)
+    rows: list[int] = []
+    for size, wrong in ((1, 0), (1, 3), (4, 1), (1, 0), (1, 0), (8, 2), (1, 1), (5, 0), (1, 5), (1, 0)):
+        done = len(sequence.tokens)
+        logits = sequence.forward([*tokens[done : done + size], *range(50, 50 + wrong)], size + wrong)
+        rows.extend(logits[:size].argmax(axis=1))
+        sequence.rollback(done + size)
+    assert list(sequence.tokens) == tokens
+    assert rows == whole.tolist()
+
+
+def test_the_last_row_predicts_text(starter, sequence):
     row = sequence.forward(starter.vocab.tokenize("The capital of France is"))[0]
     assert starter.vocab.piece(int(row.argmax())) == b" Paris"
-    sequence.close()
 
 
-def test_a_prompt_longer_than_a_batch_gives_only_the_rows_wanted(starter):
+def test_a_prompt_longer_than_a_batch_gives_only_the_rows_wanted(starter, sequence):
     tokens = (starter.vocab.tokenize(TEXT) * 60)[:700]
-    sequence = starter.sequence()
     assert sequence.forward(tokens, 2).shape == (2, starter.vocab.size)
     assert list(sequence.tokens) == tokens
-    sequence.close()
 
 
-def test_logits_are_a_view_not_a_copy(starter):
-    sequence = starter.sequence()
+def test_logits_are_a_view_not_a_copy(sequence):
     row = sequence.forward([5, 6])[0]
     assert not row.flags.owndata
     address = row.ctypes.data
     assert sequence.forward([7])[0].ctypes.data == address
-    sequence.close()
 
 
 def test_sequences_share_the_pool_without_seeing_each_other(starter):
@@ -70,8 +92,57 @@ def test_sequences_share_the_pool_without_seeing_each_other(starter):
     two.close()
 
 
-def test_sequences_run_out(tiny_llama):
-    with LlamaModel(tiny_llama, LlamaOptions(context=64)) as model:
+def test_sequences_that_take_turns_row_by_row_do_not_see_each_other(starter):
+    texts = "The capital of France is", "One, two, three, four, five,"
+    prompts = [starter.vocab.tokenize(text) for text in texts]
+
+    def greedy(sequences: list[LlamaSequence], steps: int) -> list[list[int]]:
+        new, written = [list(prompt) for prompt in prompts[: len(sequences)]], [[] for _ in sequences]
+        for _ in range(steps):
+            for i, sequence in enumerate(sequences):
+                new[i] = [int(sequence.forward(new[i])[0].argmax())]
+                written[i] += new[i]
+        return written
+
+    one, two = starter.sequence(), starter.sequence()
+    alone = greedy([one], 8)
+    one.rollback(0)
+    together = greedy([one, two], 8)
+    assert together[0] == alone[0]
+    assert starter.vocab.detokenize(together[1]).startswith(" six, seven")
+    one.close()
+    two.close()
+
+
+def test_what_scattered_sequences_leave_free_holds_a_long_prompt(tiny_llama, engine):
+    options = LlamaOptions(context=256, sequences=2, engine=engine)
+    with LlamaModel(tiny_llama, options) as model:
+        one, two = model.sequence(), model.sequence()
+        for i in range(120):
+            model.forward([(one, [i], 1), (two, [i + 1], 1)])
+        expected = two.forward([7])[0].copy()
+        one.rollback(0)
+        one.forward(list(range(120)))
+        assert len(one.tokens) == 120
+        two.rollback(120)
+        np.testing.assert_allclose(two.forward([7])[0], expected, atol=1e-3)
+
+
+def test_a_full_pool_says_so_and_keeps_what_it_holds(tiny_llama):
+    with LlamaModel(tiny_llama, LlamaOptions(context=256, sequences=2)) as model:
+        one, two = model.sequence(), model.sequence()
+        one.forward([1] * 200)
+        with pytest.raises(EdgespecError, match="does not fit"):
+            two.forward([2] * 100)
+        assert len(one.tokens) == 200
+        two.rollback(0)
+        one.rollback(10)
+        two.forward([2] * 100)
+        assert len(two.tokens) == 100
+
+
+def test_sequences_run_out(tiny_llama, engine):
+    with LlamaModel(tiny_llama, LlamaOptions(context=64, engine=engine)) as model:
         first = model.sequence()
         with pytest.raises(EdgespecError, match="in use"):
             model.sequence()
@@ -82,23 +153,22 @@ def test_sequences_run_out(tiny_llama):
 @pytest.mark.parametrize(
     ("new", "last"), [([], 1), ([1], 2), ([1], 0), ([-1], 1), ([1 << 30], 1), ([1] * 257, 1)]
 )
-def test_wrong_requests_are_refused_before_native_code_sees_them(tiny_llama, new, last):
-    with LlamaModel(tiny_llama, LlamaOptions(context=256)) as model:
+def test_wrong_requests_are_refused_before_native_code_sees_them(tiny_llama, engine, new, last):
+    with LlamaModel(tiny_llama, LlamaOptions(context=256, engine=engine)) as model:
         sequence = model.sequence()
         with pytest.raises(ValueError, match=r"rows|fit|vocabulary"):
             sequence.forward(new, last)
         assert list(sequence.tokens) == []
 
 
-def test_too_many_rows_are_refused(tiny_llama):
-    options = LlamaOptions(context=64, max_rows=4)
+def test_too_many_rows_are_refused(tiny_llama, engine):
+    options = LlamaOptions(context=64, max_rows=4, engine=engine)
     with LlamaModel(tiny_llama, options) as model, pytest.raises(ValueError, match="4 rows"):
         model.sequence().forward([1] * 5, 5)
 
 
-def test_cancel_from_another_thread_stops_a_long_prompt(starter):
+def test_cancel_from_another_thread_stops_a_long_prompt(starter, sequence):
     tokens = (starter.vocab.tokenize(TEXT) * 100)[:1000]
-    sequence = starter.sequence()
     timer = threading.Timer(0.05, starter.cancel)
     timer.start()
     start = time.perf_counter()
@@ -109,33 +179,66 @@ def test_cancel_from_another_thread_stops_a_long_prompt(starter):
     held = len(sequence.tokens)
     assert held < len(tokens)
     assert list(sequence.tokens) == tokens[:held]
-    # What it says it holds is what it holds: going on from there works.
+    # What it says it holds is what it holds: going on from there gives what a fresh cache gives.
     rest = sequence.forward(tokens[held : held + 20], 1)[0].copy()
     sequence.rollback(0)
     fresh = sequence.forward(tokens[: held + 20], 1)[0]
     assert rest.argmax() == fresh.argmax()
-    sequence.close()
+    np.testing.assert_allclose(rest, fresh, atol=0.5)
 
 
-def test_threads_change_between_forward_passes(starter):
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_cancel_that_came_early_stops_the_next_pass_and_only_that(starter, sequence, rows):
+    tokens = starter.vocab.tokenize(TEXT)
+    expected = sequence.forward(tokens, rows).copy()
+    sequence.rollback(len(tokens) - rows)
+    starter.cancel()
+    with pytest.raises(Cancelled):
+        sequence.forward(tokens[-rows:], rows)
+    assert list(sequence.tokens) == tokens[:-rows]
+    np.testing.assert_allclose(sequence.forward(tokens[-rows:], rows), expected, atol=0.5)
+    starter.cancel()
+    starter.uncancel()
+    sequence.forward([5])
+
+
+def test_threads_change_between_forward_passes(starter, sequence):
     before = starter.threads
-    sequence = starter.sequence()
     first = sequence.forward([5, 6, 7])[0].argmax()
     starter.set_threads(1, 1)
-    assert starter.library.C.llama_n_threads(starter._context) == 1
+    assert starter.library.C.llama_n_threads(starter._contexts[0]) == 1
     sequence.rollback(0)
     assert sequence.forward([5, 6, 7])[0].argmax() == first
     starter.set_threads(*before)
-    sequence.close()
 
 
-@pytest.mark.parametrize("cache", ["f16", "q8_0", "f32"])
+@pytest.mark.parametrize("cache", ["f16", "q8_0", "q4_0", "f32"])
 @pytest.mark.parametrize("flash", [True, None])
-def test_cache_types_and_flash_attention_are_options(starter_path, cache, flash):
-    options = LlamaOptions(context=256, flash_attention=flash, type_k=cache, type_v=cache)
+def test_cache_types_and_flash_attention_are_options(starter_path, engine, cache, flash):
+    options = LlamaOptions(context=256, flash_attention=flash, type_k=cache, type_v=cache, engine=engine)
+    if engine == "ik" and cache == "f32":
+        with pytest.raises(EdgespecError, match="f32 cache: choose one of f16"):
+            LlamaModel(starter_path, options)
+        return
     with LlamaModel(starter_path, options) as model:
         row = model.sequence().forward(model.vocab.tokenize("The capital of France is"))[0]
         assert model.vocab.piece(int(row.argmax())) == b" Paris"
+
+
+def test_plain_attention_is_an_option(starter_path, engine):
+    with LlamaModel(starter_path, LlamaOptions(context=256, flash_attention=False, engine=engine)) as model:
+        row = model.sequence().forward(model.vocab.tokenize("The capital of France is"))[0]
+        assert model.vocab.piece(int(row.argmax())) == b" Paris"
+
+
+def test_a_cache_that_cannot_hold_the_heads_is_refused(tiny_llama, engine):
+    with pytest.raises(EdgespecError, match=r"16 numbers each: choose f16"):
+        LlamaModel(tiny_llama, LlamaOptions(context=256, type_k="q8_0", engine=engine))
+
+
+def test_cache_bytes_count_every_layer_and_position(tiny_llama, engine):
+    with LlamaModel(tiny_llama, LlamaOptions(context=256, engine=engine)) as model:
+        assert model.cache_bytes == 256 * 2 * 16 * 2 * 2  # positions, heads, head size, keys and values, f16
 
 
 def test_recurrent_memory_says_why_and_forgets_everything(tiny_mamba):
@@ -150,33 +253,47 @@ def test_recurrent_memory_says_why_and_forgets_everything(tiny_mamba):
         assert np.isfinite(sequence.forward([1, 2])).all()
 
 
-def test_progress_runs_to_one_and_can_stop_the_load(starter_path):
+def test_progress_runs_to_one_and_can_stop_the_load(starter_path, engine):
     seen: list[float] = []
+    options = LlamaOptions(context=64, engine=engine)
 
     def note(fraction: float) -> bool:
         seen.append(fraction)
         return True
 
-    LlamaModel(starter_path, LlamaOptions(context=64), note).close()
+    LlamaModel(starter_path, options, note).close()
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     with pytest.raises(Cancelled):
-        LlamaModel(starter_path, LlamaOptions(context=64), lambda fraction: fraction < 0.3)
+        LlamaModel(starter_path, options, lambda fraction: fraction < 0.3)
 
 
-def test_native_refusals_are_one_line(tmp_path: Path, tiny_llama: Path):
+def test_native_refusals_are_one_line(tmp_path: Path, tiny_llama: Path, engine):
     data = tiny_llama.read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_x.weight")
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(data)
     with pytest.raises(EdgespecError, match=r"broken\.gguf.*attn_q") as caught:
-        LlamaModel(broken)
+        LlamaModel(broken, LlamaOptions(engine=engine))
     assert "\n" not in str(caught.value)
 
 
-def test_vocabularies_agree_or_the_first_difference_is_named(tmp_path, tiny_llama):
+def test_engines_write_nothing_to_the_terminal(starter_path, engine, capfd):
+    with LlamaModel(starter_path, LlamaOptions(context=256, engine=engine)) as model:
+        model.sequence().forward([1, 2, 3])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_build_names_engine_version_and_instructions(starter, engine):
+    name, version, *instructions = starter.library.build.split()
+    assert name == engine
+    assert version.count(".") == 2
+    assert instructions
+
+
+def test_vocabularies_agree_or_the_first_difference_is_named(tmp_path, tiny_llama, engine):
     other = write_tiny(tmp_path / "other.gguf", "llama", replaced=(65, "Zebra"))
     larger = write_tiny(tmp_path / "larger.gguf", "llama", extra=3)
-    options = LlamaOptions(context=64)
+    options = LlamaOptions(context=64, engine=engine)
     with LlamaModel(tiny_llama, options) as a, LlamaModel(tiny_llama, options) as b:
         assert first_difference(a.vocab, b.vocab) is None
         with LlamaModel(other, options) as c, LlamaModel(larger, options) as d:
