@@ -187,7 +187,9 @@ def _updated(index: Corpus | None, ids: list[int], vocab: Tokenizer, say: Callab
 def _texts(ids: Sequence[int]) -> Iterator[str]:
     with _database() as db:
         for id_ in ids:
-            yield from (text for (text,) in db.execute("SELECT text FROM texts WHERE id = ?", [id_]))
+            yield from (
+                text for (text,) in db.execute("SELECT text FROM texts WHERE id = ?", [id_]).fetchall()
+            )
 
 
 def _tokens(vocab: Tokenizer, text: str, room: int) -> list[int]:
@@ -204,7 +206,7 @@ def _tokens(vocab: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def _tidy() -> None:
-    """Leave the indexes used last, and nothing of one whose making was killed. Under the lock."""
+    """Leave the indexes made last, and nothing of one whose making was killed. Under the lock."""
     indexes = sorted(corpus_folder().glob("*.index"), key=lambda path: path.stat().st_mtime)
     for path in [*indexes[:-_INDEXES_KEPT], *corpus_folder().glob(".*.index.*")]:
         path.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def read_texts(paths: Sequence[Path], recursive: bool) -> tuple[dict[str, str], 
                     raise EdgespecError(f"cannot add {printable(path)}: {what}") from None
                 skipped += 1
                 continue
-            size += len(text)
+            size += len(text.encode())
             if size > corpus.MAX_TEXT:
                 raise EdgespecError(f"more than {_megabytes(corpus.MAX_TEXT)} of text: add less at a time")
     return texts, skipped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import struct
 from collections import Counter
@@ -93,20 +94,22 @@ def test_counts_are_exact_where_only_a_sample_is_read(followed_by, random):
     check_continuation(documents, [3, 7, 8], 4, make(documents))
 
 
-def test_a_rare_follower_is_no_guess():
-    documents = [[7, 8, token] for token in range(500)]
-    assert make(documents).continuation([7, 8], 4) == ((), (), 2)
+@pytest.mark.parametrize("times", [98, 99, 100, 101, 110, 140])
+def test_a_follower_is_a_guess_from_a_tenth_on(times):
+    documents = [[7, 8, 9]] * times + [[7, 8, 1000 + i] for i in range(1000 - times)]
+    expected = ((9,), (times / 1000,), 2) if times >= 100 else ((), (), 2)
+    assert make(documents).continuation([7, 8], 1) == expected
 
 
 @given(DOCUMENTS)
 def test_no_match_and_no_continuation_crosses_documents(documents):
     corpus = make(documents)
-    for left, right in zip(documents, documents[1:], strict=False):
+    for left, right in itertools.pairwise(documents):
         both = left + right
         length = corpus.match(both).length
         assert count(documents, both[len(both) - length :]) or not length
         assert corpus.match([*left, SEPARATOR]).length == 0
-        assert corpus.match([*left, SEPARATOR, *right]) == corpus.match(right)
+        assert corpus.match([SEPARATOR, *left, SEPARATOR, *right]) == corpus.match(right)
 
 
 def test_matches_are_bounded_and_continuations_too():
