@@ -23,8 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
+from edgespec.app import corpus_cli, quant_cli
 from edgespec.app import options as opt
-from edgespec.app import quant_cli
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import installed, load_catalog, models_folder, remove
@@ -38,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(quant_cli.app, name="quant")
+app.add_typer(corpus_cli.app, name="corpus")
 
 
 def main() -> None:
