@@ -47,11 +47,16 @@ class Pair:
     @property
     def first_difference(self) -> int | None:
         """Where the two answers' token ids first differ, None if they do not."""
-        plain, other = self.plain.tokens, self.speculative.tokens
-        if plain == other:
-            return None
-        shared = min(len(plain), len(other))
-        return next((i for i in range(shared) if plain[i] != other[i]), shared)
+        return first_difference(self.plain.tokens, self.speculative.tokens)
+
+
+def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
+    """Where two lists of token ids first differ, None if they do not; a negative id is an unknown one."""
+    shared = min(len(ours), len(theirs))
+    for i in range(shared):
+        if ours[i] != theirs[i] and min(ours[i], theirs[i]) >= 0:
+            return i
+    return None if len(ours) == len(theirs) else shared
 
 
 def read_suite(path: Path | None, per_task: int) -> list[Prompt]:
@@ -86,15 +91,18 @@ def measure(
     max_tokens: int,
     temperature: float = 0.0,
     say: Callable[[str], None] | None = None,
+    repetitions: int = 1,
 ) -> dict[str, Any]:
-    """Run every prompt both ways and return the report."""
+    """Run every prompt both ways, `repetitions` times over, and return the report."""
     sampling = Sampling(temperature=temperature)
     answer(engine, prompts[0], min(max_tokens, 8), sampling, speculate=True)  # pages in, caches and clocks up
     pairs = []
-    for i, prompt in enumerate(prompts):
+    turns = [prompt for _ in range(repetitions) for prompt in prompts]
+    for i, prompt in enumerate(turns):
         if say:
-            say(f"{i + 1} of {len(prompts)}: {prompt.task}")
-        order = (False, True) if i % 2 == 0 else (True, False)
+            say(f"{i + 1} of {len(turns)}: {prompt.task}")
+        # Turned around from prompt to prompt, and for each prompt from pass to pass.
+        order = (False, True) if sum(divmod(i, len(prompts))) % 2 == 0 else (True, False)
         results = {
             speculate: answer(engine, prompt, max_tokens, sampling, speculate=speculate)
             for speculate in order
@@ -105,10 +113,17 @@ def measure(
 
 def answer(engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling, *, speculate: bool) -> Result:
     """One answer from an empty cache."""
-    engine.forget()
     tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
+    return answer_tokens(engine, tokens, max_tokens, sampling, speculate=speculate)
+
+
+def answer_tokens(
+    engine: Engine, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, speculate: bool
+) -> Result:
+    """One answer to token ids, from an empty cache."""
+    engine.forget()
     result = Result()
-    for _ in engine.answer(Request(tokens, sampling, max_tokens, speculate=speculate), result):
+    for _ in engine.answer(Request(prompt, sampling, max_tokens, speculate=speculate), result):
         pass
     return result
 

@@ -279,6 +279,22 @@ def bench(
     ] = None,
     per_task: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 2,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
+    repetitions: Annotated[int, typer.Option(min=1, help="Passes over all prompts.")] = 1,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Measure another program in the same turns: llama-server=PATH.",
+            metavar="NAME=PATH",
+            show_default=False,
+        ),
+    ] = None,
+    modes: Annotated[
+        str, typer.Option(help="How the other program speculates: usual, all, or names with commas.")
+    ] = "usual",
+    chart: Annotated[
+        Path | None,
+        typer.Option(help="With --against: also draw the ratios into this PNG file.", show_default=False),
+    ] = None,
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
     temperature: opt.Temperature = 0.0,
@@ -288,11 +304,35 @@ def bench(
     from edgespec.app import bench as benchmark
 
     prompts = benchmark.read_suite(suite, per_task)
-    with opt.load_engine(model, draft, max_draft, context, threads) as engine:
-        report = benchmark.measure(
-            engine, prompts, max_tokens, temperature, _say if sys.stderr.isatty() else None
-        )
-    print(json.dumps(report, indent=2) if as_json else benchmark.table(report))
+    say = _say if sys.stderr.isatty() else None
+    if not against:
+        if chart is not None:
+            raise EdgespecError("--chart draws a comparison: name what to compare with, by --against.")
+        with opt.load_engine(model, draft, max_draft, context, threads) as engine:
+            report = benchmark.measure(engine, prompts, max_tokens, temperature, say, repetitions)
+        print(json.dumps(report, indent=2) if as_json else benchmark.table(report))
+        return
+    from edgespec.app import chart as picture
+    from edgespec.app import figures, versus
+
+    peers = versus.parse_peers(against, temperature)
+    if chart is not None:
+        picture.check(chart)
+    with contextlib.ExitStack() as stack:
+        engines = {
+            label: stack.enter_context(
+                opt.load_engine(model, draft, max_draft, context, threads, engine=name)
+            )
+            for label, name in versus.installed_engines().items()
+        }
+        report = versus.bench_against(engines, peers, modes, prompts, max_tokens, repetitions, say)
+    print(json.dumps(report) if as_json else figures.table(report))
+    if chart is not None:
+        picture.draw(report, chart)
+    if report["stopped"] == versus.INTERRUPTED:
+        sys.exit(130)
+    if report["stopped"] is not None:
+        raise EdgespecError(report["stopped"])
 
 
 def _say(line: str) -> None:

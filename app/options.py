@@ -14,6 +14,7 @@ from edgespec.models.catalog import installed, load_catalog, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine import Engine
+    from edgespec.models.native import EngineName
 
 Model = Annotated[
     str,
@@ -71,6 +72,7 @@ def load_engine(
     context: int,
     threads: int,
     progress: Callable[[float], bool] | None = None,
+    engine: EngineName = "llama.cpp",
 ) -> Engine:
     """Resolve names and load. Raises EdgespecError for anything the user can mend."""
     from edgespec.app.engine import Engine  # llama.cpp is loaded only where it is used
@@ -78,7 +80,7 @@ def load_engine(
 
     target = resolve(model or default_model())
     named: Path | None = None if draft in ("auto", "none", "suffix") else resolve(draft)
-    options = LlamaOptions(context=context, threads=threads)
+    options = LlamaOptions(context=context, threads=threads, engine=engine)
     return Engine(
         target,
         named,
