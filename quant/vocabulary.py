@@ -18,6 +18,7 @@ Use = npt.NDArray[np.uint8]
 """How often each token id is used, [vocabulary]: round(8 * log2(count + 1)), at most 255."""
 
 _CHUNK = 1 << 16  # characters tokenized at once
+_ZIPF_SHARE, _ZIPF_SHIFT = 0.25, 100
 
 
 def count_use(vocab: Vocab, texts: Iterable[str]) -> Use:
@@ -48,11 +49,16 @@ def shipped_use(tokenizer_digest: str) -> Use | None:
 def choose(vocab: Vocab, use: Use | None, size: int) -> Ids:
     """The `size` most useful ids, ascending: control tokens and single bytes first, then by `use`.
 
-    Ids used equally often, or all where `use` is None, are taken in their order: byte-pair vocabularies have
-    their frequent tokens first.
+    No corpus has all subjects. Byte-pair vocabularies are in order of frequency in the text they were made
+    from, which had more of them, so `use` is added to what Zipf's law expects of that order; without `use`
+    the order alone decides.
     """
-    rank = np.zeros(vocab.size, np.int64) if use is None else use.astype(np.int64)
+    ids = np.arange(vocab.size)
+    expected = 1 / (ids + _ZIPF_SHIFT)
+    if use is not None:
+        counts = np.exp2(use / 8) - 1
+        expected = counts + _ZIPF_SHARE * max(counts.sum(), 1.0) * expected
     needed = [token for token in range(vocab.size) if len(vocab.piece(token)) <= 1]
-    rank[needed] = 256
-    chosen = np.argsort(-rank, kind="stable")[: max(size, len(needed))]
+    expected[needed] = np.inf
+    chosen = np.argsort(-expected, kind="stable")[: max(size, len(needed))]
     return np.sort(chosen)

@@ -207,7 +207,7 @@ def test_the_shipped_use_covers_more_than_the_first_ids(starter):
     tokens = starter.vocab.tokenize(prose + Path(__file__).read_text("utf-8"))
     covered = {size: coverage(choose(starter.vocab, use, size), tokens) for size in (8192, 16384)}
     assert covered[16384] > covered[8192] > coverage(choose(starter.vocab, None, 8192), tokens)
-    assert covered[16384] > 0.97
+    assert covered[16384] > 0.93
     assert shipped_use("0" * 64) is None
 
 
