@@ -99,8 +99,8 @@ def choose_modes(text: str, has_draft: bool) -> list[str]:
 class LlamaServer:
     """llama-server in one of its modes. A System; started and stopped as often as one likes.
 
-    It listens on a socket file in a private folder. Over TCP (Windows) it would hold back small packets until
-    the one before is acknowledged, and tokens would look up to 40 ms late.
+    It listens on a socket file in a private folder, where no other program reaches it and no port can be
+    taken meanwhile; on Windows on a free port of this machine's own address.
     """
 
     def __init__(

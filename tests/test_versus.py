@@ -245,6 +245,7 @@ def test_turns_in_which_one_is_missing_have_no_ratio():
     assert ratios(turns, "a", "b", speed) == [pytest.approx(2)]
     one_token = Answer((9,), (1,), 1, 0.5, 0.5)
     assert ratios([{"a": answered(4), "b": one_token}], "a", "b", speed) == []
+    assert ratios([{"a": one_token, "b": answered(4)}], "a", "b", speed) == []
 
 
 def test_quartiles_and_geometric_means():
@@ -314,9 +315,13 @@ def test_differences_to_plain_are_listed_once():
     rows = [
         Sample(repetition, 0, prompt, name, answered(1, tokens=tokens))
         for repetition in range(2)
-        for name, tokens in (("us plain", [1, 2, 3]), ("us", [1, 5, 3]), ("peer plain", [1, 9, 3]),
-                             ("peer mod", [1, -1, 3]))
-    ]  # fmt: skip
+        for name, tokens in (
+            ("us plain", [1, 2, 3]),
+            ("us", [5] if repetition else [1, 5, 3]),
+            ("peer plain", [1, 9, 3]),
+            ("peer mod", [1, -1, 3]),
+        )
+    ]
     report = figures(SYSTEMS, rows, "peer plain")
     assert report["differences"] == [{"system": "us", "task": "code", "id": "a", "position": 1}]
     assert "us is not token-identical to plain (near-ties): a at 1." in table(whole(report))
@@ -342,8 +347,9 @@ def test_what_the_reader_must_know():
         Sample(0, 0, prompt, "peer plain", answered(1, drafted=3)),
         Sample(0, 0, prompt, "peer mod", answered(1)),
         Sample(0, 0, prompt, "us", answered(1, drafted=3)),
+        Sample(0, 0, prompt, "us plain", answered(1)),
     ]
-    said = notes([SYSTEMS[1], SYSTEMS[2], SYSTEMS[4]], Run(rows))
+    said = notes([*SYSTEMS[:3], SYSTEMS[4]], Run(rows))
     assert said == [
         "peer plain drafted 3 tokens: it is not plain decoding.",
         "peer mod never drafted: its figures are those of plain decoding.",
@@ -372,6 +378,10 @@ def test_a_chart_is_drawn_and_leaves_nothing_else(tmp_path):
 def test_a_chart_that_cannot_be_drawn(tmp_path, monkeypatch):
     with pytest.raises(EdgespecError, match=r"chart\.png"):
         chart.check(tmp_path / "chart.svg")
+    with pytest.raises(EdgespecError, match=r"chart\.png"):
+        chart.draw(
+            whole(figures(SYSTEMS, samples({"peer plain": [1]}), "peer plain")), tmp_path / "chart.svg"
+        )
     with pytest.raises(EdgespecError, match="no folder"):
         chart.check(tmp_path / "no" / "chart.png")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -535,10 +545,12 @@ if len(open({str(asked)!r}).read()) > 3:
 @needs_server
 def test_the_command_compares_with_the_real_server(starter_path, suite):
     command = bench(starter_path, Path(SERVER), "--suite", str(suite), "--draft", str(starter_path), "--json")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        [*command, "--modes", "draft-simple-p0"], capture_output=True, text=True, timeout=280
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["overall"]["llama-server draft-simple"]["acceptance"] > 0
+    assert report["overall"]["llama-server draft-simple-p0"]["acceptance"] > 0
     assert report["overall"]["llama-server plain"]["acceptance"] is None
     by_system = {one["system"]: one["tokens"] for one in report["answers"] if one["prompt"] == 0}
     assert by_system["edgespec plain"] == by_system["llama-server plain"]
