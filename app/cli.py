@@ -83,7 +83,7 @@ def run(
     ] = "",
     model: opt.Model = "",
     draft: opt.Draft = "auto",
-    max_draft: opt.MaxDraft = 7,
+    max_draft: opt.MaxDraft = 31,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = 0,
     context: opt.Context = 4096,
@@ -138,7 +138,7 @@ def run(
 def chat(
     model: opt.Model = "",
     draft: opt.Draft = "auto",
-    max_draft: opt.MaxDraft = 7,
+    max_draft: opt.MaxDraft = 31,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = 0,
     context: opt.Context = 4096,
@@ -270,7 +270,7 @@ def _megabytes(count: int) -> str:
 def bench(
     model: opt.Model = "",
     draft: opt.Draft = "auto",
-    max_draft: opt.MaxDraft = 7,
+    max_draft: opt.MaxDraft = 31,
     suite: Annotated[
         Path | None,
         typer.Option(

@@ -11,15 +11,24 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Self
 
-from edgespec.control import FixedLength
-from edgespec.core import Cancelled, Drafter, EdgespecError, Round, TokenLogprob
+from edgespec.acceptance import Acceptance
+from edgespec.app import profile
+from edgespec.app.corpus import index_for
+from edgespec.control import Planner, best_case
+from edgespec.core import Cancelled, EdgespecError, Round, TokenLogprob
+from edgespec.costs import CostCurve
 from edgespec.decode import generate
-from edgespec.drafting import FirstOf, ModelDrafter, NoDrafter, SuffixDrafter
+from edgespec.drafting import ModelDrafter
 from edgespec.models.chat import ChatTemplate, Message
+from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.trimmed import open_draft
 from edgespec.models.vocab import first_difference
+from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 from edgespec.text import TextStream
+
+_WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
 
 StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 
@@ -86,7 +95,7 @@ class Result:
             self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
         self.rounds += 1
         self.written += len(round_.tokens)
-        self.drafted += round_.drafted
+        self.drafted += len(round_.draft.tokens)
         self.accepted += round_.accepted
         self.logprobs.extend(round_.logprobs)
 
@@ -115,7 +124,7 @@ class Engine:
         draft: Path | None = None,
         *,
         suffix: bool = True,
-        max_draft: int = 7,
+        max_draft: int = 31,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
@@ -124,14 +133,21 @@ class Engine:
         self.draft: LlamaModel | None = None
         self._suffix = suffix
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
-        self._sequence = self.model.sequence()
         try:
+            self._sequence = self.model.sequence()
             if reason := self.model.rollback_refusal:
                 self.notes.append(f"Decoding without speculation: {reason}.")
                 self._suffix, draft = False, None
-            if draft is not None:
-                self.draft = self._load_draft(draft, progress)
-                self._draft_sequence = self.draft.sequence()
+            self._costs = self._draft_costs = CostCurve({1: 1.0})
+            self._acceptance = Acceptance()
+            if max_draft and (suffix or draft is not None):
+                self._costs = profile.curve(self._sequence, self.notes.append)
+                self._acceptance = profile.acceptance(self.model)
+            self._corpus = (
+                index_for(self.model.vocab, self.model.summary.tokenizer_digest) if suffix else None
+            )
+            if draft is not None and max_draft:
+                self._load_draft(draft, progress)
             source = self.model.chat_template
             if source is None:
                 self.notes.append(f"{target.name} has no chat template: it continues the prompt as it is.")
@@ -144,19 +160,40 @@ class Engine:
             self.close()
             raise
 
-    def _load_draft(self, path: Path, progress: Callable[[float], bool] | None) -> LlamaModel:
-        options = replace(self.model.options, context=self.model.context_length, sequences=1, max_rows=1)
-        draft = LlamaModel(path, options, progress)
-        same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
-        difference = None if same else first_difference(self.model.vocab, draft.vocab)
-        reason = draft.rollback_refusal
-        if difference or reason:
+    def _load_draft(self, path: Path, progress: Callable[[float], bool] | None) -> None:
+        """Load the draft model, unless it is known or found that it cannot pay on this machine."""
+        # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
+        options = replace(self.model.options, context=self.model.context_length, sequences=1)
+        known = profile.known_curve(check_gguf(path), options)
+        if known is not None and self._is_hopeless(path, known):
+            return
+        draft = open_draft(path, options, progress)
+        try:
+            same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
+            difference = None if same else first_difference(self.model.vocab, draft.vocab)
+            if reason := difference or draft.rollback_refusal:
+                raise EdgespecError(
+                    f"{path.name} cannot draft for {self.model.path.name}: {reason}. "
+                    "Choose another with --draft, or none with --draft none."
+                )
+            sequence = draft.sequence()
+            costs = profile.curve(sequence, self.notes.append)
+        except BaseException:
             draft.close()
-            raise EdgespecError(
-                f"{path.name} cannot draft for {self.model.path.name}: {difference or reason}. "
-                "Choose another with --draft, or none with --draft none."
+            raise
+        if self._is_hopeless(path, costs):
+            draft.close()
+            return
+        self.draft, self._draft_sequence, self._draft_costs = draft, sequence, costs
+
+    def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
+        best = best_case(self._costs, costs)
+        if best < _WORTH_LOADING:
+            self.notes.append(
+                f"{path.name} stays unloaded: even if nine of ten of its guesses stood, "
+                f"this machine would decode at {best:.2f} times the plain speed."
             )
-        return draft
+        return best < _WORTH_LOADING
 
     def close(self) -> None:
         self.model.close()
@@ -212,8 +249,7 @@ class Engine:
         rounds = generate(
             self._sequence,
             list(prompt),
-            self._drafter(request),
-            FixedLength(self._max_draft if request.speculate else 0),
+            self._planner(request),
             Sampler(request.sampling, prompt),
             ending,
             max_tokens,
@@ -236,7 +272,16 @@ class Engine:
         if request.cancelled:
             result.stop_reason = "cancelled"
         ending.finish()
+        self._keep()
         yield from ending.new_text()
+
+    def _keep(self) -> None:
+        """Save what this answer taught of costs and acceptance."""
+        if self._max_draft and self._costs.largest > 1:
+            profile.keep(self.model, self._costs)
+            profile.keep_acceptance(self.model, self._acceptance)
+            if self.draft is not None:
+                profile.keep(self.draft, self._draft_costs)
 
     def _arm(self, request: Request) -> None:
         """Let `request.cancel` reach the models; one that came before this is seen by its flag."""
@@ -250,21 +295,19 @@ class Engine:
 
         request._interrupt = interrupt
 
-    def _drafter(self, request: Request) -> Drafter:
-        drafters: list[Drafter] = []
-        if request.speculate and self._suffix:
-            drafters.append(SuffixDrafter())
+    def _planner(self, request: Request) -> Planner:
+        suffix = SuffixDrafter(self._corpus) if request.speculate and self._suffix else None
+        model = None
         if request.speculate and self.draft is not None:
             settings = request.sampling
             # With a seed the text must not depend on how far was guessed, which the ratio rule would make it.
-            random = settings.seed is None and settings.temperature > 0
-            q = (
-                Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-                if random
-                else None
+            q = Sampling()
+            if settings.seed is None and settings.temperature > 0:
+                q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+            model = ModelDrafter(
+                self._draft_sequence, self.draft.context_length, q, is_end=self.model.vocab.is_end
             )
-            drafters.append(ModelDrafter(self._draft_sequence, self.draft.context_length, q))
-        return FirstOf(*drafters) if drafters else NoDrafter()
+        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, self._max_draft)
 
 
 class _Ending:

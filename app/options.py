@@ -33,7 +33,10 @@ Draft = Annotated[
         "small model with the same vocabulary (name or .gguf file)."
     ),
 ]
-MaxDraft = Annotated[int, typer.Option(min=0, max=31, help="Most tokens to guess in one round.")]
+MaxDraft = Annotated[
+    int,
+    typer.Option(min=0, max=31, help="Most tokens to guess in one round; fewer are guessed where that pays."),
+]
 System = Annotated[str, typer.Option(help="System prompt.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Most tokens to write; 0: until the context is full.")]
 Context = Annotated[int, typer.Option(min=0, help="Context size in tokens; 0: as large as the model's own.")]
@@ -77,18 +80,31 @@ def load_engine(
     """Resolve names and load. Raises EdgespecError for anything the user can mend."""
     from edgespec.app.engine import Engine  # llama.cpp is loaded only where it is used
     from edgespec.models.llama import LlamaOptions
+    from edgespec.quant.requant import made_draft
 
-    target = resolve(model or default_model())
-    named: Path | None = None if draft in ("auto", "none", "suffix") else resolve(draft)
+    name = model or default_model()
+    target = resolve(name)
+    small: Path | None = None
+    if draft == "auto":
+        small = _partner(name)
+    elif draft not in ("none", "suffix"):
+        small = resolve(draft)
     options = LlamaOptions(context=context, threads=threads, engine=engine)
     return Engine(
         target,
-        named,
+        small and (made_draft(small) or small),
         suffix=draft != "none",
         max_draft=0 if draft == "none" else max_draft,
         options=options,
         progress=progress,
     )
+
+
+def _partner(name: str) -> Path | None:
+    """The draft that the catalogue names for a model, if it is on this machine."""
+    entry = load_catalog().get(name)
+    wanted = entry.draft if entry is not None else None
+    return next((one.path for one in installed() if one.entry is not None and one.entry.name == wanted), None)
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

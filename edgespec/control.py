@@ -1,19 +1,251 @@
-"""How far to guess. For now a fixed length; the measured one builds on the same contract."""
+"""How far to guess, and with what: whatever gives the most tokens a second on this machine, now.
+
+A round of n rows costs t(n), measured; it brings E(n) = 1 + the sum of the chances that the first i guesses
+all stand, calibrated. What counts is E(n) - rate * T(n), where `rate` is what this text has run at so far
+(Dinkelbach 1967): a second spent here is worth what it brings elsewhere. Guessing nothing is the plan to
+beat.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from edgespec.core import Round
+from edgespec.acceptance import Acceptance
+from edgespec.core import Draft, Round, point_mass
+from edgespec.costs import CostCurve
+from edgespec.drafting import MODEL, ModelDrafter
+from edgespec.retrieval import SuffixDrafter
+
+_AHEAD = 8  # how many more tokens of a model draft are considered at once
+_RATE_MEMORY, _RATE_PRIOR = (
+    256.0,
+    32.0,
+)  # tokens over which the rate is taken; at the plain rate to start from
 
 
-class FixedLength:
-    """The same number of tokens every round, whatever becomes of them."""
+def best_case(costs: CostCurve, draft: CostCurve, acceptance: float = 0.9, most: int = 15) -> float:
+    """The speed in plain decoding speeds if each guess of a draft model stood with `acceptance`."""
+    best = 0.0
+    expected = chance = 1.0
+    for k in range(1, min(most, costs.largest - 1) + 1):
+        chance *= acceptance
+        expected += chance
+        seconds = costs.seconds(costs.size(k + 1, costs.largest)) + k * draft.seconds(1)
+        best = max(best, expected * costs.seconds(1) / seconds)
+    return best
 
-    def __init__(self, tokens: int) -> None:
-        self._tokens = tokens
 
-    def limit(self, context: Sequence[int]) -> int:
-        return self._tokens
+class Caution:
+    """Keeps one text from losing what the average text gains.
 
-    def observe(self, round_: Round) -> None: ...
+    Calibrated chances are right on average, and yet some texts lose: a sum in the middle of copied lines
+    breaks every long guess. So long guesses are earned: `longest` starts at 7 tokens, doubles when a guess of
+    that length held, halves when one broke early. And losses are kept small: what guessing cost this text,
+    in tokens, raises the `margin` that a plan must promise until it is earned back or 50 rounds are past.
+    """
+
+    _MARGIN, _PRICE = 0.1, 0.3
+    _LEAST, _START = 3, 7
+
+    def __init__(self) -> None:
+        self.longest = self._START
+        self._balance = 0.0
+
+    @property
+    def margin(self) -> float:
+        """Tokens a plan must promise beyond plain decoding."""
+        return self._MARGIN + self._PRICE * max(0.0, -self._balance)
+
+    def observe(self, drafted: int, accepted: int, gain: float) -> None:
+        """A round of `drafted` tokens brought `gain` more tokens than plain decoding in the same time."""
+        if not drafted:
+            self._balance += 0.02 if self._balance < 0.0 else 0.0
+            return
+        self._balance = min(2.0, self._balance + gain)
+        if accepted == drafted and 2 * drafted >= self.longest:
+            self.longest *= 2
+        elif 2 * accepted < drafted:
+            self.longest = max(self._LEAST, self.longest // 2)
+
+
+class Planner:
+    """Chooses drafters, length and batch size for each round of one text.
+
+    `costs` are the target's, `acceptance` what is known of the drafters; both learn from every round and may
+    be shared. `suffix` costs nothing and is asked every round, so its acceptance is learned from every
+    token, guessed or not. `model`, with its `model_costs`, goes on where the suffix drafter's best guess ends
+    (mostly before its first token), if that is expected to bring more than it costs.
+    """
+
+    def __init__(
+        self,
+        costs: CostCurve,
+        acceptance: Acceptance,
+        suffix: SuffixDrafter | None = None,
+        model: ModelDrafter | None = None,
+        model_costs: CostCurve | None = None,
+        most: int = 31,
+    ) -> None:
+        self._costs = costs
+        self._acceptance = acceptance
+        self._suffix = suffix
+        self._model = model
+        self._model_costs = model_costs or costs
+        self._most = most
+        self._caution = Caution()
+        self._written, self._spent = 0.0, 0.0
+        self._rate = 0.0
+        self._length = 0  # of the context planned for; 0: the round was not planned
+        self._found = Draft()  # what the suffix drafter said
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        self._length = len(context)
+        self._rate = self._running_rate()
+        limit = min(limit, self._most, self._costs.largest - 1)
+        if limit < 1:
+            return Draft()
+        if self._suffix is not None:
+            self._found = self._suffix.propose(context, min(limit, self._caution.longest))
+        plan = self._best(self._found, limit)
+        if self._model is not None:
+            plan = self._with_model(self._model, context, plan, limit)
+        return plan.draft
+
+    def observe(self, round_: Round) -> None:
+        if not self._length:
+            return
+        length, self._length = self._length, 0
+        rows, drafted = round_.draft.rows, len(round_.draft.tokens)
+        worth = (self._costs.seconds(rows, length) + round_.drafting) / self._costs.seconds(1, length)
+        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - worth)
+        self._costs.observe(rows, length, round_.waiting)
+        self._written += len(round_.tokens)
+        self._spent += round_.seconds
+        if self._written > _RATE_MEMORY:
+            self._spent *= _RATE_MEMORY / self._written
+            self._written = _RATE_MEMORY
+        self._learn(self._found, round_.tokens)
+        if MODEL in round_.draft.sources:
+            self._learn(round_.draft, round_.tokens, only=MODEL)
+        self._found = Draft()
+
+    def _learn(self, draft: Draft, tokens: Sequence[int], only: str = "") -> None:
+        """Each token guessed up to the first wrong one says something of its drafter's confidence."""
+        guesses = zip(draft.tokens, draft.confidence, draft.sources, tokens, strict=False)
+        for guess, confidence, source, token in guesses:
+            if not only or source == only:
+                self._acceptance.observe(source, confidence, guess == token)
+            if guess != token:
+                return
+
+    def _running_rate(self) -> float:
+        """Tokens a second of this text, never below what plain decoding gives."""
+        plain = 1.0 / self._costs.seconds(1, self._length)
+        return max(plain, (_RATE_PRIOR + self._written) / (_RATE_PRIOR / plain + self._spent))
+
+    def _value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
+        """Tokens expected of a round beyond what its time is worth elsewhere."""
+        return expected - self._rate * (self._costs.seconds(rows, self._length) + drafting)
+
+    def _best(self, draft: Draft, limit: int) -> _Plan:
+        """The prefix of `draft` that brings most, with the padding that makes its batch cheapest."""
+        expected = stands = 1.0
+        kept, rows, at_best = 0, 1, (expected, stands)
+        best = self._value(expected, 1) + self._caution.margin
+        for k, (confidence, source) in enumerate(zip(draft.confidence, draft.sources, strict=True), start=1):
+            stands *= self._acceptance.probability(source, confidence)
+            expected += stands
+            size = self._costs.size(k + 1, limit + 1)
+            value = self._value(expected, size)
+            if value > best:
+                best, kept, rows, at_best = value, k, size, (expected, stands)
+        return _Plan(_cut(draft, kept, rows - kept - 1), best, *at_best)
+
+    def _with_model(self, model: ModelDrafter, context: Sequence[int], plan: _Plan, limit: int) -> _Plan:
+        """`plan` with the model's guesses after its own, where that is expected to pay."""
+        start = len(plan.draft.tokens)
+        text = [*context, *plan.draft.tokens]
+        outlook = _Outlook(self, limit + 1, self._model_costs.seconds(1), self._acceptance.level(MODEL))
+        lag = model.lag(text)
+        reading = self._model_costs.seconds(lag)
+        if lag > _AHEAD:  # read once, of use for the rest of the text
+            reading = outlook.step + (reading - outlook.step) / max(1.0, limit / 4.0)
+        if outlook.value(plan.expected, plan.stands, start + 1, reading) <= plan.value:
+            return plan
+        chances, expected = [plan.stands], [plan.expected]
+
+        def more(confidence: list[float]) -> bool:
+            if len(confidence) == len(chances):
+                p = self._acceptance.probability(MODEL, confidence[-1])
+                self._acceptance.note(MODEL, p)
+                chances.append(chances[-1] * p)
+                expected.append(expected[-1] + chances[-1])
+            if not confidence or start + len(confidence) >= limit:
+                return start + len(confidence) < limit
+            rows = start + len(confidence) + 1
+            sizes = (self._costs.size(start + i + 1, limit + 1) for i in range(len(expected)))
+            now = max(map(self._value, expected, sizes))
+            return outlook.value(expected[-1], chances[-1], rows, outlook.step) > now
+
+        whole = _join(plan.draft, model.draft(text, limit - start, more))
+        if self._suffix is not None:
+            whole = _join(whole, self._suffix.extend(whole.tokens, limit - len(whole.tokens)))
+        return self._best(whole, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A draft, its value, the tokens it is expected to bring and the chance that all of it stands."""
+
+    draft: Draft
+    value: float
+    expected: float
+    stands: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Outlook:
+    """What asking the model once or a few times more is worth, each time at `step` seconds."""
+
+    planner: Planner
+    most: int  # rows
+    step: float
+    level: float
+
+    def value(self, expected: float, stands: float, rows: int, first: float) -> float:
+        """The best of up to _AHEAD more tokens after `rows`, the first of which costs `first` seconds."""
+        best, drafting = -math.inf, first
+        for size in range(rows + 1, min(rows + _AHEAD, self.most) + 1):
+            stands *= self.level
+            expected += stands
+            best = max(
+                best, self.planner._value(expected, self.planner._costs.size(size, self.most), drafting)
+            )
+            drafting += self.step
+        return best
+
+
+def _cut(draft: Draft, kept: int, padding: int) -> Draft:
+    """The first `kept` tokens of `draft`."""
+    return Draft(
+        draft.tokens[:kept],
+        draft.confidence[:kept],
+        draft.sources[:kept],
+        draft.probs and draft.probs[:kept],
+        padding,
+    )
+
+
+def _join(first: Draft, second: Draft) -> Draft:
+    """`first` followed by `second`, without padding. Guesses that nothing was drawn for are point masses."""
+    probs = None
+    if first.probs is not None or second.probs is not None:
+        probs = tuple(q for draft in (first, second) for q in draft.probs or map(point_mass, draft.tokens))
+    return Draft(
+        first.tokens + second.tokens,
+        first.confidence + second.confidence,
+        first.sources + second.sources,
+        probs,
+    )

@@ -68,28 +68,42 @@ class Distribution:
         return int(self.ids[start + i])
 
 
+def point_mass(token: int) -> Distribution:
+    """The distribution that always gives `token`."""
+    return Distribution(np.array([token]), np.ones(1))
+
+
 @dataclass(frozen=True, slots=True)
 class Draft:
     """Guessed tokens, at most as many as were asked for, none if there is no good guess.
 
-    `confidence[i]` is the drafter's own estimate that token i is accepted if all before it were. With
-    `probs`, token i was *sampled from* probs[i] and the ratio rule applies; without, it is a point mass.
+    `confidence[i]` is the drafter's own estimate that token i is accepted if all before it were, `sources[i]`
+    names the drafter it came from. With `probs`, token i was *sampled from* probs[i] and the ratio rule
+    applies; without, it is a point mass. `padding` rows beyond the draft make the batch a cheaper size.
     """
 
     tokens: tuple[int, ...] = ()
     confidence: tuple[float, ...] = ()
+    sources: tuple[str, ...] = ()
     probs: tuple[Distribution, ...] | None = None
-    source: str = "none"
+    padding: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that checks it: one for the context's last token, the draft, the padding."""
+        return 1 + len(self.tokens) + self.padding
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
     """What a round asks of the target: evaluate everything it lacks of the context, then `draft`.
 
-    The answer is the logits of the last `len(draft) + 1` rows: one after the context, one after each token.
+    The answer is the logits of `len(draft) + 1` rows: one after the context, one after each token. `padding`
+    more rows may be evaluated with any tokens, whose logits nobody reads.
     """
 
     draft: tuple[int, ...]
+    padding: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +144,12 @@ class Round:
 
     `seconds` runs from asking the drafter to the verdict. `drafting` and `waiting` (for the target's logits)
     are parts of it; what remains is Edgespec's own bookkeeping. `done`: the last token ends the generation.
+    `tokens` are the accepted ones of `draft`, then the target's own.
     """
 
     tokens: tuple[int, ...]
-    drafted: int
+    draft: Draft
     accepted: int
-    source: str
     seconds: float
     drafting: float
     waiting: float
@@ -172,15 +186,18 @@ class Drafter(Protocol):
     """Guesses what comes next. Whatever it proposes, the output stays the target's."""
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
-        """At most `limit` tokens that may follow `context`. `context` may have changed in any way since
-        the last call; work already done for a common prefix is not done again."""
+        """At most `limit` (one or more) tokens that may follow `context`.
+
+        `context` may have changed in any way since the last call; work already done for a common prefix is
+        not done again.
+        """
 
 
-class Controller(Protocol):
-    """Decides how far to guess and learns from what came of it."""
+class Controller(Drafter, Protocol):
+    """A drafter that decides how far it pays to guess and learns from what came of it.
 
-    def limit(self, context: Sequence[int]) -> int:
-        """How many tokens to draft now; 0 decodes plainly."""
+    The rows of its drafts, padding included, are at most limit + 1.
+    """
 
     def observe(self, round_: Round) -> None:
         """Called once after each round."""
@@ -188,3 +205,14 @@ class Controller(Protocol):
 
 Done = Callable[[int], bool]
 """Asked once for every token in order as it becomes final: is it the last one?"""
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading tokens `a` and `b` share."""
+    n = min(len(a), len(b))
+    step = 1024
+    for start in range(0, n, step):
+        stop = min(start + step, n)
+        if list(a[start:stop]) != list(b[start:stop]):
+            return next(i for i in range(start, stop) if a[i] != b[i])
+    return n

@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Generator
 from time import perf_counter
 
-from edgespec.core import Controller, Done, Draft, Drafter, Forward, LanguageModel, Logits, Round
-from edgespec.drafting import common_prefix
+from edgespec.core import (
+    Controller,
+    Done,
+    Draft,
+    Drafter,
+    Forward,
+    LanguageModel,
+    Logits,
+    Round,
+    common_prefix,
+)
 from edgespec.sampling import Sampler
 from edgespec.verify import verify
 
@@ -22,15 +31,14 @@ def speculate(
     start = perf_counter()
     draft = drafter.propose(context, limit) if limit > 0 else Draft()
     asked = perf_counter()
-    logits = yield Forward(draft.tokens)
+    logits = yield Forward(draft.tokens, draft.padding)
     answered = perf_counter()
     verdict = verify(draft, logits, sampler, done)
     logprobs, sampler.logprobs = tuple(sampler.logprobs), []
     return Round(
         tokens=(*draft.tokens[: verdict.accepted], verdict.next),
-        drafted=len(draft.tokens),
+        draft=draft,
         accepted=verdict.accepted,
-        source=draft.source,
         seconds=perf_counter() - start,
         drafting=asked - start,
         waiting=answered - asked,
@@ -42,7 +50,6 @@ def speculate(
 def generate(
     target: LanguageModel,
     context: list[int],
-    drafter: Drafter,
     controller: Controller,
     sampler: Sampler,
     done: Done,
@@ -56,13 +63,15 @@ def generate(
     """
     target.rollback(common_prefix(target.tokens, context[:-1]))
     end = len(context) + max_tokens
-    limit = 0
+    first = len(context)
     while len(context) < end:
-        step = speculate(context, drafter, min(limit, end - len(context) - 1), sampler, done)
+        limit = end - len(context) - 1 if len(context) > first else 0
+        step = speculate(context, controller, limit, sampler, done)
         try:
-            draft = next(step).draft
-            logits = target.forward([*context[len(target.tokens) :], *draft], len(draft) + 1)
-            round_ = _answer(step, logits)
+            ask = next(step)
+            new = [*context[len(target.tokens) :], *ask.draft, *[context[-1]] * ask.padding]
+            logits = target.forward(new, 1 + len(ask.draft) + ask.padding)
+            round_ = _answer(step, logits[: len(ask.draft) + 1])
         except BaseException:
             target.rollback(min(len(target.tokens), len(context) - 1))
             raise
@@ -72,7 +81,6 @@ def generate(
         yield round_
         if round_.done:
             return
-        limit = controller.limit(context)
 
 
 def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:

@@ -58,4 +58,4 @@ class ScriptedDrafter:
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         tokens = tuple(self._guess(context, limit))[:limit]
-        return Draft(tokens, (1.0,) * len(tokens), source="scripted")
+        return Draft(tokens, (1.0,) * len(tokens), ("scripted",) * len(tokens))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import Distribution, EdgespecError, Ids, Probs, TokenLogprob
+from edgespec.core import Distribution, EdgespecError, Ids, Probs, TokenLogprob, point_mass
 
 Row = npt.NDArray[np.float32]
 """The logits of one position, float32 [vocab]."""
@@ -120,7 +120,7 @@ class Sampler:
                 "The model's logits are not numbers: its file is damaged or its type unsupported."
             )
         if settings.temperature == 0.0 or settings.top_k == 1:
-            return Distribution(np.array([best]), np.ones(1))
+            return point_mass(best)
         if settings.top_k and settings.top_k < len(row):
             ids = largest(row, settings.top_k)
             probs = _softmax(row[ids], peak, settings.temperature)

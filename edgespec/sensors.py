@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -12,6 +15,18 @@ def compute_cores() -> int:
     """Cores worth a compute thread: physical ones, as far as this process may use them."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def cpu_name() -> str:
+    """The processor as the system names it, with its count of cores: for keys, not for people."""
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+            lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+            fields = {key.strip(): value.strip() for key, value in lines.items()}
+            name = " ".join(fields.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
+    return f"{name} x{os.cpu_count()}"
 
 
 def memory_available() -> int:

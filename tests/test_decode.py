@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -10,10 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgespec.core import Cancelled, Draft, Drafter, EdgespecError, LanguageModel, Logits, Round
+from edgespec.core import (
+    Cancelled,
+    Draft,
+    Drafter,
+    EdgespecError,
+    LanguageModel,
+    Logits,
+    Round,
+    common_prefix,
+)
 from edgespec.decode import generate
-from edgespec.drafting import FirstOf, ModelDrafter, NoDrafter, SuffixDrafter, common_prefix
+from edgespec.drafting import ModelDrafter
 from edgespec.fakes import ScriptedDrafter, ScriptedModel, noise_script
+from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 
 VOCAB = 7
@@ -58,11 +69,11 @@ def wrong(tokens: Sequence[int]) -> list[int]:
 
 
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "none": NoDrafter,
-    "suffix": lambda: SuffixDrafter(min_match=1),
-    "same model": lambda: ModelDrafter(ScriptedModel(SCRIPT), 1000, min_confidence=0.0),
+    "none": lambda: ScriptedDrafter(lambda context, limit: ()),
+    "suffix": SuffixDrafter,
+    "same model": lambda: ModelDrafter(ScriptedModel(SCRIPT), 1000),
     "other model": lambda: ModelDrafter(ScriptedModel(OTHER), 1000),
-    "first of": lambda: FirstOf(SuffixDrafter(), ModelDrafter(ScriptedModel(OTHER), 20)),
+    "window": lambda: ModelDrafter(ScriptedModel(OTHER), 20, window=4),
     "oracle": lambda: scripted(list),
     "always wrong": lambda: scripted(wrong),
     "right, then wrong": lambda: scripted(lambda t: [*t[: len(t) // 2], *wrong(t[len(t) // 2 :])]),
@@ -70,20 +81,23 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "any length": lambda: scripted(lambda t: t[: sum(t) % (len(t) + 1)]),
 }
 SAMPLED_DRAFTS: dict[str, Callable[[], Drafter]] = {
-    "sampled": lambda: ModelDrafter(ScriptedModel(OTHER), 1000, Sampling(1.0, seed=3), min_confidence=0.0),
+    "sampled": lambda: ModelDrafter(ScriptedModel(OTHER), 1000, Sampling(1.0, seed=3)),
     "sampled, sure": lambda: ModelDrafter(ScriptedModel(SCRIPT), 1000, Sampling(0.5, seed=4)),
 }
 
 
-class Limits:
-    """A controller that asks for the given numbers of tokens in turn."""
+class Lengths:
+    """A controller that asks its drafter for the given numbers of tokens in turn, and pads in turn."""
 
-    def __init__(self, values: Sequence[int]) -> None:
-        self._values = itertools.cycle(values)
+    def __init__(self, drafter: Drafter, values: Sequence[int], padding: Sequence[int] = (0,)) -> None:
+        self._drafter = drafter
+        self._values, self._padding = itertools.cycle(values), itertools.cycle(padding)
         self.observed: list[Round] = []
 
-    def limit(self, context: Sequence[int]) -> int:
-        return next(self._values)
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        tokens, padding = min(limit, next(self._values)), next(self._padding)
+        draft = self._drafter.propose(context, tokens) if tokens else Draft()
+        return dataclasses.replace(draft, padding=min(padding, limit - len(draft.tokens)))
 
     def observe(self, round_: Round) -> None:
         self.observed.append(round_)
@@ -131,20 +145,22 @@ def run(
     stop: Stop | None = None,
     sampling: Sampling = GREEDY,
     target: ScriptedModel | None = None,
+    padding: Sequence[int] = (0,),
 ) -> list[Round]:
     """Generate into `context` with every promise of the loop checked at every yield."""
     target = target or ScriptedModel(SCRIPT)
     stop = stop or Stop()
-    controller, end = Limits(ks), len(context) + count
+    end = len(context) + count
+    controller = Lengths(Watched(drafter, target, end), ks, padding)
     before, kept = list(context), common_prefix(target.tokens, context[:-1])
     start, rounds = len(context), []
     target.evaluated.clear()
     sampler = Sampler(sampling, context)
-    for round_ in generate(target, context, Watched(drafter, target, end), controller, sampler, stop, count):
-        rows = round_.drafted + 1
-        assert target.evaluated[-1] == (len(before) - kept + round_.drafted, rows)
+    for round_ in generate(target, context, controller, sampler, stop, count):
+        rows = round_.draft.rows
+        assert target.evaluated[-1] == (len(before) - kept + rows - 1, rows)
         assert rows == 1 or rounds  # the first round drafts nothing
-        assert len(round_.tokens) == round_.accepted + 1 <= rows
+        assert len(round_.tokens) == round_.accepted + 1 <= len(round_.draft.tokens) + 1 <= rows
         before += round_.tokens
         kept = len(before) - 1
         assert context == before
@@ -163,13 +179,13 @@ def run(
 
 @pytest.mark.parametrize("name", [*DRAFTERS, *SAMPLED_DRAFTS])
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(prompts, limits, max_tokens, st.sampled_from([None, *range(VOCAB)]), st.integers(1, 30))
+@given(prompts, limits, limits, max_tokens, st.sampled_from([None, *range(VOCAB)]), st.integers(1, 30))
 def test_greedy_text_is_plain_decodings(
-    name: str, prompt: list[int], ks: list[int], count: int, token: int | None, position: int
+    name: str, prompt: list[int], ks: list[int], pads: list[int], count: int, token: int | None, position: int
 ) -> None:
     stop = Stop(token, position)
     context = list(prompt)
-    rounds = run(context, (DRAFTERS | SAMPLED_DRAFTS)[name](), ks, count, stop)
+    rounds = run(context, (DRAFTERS | SAMPLED_DRAFTS)[name](), ks, count, stop, padding=pads)
     expected, ended = stop.cut(plain(prompt, count))
     assert context == prompt + expected
     assert any(r.done for r in rounds) == ended
@@ -197,10 +213,10 @@ def test_sampled_text_is_plain_decodings(
 def test_right_guesses_are_kept_and_wrong_ones_cost_no_token() -> None:
     rounds = run([1, 2, 3], DRAFTERS["oracle"](), [4], 20)
     assert [len(r.tokens) for r in rounds] == [1, 5, 5, 5, 4]
-    assert {r.source for r in rounds[1:]} == {"scripted"}
+    assert {source for r in rounds for source in r.draft.sources} == {"scripted"}
     rounds = run([1, 2, 3], DRAFTERS["always wrong"](), [4], 20)
     assert [(len(r.tokens), r.accepted) for r in rounds] == [(1, 0)] * 20
-    assert [r.drafted for r in rounds] == [0] + [4] * 15 + [3, 2, 1, 0]
+    assert [len(r.draft.tokens) for r in rounds] == [0] + [4] * 15 + [3, 2, 1, 0]
 
 
 def test_seconds_have_their_parts() -> None:
@@ -240,7 +256,7 @@ def test_a_consumer_may_leave_at_any_round(name: str) -> None:
     for rounds in range(1, 12):
         target, context = ScriptedModel(SCRIPT), [1, 2, 3]
         drafter = (DRAFTERS | SAMPLED_DRAFTS)[name]()
-        loop = generate(target, context, drafter, Limits([5]), Sampler(GREEDY), Stop(), 12)
+        loop = generate(target, context, Lengths(drafter, [5]), Sampler(GREEDY), Stop(), 12)
         yielded = sum(len(r.tokens) for r in itertools.islice(loop, rounds))
         loop.close()
         assert context == [1, 2, 3, *plain([1, 2, 3], yielded)]
@@ -277,7 +293,7 @@ def test_a_stopped_forward_leaves_the_cache_exact(
 ) -> None:
     target, context, rounds = Failing(call, share, error), list(prompt), 0
     drafter = DRAFTERS[name]()
-    loop = generate(target, context, drafter, Limits(ks), Sampler(GREEDY), Stop(), 15)
+    loop = generate(target, context, Lengths(drafter, ks), Sampler(GREEDY), Stop(), 15)
     try:
         for _ in loop:
             rounds += 1
@@ -310,12 +326,12 @@ def test_a_failure_beside_the_target_leaves_its_cache_exact(where: str) -> None:
     if where == "drafter":
         drafter = ScriptedDrafter(fail)
     elif where == "draft model":
-        drafter = ModelDrafter(Failing(2, 0.5, EdgespecError("no")), 1000, min_confidence=0.0)
+        drafter = ModelDrafter(Failing(2, 0.5, EdgespecError("no")), 1000)
     elif where == "done":
         done = fail
     else:
         target = ScriptedModel(lambda tokens: [np.nan] * VOCAB if len(tokens) > 4 else SCRIPT(tokens))
-    loop = generate(target, context, drafter, Limits([4]), sampler, done, 12)
+    loop = generate(target, context, Lengths(drafter, [4]), sampler, done, 12)
     with pytest.raises(EdgespecError):
         list(loop)
     assert context == [1, 2, 3, *plain([1, 2, 3], len(context) - 3)]
@@ -335,7 +351,7 @@ class Forgetful(ScriptedModel):
 def test_a_model_that_cannot_forget_its_end(name: str) -> None:
     target, context = Forgetful(SCRIPT), [1, 2, 3]
     drafter = (DRAFTERS | SAMPLED_DRAFTS)[name]()
-    rounds = list(generate(target, context, drafter, Limits([3]), Sampler(GREEDY), Stop(), 20))
+    rounds = list(generate(target, context, Lengths(drafter, [3]), Sampler(GREEDY), Stop(), 20))
     assert context == [1, 2, 3, *plain([1, 2, 3], 20)]
     if name == "none":
         assert target.evaluated == [(3, 1)] + [(1, 1)] * 19

@@ -1,0 +1,129 @@
+"""What was learned on this machine and is worth keeping: cost curves and acceptance, in the cache folder.
+
+Everything here can be measured again: a file that is missing, damaged or of another version is simply not
+there, and one that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgespec.acceptance import Acceptance
+from edgespec.costs import CostCurve, measure
+from edgespec.models.gguf_check import GgufSummary
+from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
+from edgespec.models.native import library
+from edgespec.sensors import compute_cores, cpu_name
+
+_VERSION = 1
+_MOST = 100_000  # bytes of a file: what is larger is not ours
+
+
+def cache_folder() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("edgespec", appauthor=False) / "machine"
+
+
+def cost_key(summary: GgufSummary, options: LlamaOptions) -> str:
+    """Identifies what a forward pass costs: kernels, processor, threads, shapes and types of the weights.
+
+    Two files that differ only in their weights cost the same, so the weights are not hashed.
+    """
+    one_row = options.threads or compute_cores()
+    parts = (
+        library(options.engine).build, cpu_name(), one_row, options.threads_batch or one_row,
+        options.flash_attention, options.type_k, options.type_v, options.repack, options.gpu_layers,
+        summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items()),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def load(kind: str, key: str) -> dict[str, Any] | None:
+    """What `save` kept under that name, None if there is nothing usable."""
+    path = cache_folder() / f"{kind}-{key}.json"
+    try:
+        with path.open("rb") as file:
+            data = json.loads(file.read(_MOST))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) and data.get("version") == _VERSION else None
+
+
+def save(kind: str, key: str, data: dict[str, Any]) -> None:
+    """Keep `data`, whole or not at all."""
+    folder = cache_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump({"version": _VERSION, **data}, file)
+            Path(name).replace(folder / f"{kind}-{key}.json")
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def known_curve(summary: GgufSummary, options: LlamaOptions) -> CostCurve | None:
+    """The cost curve kept from an earlier run, None if there is none."""
+    data = load("costs", cost_key(summary, options))
+    if data is not None:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            return CostCurve.from_json(data)
+    return None
+
+
+def curve(sequence: LlamaSequence, say: Callable[[str], None]) -> CostCurve:
+    """The cost curve of the sequence's model: kept from an earlier run, or measured now in a few seconds."""
+    model = sequence.model
+    known = known_curve(model.summary, model.options)
+    if known is not None:
+        return known
+    say(f"Measured once what {model.path.name} costs on this machine.")
+    try:
+        result = CostCurve(measure(_runner(sequence), model.options.max_rows), prior_slope(model))
+    finally:
+        sequence.rollback(0)
+    keep(model, result)
+    return result
+
+
+def keep(model: LlamaModel, curve: CostCurve) -> None:
+    save("costs", cost_key(model.summary, model.options), curve.as_json())
+
+
+def prior_slope(model: LlamaModel) -> float:
+    """How much dearer a pass gets with each token in the cache, before it was seen: as bytes to be read."""
+    return min(1e-3, model.cache_bytes / model.context_length / model.summary.tensor_bytes)
+
+
+def acceptance(target: LlamaModel) -> Acceptance:
+    data = load("acceptance", target.summary.tokenizer_digest[:24])
+    if data is not None:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            return Acceptance.from_json(data)
+    return Acceptance()
+
+
+def keep_acceptance(target: LlamaModel, known: Acceptance) -> None:
+    save("acceptance", target.summary.tokenizer_digest[:24], known.as_json())
+
+
+def _runner(sequence: LlamaSequence) -> Callable[[int], None]:
+    """Evaluates n rows after a few tokens, all logits wanted, and forgets them."""
+    token = sequence.model.vocab.bos or 0
+    sequence.forward([token] * 8)
+
+    def run(rows: int) -> None:
+        sequence.forward([token] * rows, rows)
+        sequence.rollback(8)
+
+    return run

@@ -1,0 +1,69 @@
+"""How often a guess stands: counted by drafter and by the confidence it had."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, Self
+
+_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
+_BINS = len(_EDGES) + 1
+_PRIOR = 20.0  # how many observations the drafter's own word is worth
+_MEMORY = 400.0  # older observations fade beyond this many
+_LEVEL = 0.75  # of a source never asked
+
+
+class Acceptance:
+    """Maps (source, confidence) to the probability that the target agrees, given that it did so far.
+
+    Each source has a bin for each range of confidence; an empty one believes the drafter. The position in the
+    draft needs none of its own: a guess whose predecessors stood is as good as a first guess of the same
+    confidence. `level` is what a source's next guess is worth on average, before it was asked.
+    """
+
+    def __init__(self) -> None:
+        self._bins: dict[str, list[list[float]]] = {}
+        self._levels: dict[str, float] = {}
+
+    def probability(self, source: str, confidence: float) -> float:
+        hits, seen = 0.0, 0.0
+        if source in self._bins:
+            hits, seen = self._bins[source][bisect_right(_EDGES, confidence)]
+        return (hits + _PRIOR * confidence) / (seen + _PRIOR)
+
+    def observe(self, source: str, confidence: float, accepted: bool) -> None:
+        """A guess was checked, all before it having been accepted."""
+        bins = self._bins.setdefault(source, [[0.0, 0.0] for _ in range(_BINS)])
+        cell = bins[bisect_right(_EDGES, confidence)]
+        fade = 1.0 if cell[1] < _MEMORY else _MEMORY / (_MEMORY + 1.0)
+        cell[0] = cell[0] * fade + accepted
+        cell[1] = cell[1] * fade + 1.0
+
+    def level(self, source: str) -> float:
+        return self._levels.get(source, _LEVEL)
+
+    def note(self, source: str, probability: float) -> None:
+        """A guess was made that stands with `probability`: moves the level, whether it is checked or not."""
+        known = self.level(source)
+        self._levels[source] = known + 0.02 * (probability - known)
+
+    def as_json(self) -> dict[str, Any]:
+        bins = {
+            source: [[round(x, 2) for x in cell] for cell in cells] for source, cells in self._bins.items()
+        }
+        return {"bins": bins, "levels": self._levels}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises ValueError, KeyError, TypeError or AttributeError for what `as_json` did not write."""
+        acceptance = cls()
+        for source, level in data["levels"].items():
+            if not 0.0 <= float(level) <= 1.0:
+                raise ValueError("not a probability")
+            acceptance._levels[str(source)] = float(level)
+        for source, cells in data["bins"].items():
+            read = [[float(hits), float(seen)] for hits, seen in cells]
+            if len(read) != _BINS or not all(0.0 <= hits <= seen <= _MEMORY + 1.0 for hits, seen in read):
+                raise ValueError("not counts of acceptance")
+            acceptance._bins[str(source)] = read
+        return acceptance

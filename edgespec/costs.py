@@ -1,0 +1,135 @@
+"""What a forward pass of n rows costs on this machine, measured and then refined by every pass seen.
+
+A batch of four rows may be dearer than one of eight, and sixteen cost what twelve do: kernels work in blocks.
+Such cliffs are what decides how far to guess, so every size has a figure of its own and none is smoothed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, Self
+
+SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
+"""Rows that are measured. A batch of another size is padded to the next, until it was seen itself."""
+
+_PACE_RATE, _SHAPE_RATE, _SLOPE_RATE = 0.05, 0.05, 0.01
+_LARGEST_SURPRISE = 0.25
+_THOUSAND = 1000.0
+
+
+class CostCurve:
+    """Seconds of a forward pass: seconds(n, c) = pace * shape[n] * (1 + slope * c), c tokens in the cache.
+
+    `pace` is what one row costs now and follows the machine's drift; `shape`, with shape[1] = 1, and `slope`
+    belong to model and kernels and move slowly. One surprising pass (another program's moment) moves each by
+    a bounded step.
+    """
+
+    def __init__(self, seconds: Mapping[int, float], slope: float = 0.0) -> None:
+        """`seconds` of one row and any other sizes, measured with an almost empty cache.
+
+        Sizes beyond the largest measured are never planned, except for reading (`seconds` extrapolates).
+        Raises ValueError without a positive figure for one row.
+        """
+        if not seconds.get(1, 0.0) > 0.0 or not all(0.0 < s < math.inf for s in seconds.values()):
+            raise ValueError("a cost curve needs positive seconds, those of one row among them")
+        self.largest = max(seconds)
+        self.pace = seconds[1]
+        self.slope = slope
+        self._shape = {n: s / self.pace for n, s in seconds.items() if n >= 1}
+        self._plan: list[int] = []
+
+    def seconds(self, rows: int, context: int = 0) -> float:
+        """The cost of exactly `rows`, or of the next size known; beyond the largest in proportion."""
+        return self.pace * self._relative(rows) * (1.0 + self.slope * context)
+
+    def size(self, rows: int, most: int) -> int:
+        """The cheapest batch of at least `rows` and at most `most` rows: padding may be cheaper than not."""
+        if not self._plan:
+            self._plan = [0] * (self.largest + 1)
+            best = self.largest
+            for n in range(self.largest, 0, -1):
+                if n in self._shape and self._shape[n] <= self._shape[best]:
+                    best = n
+                self._plan[n] = best
+        if rows > self.largest:
+            return rows
+        planned = self._plan[rows]
+        return planned if planned <= most else rows
+
+    def observe(self, rows: int, context: int, seconds: float) -> None:
+        """Learn from one pass."""
+        if not 1 <= rows <= self.largest or not 0.0 < seconds < math.inf:
+            return
+        known = rows in self._shape
+        surprise = math.log(seconds / self.seconds(rows, context))
+        surprise = min(_LARGEST_SURPRISE, max(-_LARGEST_SURPRISE, surprise))
+        self.pace *= math.exp(_PACE_RATE * surprise)
+        if rows == 1:
+            thousands = context / _THOUSAND
+            step = _SLOPE_RATE * surprise * thousands / (1.0 + thousands * thousands) / _THOUSAND
+            self.slope = min(1e-3, max(0.0, self.slope + step))
+            return
+        self._shape[rows] = self._relative(rows) * math.exp((_SHAPE_RATE if known else 1.0) * surprise)
+        self._plan = []
+
+    def _relative(self, rows: int) -> float:
+        shape = self._shape
+        if rows in shape:
+            return shape[rows]
+        if rows > self.largest:
+            return shape[self.largest] * rows / self.largest
+        return shape[min(n for n in shape if n > rows)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "pace": self.pace,
+            "slope": self.slope,
+            "shape": {str(n): round(s, 4) for n, s in sorted(self._shape.items())},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Raises ValueError, KeyError, TypeError or AttributeError for anything `as_json` did not write."""
+        pace, slope = float(data["pace"]), float(data["slope"])
+        if not 0.0 <= slope <= 1e-3:
+            raise ValueError("slope out of bounds")
+        return cls({int(n): float(s) * pace for n, s in data["shape"].items()}, slope)
+
+
+def measure(
+    run: Callable[[int], None],
+    most: int = SIZES[-1],
+    seconds: float = 4.0,
+    clock: Callable[[], float] = perf_counter,
+) -> dict[int, float]:
+    """Seconds of `run(n)` for the SIZES up to `most`, spending about `seconds`.
+
+    Passes over all sizes alternate in direction, so that a machine speeding up or slowing down does not bend
+    the curve; of several the median counts. What would not fit in the time is left out, the large sizes
+    first: on a machine that slow they are not worth guessing for either.
+    """
+    run(1)  # what a first pass pays for: pages, caches, clock
+    samples: dict[int, list[float]] = {}
+    end = clock() + seconds
+    sizes = [n for n in SIZES if n <= most]
+    for turn in range(5):
+        for n in sizes if turn % 2 == 0 else sizes[::-1]:
+            expected = min(samples[n]) if n in samples else _guess(samples, n)
+            if n > 1 and clock() + expected > end:
+                continue
+            start = clock()
+            run(n)
+            samples.setdefault(n, []).append(clock() - start)
+        if clock() > end:
+            break
+    return {n: sorted(times)[(len(times) - 1) // 2] for n, times in samples.items()}
+
+
+def _guess(samples: Mapping[int, list[float]], rows: int) -> float:
+    if not samples:
+        return 0.0
+    largest = max(samples)
+    return min(samples[largest]) * rows / largest
