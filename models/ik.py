@@ -45,7 +45,8 @@ class Ik(Library):
     def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         # With a sliding window its flash attention drops the farthest keys of some rows of a batch, so that
         # many rows would not give what one row gives.
-        params.flash_attn = options.flash_attention is not False and not 0 < window < params.n_ctx
+        slides = window > 0 and not 0 < params.n_ctx <= window
+        params.flash_attn = options.flash_attention is not False and not slides
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
@@ -54,7 +55,9 @@ class Ik(Library):
         if self.C.llama_model_has_encoder(model):
             return "has an encoder: Edgespec runs decoder-only models"
         if self.C.llama_model_is_recurrent(model) or self.C.llama_model_is_hybrid(model):
-            return "has recurrent layers, over which ik_llama.cpp may end the process: use the engine llama.cpp"
+            return (
+                "has recurrent layers, over which ik_llama.cpp may end the process: use the engine llama.cpp"
+            )
         return None
 
     def token_attributes(self, model: Handle, token: int) -> int:

@@ -26,6 +26,7 @@ from edgespec.sensors import compute_cores
 log = logging.getLogger("edgespec.llama")
 T = TypeVar("T")
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_STRLEN = (ctypes.CDLL("msvcrt") if os.name == "nt" else ctypes.CDLL(None)).strlen
 
 EngineName = Literal["llama.cpp", "ik"]
 CacheType = Literal["f16", "q8_0", "q4_0", "f32"]
@@ -230,14 +231,3 @@ def library(engine: EngineName = "llama.cpp") -> Library:
 def field_type(struct: type[ctypes.Structure], name: str) -> Any:
     """The ctypes type of a field."""
     return next(field[1] for field in struct._fields_ if field[0] == name)
-
-
-_STRLEN = (ctypes.CDLL("msvcrt") if os.name == "nt" else ctypes.CDLL(None)).strlen
-
-
-def start_backend() -> None:
-    library()
-
-
-def last_log() -> str:
-    return library().last_log()

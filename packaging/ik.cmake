@@ -1,5 +1,9 @@
 # Read by CMake while ik-llama-cpp-python is compiled (packaging/setup.sh).
 set(GGML_NATIVE ON CACHE BOOL "" FORCE)
+# Everything into the package's own folder: beside it, files of the same names belong to llama-cpp-python.
+set(CMAKE_INSTALL_LIBDIR ik_llama_cpp/lib CACHE PATH "")
+set(CMAKE_INSTALL_BINDIR ik_llama_cpp/bin CACHE PATH "")
+set(CMAKE_INSTALL_INCLUDEDIR ik_llama_cpp/include CACHE PATH "")
 # libllama finds the libggml beside it.
 if(APPLE)
     set(CMAKE_INSTALL_RPATH "@loader_path")
