@@ -167,7 +167,7 @@ class Sampled:
             q, cumulative = self.q(path + tokens)
             at = min(bisect_right(cumulative, self._uniform()), len(cumulative) - 1)
             tokens, probs = (*tokens, int(q.ids[at])), (*probs, q)
-        return Draft(tokens, (1.0,) * len(tokens), probs)
+        return Draft(tokens, (1.0,) * len(tokens), probs=probs)
 
 
 # p keeps tokens that this q never drafts, and under top-k, top-p and min-p q drafts tokens that p forbids.
@@ -247,14 +247,14 @@ def dropping(path: Path, limit: int) -> Draft:
     assert draft.probs is not None
     good = [q.prob(t) >= 0.2 for t, q in zip(draft.tokens, draft.probs, strict=True)]
     n = (*good, False).index(False)
-    return Draft(draft.tokens[:n], draft.confidence[:n], draft.probs[:n])
+    return Draft(draft.tokens[:n], draft.confidence[:n], probs=draft.probs[:n])
 
 
 def unnormalised(path: Path, limit: int) -> Draft:
     """Wrong: q before truncation, without the renormalisation that sampling from it implies."""
     draft = RATIO(path, limit)
     probs = tuple(WHOLE.q(path + draft.tokens[:i])[0] for i in range(len(draft.tokens)))
-    return Draft(draft.tokens, draft.confidence, probs)
+    return Draft(draft.tokens, draft.confidence, probs=probs)
 
 
 def accept_always(p: Distribution, q: Distribution, token: int, sampler: Sampler) -> int:
@@ -281,7 +281,7 @@ def certain(path: Path, limit: int) -> Draft:
     """The point-mass drafts, written as distributions."""
     draft = point_mass(path, limit)
     probs = tuple(Distribution(np.array([token]), np.ones(1)) for token in draft.tokens)
-    return Draft(draft.tokens, draft.confidence, probs)
+    return Draft(draft.tokens, draft.confidence, probs=probs)
 
 
 WRONG: dict[str, tuple[Drafting, dict[str, object]]] = {
