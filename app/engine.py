@@ -20,6 +20,7 @@ from edgespec.costs import CostCurve
 from edgespec.decode import generate
 from edgespec.drafting import ModelDrafter
 from edgespec.models.chat import ChatTemplate, Message
+from edgespec.models.exact import exact_options
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.trimmed import open_draft
@@ -125,12 +126,19 @@ class Engine:
         *,
         suffix: bool = True,
         max_draft: int = 31,
+        exact: bool = False,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
+        """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no guess can change.
+
+        Raises EdgespecError for what the user can mend, Cancelled when `progress` returns False.
+        """
         self.notes: list[str] = []
-        self.model = LlamaModel(target, options, progress)
+        options = options or LlamaOptions()
+        self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
         self.draft: LlamaModel | None = None
+        self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
@@ -143,6 +151,8 @@ class Engine:
             if max_draft and (suffix or draft is not None):
                 self._costs = profile.curve(self._sequence, self.notes.append)
                 self._acceptance = profile.acceptance(self.model)
+                if exact:
+                    self._costs.only(profile.exact_sizes(self._sequence, self.notes.append))
             self._corpus = (
                 index_for(self.model.vocab, self.model.summary.tokenizer_digest) if suffix else None
             )
@@ -163,7 +173,7 @@ class Engine:
     def _load_draft(self, path: Path, progress: Callable[[float], bool] | None) -> None:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = replace(self.model.options, context=self.model.context_length, sequences=1)
+        options = replace(self._draft_options, context=self.model.context_length, sequences=1)
         known = profile.known_curve(check_gguf(path), options)
         if known is not None and self._is_hopeless(path, known):
             return

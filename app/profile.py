@@ -16,14 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.acceptance import Acceptance
+from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
+from edgespec.models.exact import equal_sizes
 from edgespec.models.gguf_check import GgufSummary
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
 from edgespec.models.native import library
 from edgespec.sensors import compute_cores, cpu_name
 
 _VERSION = 1
+_PANGRAMS = (
+    "The quick brown fox jumps over 13 lazy dogs; 'pack my box', she wrote, \"with five dozen jugs\".\n"
+    "def sphinx(quartz: int) -> str:\n    return f'{quartz * 7:,.2f}'  # Zwölf Boxkämpfer jagen Viktor\n"
+)
 _MOST = 100_000  # bytes of a file: what is larger is not ours
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
 
 
 def cache_folder() -> Path:
@@ -76,7 +83,7 @@ def known_curve(summary: GgufSummary, options: LlamaOptions) -> CostCurve | None
     """The cost curve kept from an earlier run, None if there is none."""
     data = load("costs", cost_key(summary, options))
     if data is not None:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(*_DAMAGE):
             return CostCurve.from_json(data)
     return None
 
@@ -89,7 +96,9 @@ def curve(sequence: LlamaSequence, say: Callable[[str], None]) -> CostCurve:
         return known
     say(f"Measured once what {model.path.name} costs on this machine.")
     try:
-        result = CostCurve(measure(_runner(sequence), model.options.max_rows), prior_slope(model))
+        result = CostCurve(
+            measure(_runner(sequence), model.options.max_rows), prior_slope(model), model.options.max_rows
+        )
     finally:
         sequence.rollback(0)
     keep(model, result)
@@ -100,6 +109,28 @@ def keep(model: LlamaModel, curve: CostCurve) -> None:
     save("costs", cost_key(model.summary, model.options), curve.as_json())
 
 
+def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int]:
+    """The batch sizes that change nothing, to the bit: kept from an earlier run, or found out now.
+
+    Raises EdgespecError when there is none but one row.
+    """
+    model = sequence.model
+    key = cost_key(model.summary, model.options)
+    data = load("exact", key)
+    sizes = data.get("sizes") if data else None
+    if not isinstance(sizes, list) or not all(isinstance(n, int) for n in sizes):
+        say(f"Checked once which batches of {model.path.name} are equal to single tokens to the bit.")
+        text = model.vocab.tokenize(_PANGRAMS * 24)
+        sizes = equal_sizes(sequence, text, model.options.max_rows)
+        save("exact", key, {"sizes": sizes})
+    if sizes[-1:] == [1]:
+        raise EdgespecError(
+            f"{model.path.name} cannot be sped up exactly here: batches of several tokens round differently "
+            "from single ones. Leave --exact away, or decode plainly with --draft none."
+        )
+    return sizes
+
+
 def prior_slope(model: LlamaModel) -> float:
     """How much dearer a pass gets with each token in the cache, before it was seen: as bytes to be read."""
     return min(1e-3, model.cache_bytes / model.context_length / model.summary.tensor_bytes)
@@ -108,7 +139,7 @@ def prior_slope(model: LlamaModel) -> float:
 def acceptance(target: LlamaModel) -> Acceptance:
     data = load("acceptance", target.summary.tokenizer_digest[:24])
     if data is not None:
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(*_DAMAGE):
             return Acceptance.from_json(data)
     return Acceptance()
 

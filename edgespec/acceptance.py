@@ -10,7 +10,7 @@ _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 _BINS = len(_EDGES) + 1
 _PRIOR = 20.0  # how many observations the drafter's own word is worth
 _MEMORY = 400.0  # older observations fade beyond this many
-_LEVEL = 0.75  # of a source never asked
+_LEVEL = 0.8  # of a source never asked
 
 
 class Acceptance:
@@ -45,7 +45,7 @@ class Acceptance:
     def note(self, source: str, probability: float) -> None:
         """A guess was made that stands with `probability`: moves the level, whether it is checked or not."""
         known = self.level(source)
-        self._levels[source] = known + 0.02 * (probability - known)
+        self._levels[source] = known + 0.005 * (probability - known)
 
     def as_json(self) -> dict[str, Any]:
         bins = {
@@ -55,7 +55,7 @@ class Acceptance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError, TypeError or AttributeError for what `as_json` did not write."""
+        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else."""
         acceptance = cls()
         for source, level in data["levels"].items():
             if not 0.0 <= float(level) <= 1.0:

@@ -18,6 +18,7 @@ from edgespec.costs import CostCurve
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
 
+_LEVEL_RATE = 0.03
 _AHEAD = 8  # how many more tokens of a model draft are considered at once
 _RATE_MEMORY, _RATE_PRIOR = (
     256.0,
@@ -75,8 +76,8 @@ class Planner:
 
     `costs` are the target's, `acceptance` what is known of the drafters; both learn from every round and may
     be shared. `suffix` costs nothing and is asked every round, so its acceptance is learned from every
-    token, guessed or not. `model`, with its `model_costs`, goes on where the suffix drafter's best guess ends
-    (mostly before its first token), if that is expected to bring more than it costs.
+    token, guessed or not. `model`, with its `model_costs`, is asked where that finds nothing worth checking
+    and where its guesses are expected to bring more than they cost; repetition then adds to what it guessed.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Planner:
         self._model_costs = model_costs or costs
         self._most = most
         self._caution = Caution()
+        self._level = acceptance.level(MODEL)  # what the model's next guess is worth in this text, on average
         self._written, self._spent = 0.0, 0.0
         self._rate = 0.0
         self._length = 0  # of the context planned for; 0: the round was not planned
@@ -109,7 +111,7 @@ class Planner:
         if self._suffix is not None:
             self._found = self._suffix.propose(context, min(limit, self._caution.longest))
         plan = self._best(self._found, limit)
-        if self._model is not None:
+        if self._model is not None and not plan.draft.tokens:
             plan = self._with_model(self._model, context, plan, limit)
         return plan.draft
 
@@ -146,63 +148,65 @@ class Planner:
         return max(plain, (_RATE_PRIOR + self._written) / (_RATE_PRIOR / plain + self._spent))
 
     def _value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
-        """Tokens expected of a round beyond what its time is worth elsewhere."""
+        """Tokens expected of a round beyond what its time is worth elsewhere; 0 rows: no such batch."""
+        if not rows:
+            return -math.inf
         return expected - self._rate * (self._costs.seconds(rows, self._length) + drafting)
 
-    def _best(self, draft: Draft, limit: int) -> _Plan:
-        """The prefix of `draft` that brings most, with the padding that makes its batch cheapest."""
+    def _best(self, draft: Draft, limit: int, least: int = 0) -> _Plan:
+        """The prefix of at least `least` tokens that brings most, padded to the cheapest batch."""
         expected = stands = 1.0
-        kept, rows, at_best = 0, 1, (expected, stands)
-        best = self._value(expected, 1) + self._caution.margin
+        kept, rows = 0, 1
+        best = -math.inf if least else self._value(expected, 1) + self._caution.margin
         for k, (confidence, source) in enumerate(zip(draft.confidence, draft.sources, strict=True), start=1):
             stands *= self._acceptance.probability(source, confidence)
             expected += stands
             size = self._costs.size(k + 1, limit + 1)
             value = self._value(expected, size)
-            if value > best:
-                best, kept, rows, at_best = value, k, size, (expected, stands)
-        return _Plan(_cut(draft, kept, rows - kept - 1), best, *at_best)
+            if value > best and k >= least:
+                best, kept, rows = value, k, size
+        return _Plan(_cut(draft, kept, rows - kept - 1), best)
 
-    def _with_model(self, model: ModelDrafter, context: Sequence[int], plan: _Plan, limit: int) -> _Plan:
-        """`plan` with the model's guesses after its own, where that is expected to pay."""
-        start = len(plan.draft.tokens)
-        text = [*context, *plan.draft.tokens]
-        outlook = _Outlook(self, limit + 1, self._model_costs.seconds(1), self._acceptance.level(MODEL))
-        lag = model.lag(text)
+    def _with_model(self, model: ModelDrafter, context: Sequence[int], plain: _Plan, limit: int) -> _Plan:
+        """The model's guesses, as far as each is expected to pay, with what repetition adds to them."""
+        outlook = _Outlook(self, limit + 1, self._model_costs.seconds(1), self._level)
+        lag = model.lag(context)
         reading = self._model_costs.seconds(lag)
         if lag > _AHEAD:  # read once, of use for the rest of the text
             reading = outlook.step + (reading - outlook.step) / max(1.0, limit / 4.0)
-        if outlook.value(plan.expected, plan.stands, start + 1, reading) <= plan.value:
-            return plan
-        chances, expected = [plan.stands], [plan.expected]
+        if outlook.value(1.0, 1.0, 1, reading) <= plain.value:
+            return plain
+        chances, expected = [1.0], [1.0]
 
         def more(confidence: list[float]) -> bool:
             if len(confidence) == len(chances):
                 p = self._acceptance.probability(MODEL, confidence[-1])
                 self._acceptance.note(MODEL, p)
+                self._level += _LEVEL_RATE * (p - self._level)
                 chances.append(chances[-1] * p)
                 expected.append(expected[-1] + chances[-1])
-            if not confidence or start + len(confidence) >= limit:
-                return start + len(confidence) < limit
-            rows = start + len(confidence) + 1
-            sizes = (self._costs.size(start + i + 1, limit + 1) for i in range(len(expected)))
+            if len(confidence) >= limit:
+                return False
+            sizes = (self._costs.size(i, limit + 1) for i in range(1, len(expected) + 1))
             now = max(map(self._value, expected, sizes))
-            return outlook.value(expected[-1], chances[-1], rows, outlook.step) > now
+            return (
+                not confidence or outlook.value(expected[-1], chances[-1], len(expected), outlook.step) > now
+            )
 
-        whole = _join(plan.draft, model.draft(text, limit - start, more))
+        drawn = model.draft(context, limit, more)
+        # A token drawn from q is kept: whether it is dropped would depend on what followed it, and so on it.
+        least = len(drawn.tokens) if drawn.probs else 0
         if self._suffix is not None:
-            whole = _join(whole, self._suffix.extend(whole.tokens, limit - len(whole.tokens)))
-        return self._best(whole, limit)
+            drawn = _join(drawn, self._suffix.extend(drawn.tokens, limit - len(drawn.tokens)))
+        return self._best(drawn, limit, least)
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A draft, its value, the tokens it is expected to bring and the chance that all of it stands."""
+    """A draft and its value: the tokens it is expected to bring beyond what its time is worth."""
 
     draft: Draft
     value: float
-    expected: float
-    stands: float
 
 
 @dataclass(frozen=True, slots=True)

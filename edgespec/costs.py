@@ -7,38 +7,41 @@ Such cliffs are what decides how far to guess, so every size has a figure of its
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter
 from typing import Any, Self
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 """Rows that are measured. A batch of another size is padded to the next, until it was seen itself."""
 
-_PACE_RATE, _SHAPE_RATE, _SLOPE_RATE = 0.05, 0.05, 0.01
+_PACE_RATE, _SHAPE_RATE = 0.05, 0.05
 _LARGEST_SURPRISE = 0.25
-_THOUSAND = 1000.0
 
 
 class CostCurve:
     """Seconds of a forward pass: seconds(n, c) = pace * shape[n] * (1 + slope * c), c tokens in the cache.
 
-    `pace` is what one row costs now and follows the machine's drift; `shape`, with shape[1] = 1, and `slope`
-    belong to model and kernels and move slowly. One surprising pass (another program's moment) moves each by
-    a bounded step.
+    `pace` is what one row costs now and follows the machine's drift; `shape`, with shape[1] = 1, belongs to
+    model and kernels and moves slowly. One surprising pass (another program's moment) moves each by a bounded
+    step. `slope` stays as given: contexts grow so slowly that pace takes up what it lacks.
     """
 
-    def __init__(self, seconds: Mapping[int, float], slope: float = 0.0) -> None:
+    def __init__(self, seconds: Mapping[int, float], slope: float = 0.0, most: int = 0) -> None:
         """`seconds` of one row and any other sizes, measured with an almost empty cache.
 
-        Sizes beyond the largest measured are never planned, except for reading (`seconds` extrapolates).
+        Sizes beyond the largest measured, up to `most`, are taken to cost in proportion until they are seen.
         Raises ValueError without a positive figure for one row.
         """
         if not seconds.get(1, 0.0) > 0.0 or not all(0.0 < s < math.inf for s in seconds.values()):
             raise ValueError("a cost curve needs positive seconds, those of one row among them")
-        self.largest = max(seconds)
+        self.largest = max(*seconds, most)
         self.pace = seconds[1]
         self.slope = slope
         self._shape = {n: s / self.pace for n, s in seconds.items() if n >= 1}
+        measured = max(self._shape)
+        self._assumed = {n for n in (*SIZES, most) if measured < n <= most}
+        self._shape |= {n: self._shape[measured] * n / measured for n in self._assumed}
+        self._allowed = set(self._shape)
         self._plan: list[int] = []
 
     def seconds(self, rows: int, context: int = 0) -> float:
@@ -46,34 +49,44 @@ class CostCurve:
         return self.pace * self._relative(rows) * (1.0 + self.slope * context)
 
     def size(self, rows: int, most: int) -> int:
-        """The cheapest batch of at least `rows` and at most `most` rows: padding may be cheaper than not."""
+        """The cheapest batch of at least `rows` and at most `most` rows, 0 if there is none.
+
+        Padding may be cheaper than not: of sizes that were never seen none is taken.
+        """
         if not self._plan:
             self._plan = [0] * (self.largest + 1)
-            best = self.largest
+            best = 0
             for n in range(self.largest, 0, -1):
-                if n in self._shape and self._shape[n] <= self._shape[best]:
+                if n in self._allowed and (not best or self._shape[n] <= self._shape[best]):
                     best = n
                 self._plan[n] = best
         if rows > self.largest:
-            return rows
+            return 0
         planned = self._plan[rows]
-        return planned if planned <= most else rows
+        if planned <= most:
+            return planned
+        return min((n for n in self._allowed if rows <= n <= most), key=self._shape.__getitem__, default=0)
+
+    def only(self, sizes: Iterable[int]) -> None:
+        """Plan batches of no other sizes from now on."""
+        self._allowed &= set(sizes)
+        self._plan = []
 
     def observe(self, rows: int, context: int, seconds: float) -> None:
         """Learn from one pass."""
         if not 1 <= rows <= self.largest or not 0.0 < seconds < math.inf:
             return
-        known = rows in self._shape
+        if rows in self._assumed or rows not in self._shape:  # its first figure
+            self._assumed.discard(rows)
+            self._shape[rows] = seconds / (self.pace * (1.0 + self.slope * context))
+            self._plan = []
+            return
         surprise = math.log(seconds / self.seconds(rows, context))
         surprise = min(_LARGEST_SURPRISE, max(-_LARGEST_SURPRISE, surprise))
         self.pace *= math.exp(_PACE_RATE * surprise)
-        if rows == 1:
-            thousands = context / _THOUSAND
-            step = _SLOPE_RATE * surprise * thousands / (1.0 + thousands * thousands) / _THOUSAND
-            self.slope = min(1e-3, max(0.0, self.slope + step))
-            return
-        self._shape[rows] = self._relative(rows) * math.exp((_SHAPE_RATE if known else 1.0) * surprise)
-        self._plan = []
+        if rows > 1:
+            self._shape[rows] *= math.exp(_SHAPE_RATE * surprise)
+            self._plan = []
 
     def _relative(self, rows: int) -> float:
         shape = self._shape
@@ -84,19 +97,19 @@ class CostCurve:
         return shape[min(n for n in shape if n > rows)]
 
     def as_json(self) -> dict[str, Any]:
-        return {
-            "pace": self.pace,
-            "slope": self.slope,
-            "shape": {str(n): round(s, 4) for n, s in sorted(self._shape.items())},
-        }
+        shape = {str(n): round(s, 4) for n, s in sorted(self._shape.items()) if n not in self._assumed}
+        return {"pace": self.pace, "slope": self.slope, "shape": shape, "most": self.largest}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError, TypeError or AttributeError for anything `as_json` did not write."""
-        pace, slope = float(data["pace"]), float(data["slope"])
-        if not 0.0 <= slope <= 1e-3:
-            raise ValueError("slope out of bounds")
-        return cls({int(n): float(s) * pace for n, s in data["shape"].items()}, slope)
+        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else."""
+        pace, slope, most = float(data["pace"]), float(data["slope"]), int(data["most"])
+        if not 0.0 <= slope <= 1e-3 or not 1 <= most <= 1024:
+            raise ValueError("slope or size out of bounds")
+        seconds = {int(n): float(s) * pace for n, s in data["shape"].items()}
+        if max(seconds) > most:
+            raise ValueError("size out of bounds")
+        return cls(seconds, slope, most)
 
 
 def measure(
