@@ -1,4 +1,4 @@
-"""Drafters guess what they say they guess, and do no work twice."""
+"""A draft model guesses what it says it guesses, reads nothing twice, and decides before it draws."""
 
 from __future__ import annotations
 
@@ -10,83 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgespec.core import Draft, Drafter
-from edgespec.drafting import FirstOf, ModelDrafter, NoDrafter, SuffixAutomaton, SuffixDrafter, common_prefix
-from edgespec.fakes import ScriptedDrafter, ScriptedModel, noise_script
+from edgespec.core import Draft, common_prefix
+from edgespec.drafting import MODEL, ModelDrafter
+from edgespec.fakes import ScriptedModel, noise_script
 from edgespec.sampling import Sampler, Sampling
 
 VOCAB = 7
 SCRIPT = noise_script(VOCAB, seed=1)
 relaxed = settings(max_examples=200, deadline=None, derandomize=True)
 texts = st.integers(1, 4).flatmap(lambda letters: st.lists(st.integers(0, letters), max_size=60))
-
-
-def ends(text: Sequence[int], part: Sequence[int]) -> list[int]:
-    """Where `part` ends in `text`, the end of `text` itself left out."""
-    return [e for e in range(len(part), len(text)) if text[e - len(part) : e] == part]
-
-
-def longest_match(text: Sequence[int]) -> int:
-    return max((n for n in range(1, len(text)) if ends(text, text[len(text) - n :])), default=0)
-
-
-@relaxed
-@given(texts)
-def test_the_automaton_finds_the_longest_earlier_match(text: list[int]) -> None:
-    automaton = SuffixAutomaton()
-    for n, token in enumerate(text, 1):
-        automaton.append(token)
-        assert automaton.tokens == text[:n]
-        length = automaton.match_length
-        assert length == longest_match(text[:n])
-        if length:
-            assert automaton.match_end in ends(text[:n], text[n - length : n])
-
-
-@pytest.mark.parametrize("letters", [1, 2, 4, 50])
-def test_the_automaton_stays_small(letters: int) -> None:
-    automaton = SuffixAutomaton()
-    for n in range(1, 3000):
-        automaton.append(hash((n * n, letters)) % letters)
-        assert len(automaton._link) <= 2 * n
-        assert len(automaton._link) == len(automaton._next) == len(automaton._length) == len(automaton._end)
-
-
-def test_the_latest_of_two_matches_is_followed() -> None:
-    drafter = SuffixDrafter(min_match=2)
-    text = [1, 2, 7, 5, 1, 2, 8, 6, 1, 2]
-    for n in range(len(text)):
-        drafter.propose(text[:n], 1)
-    draft = drafter.propose(text, 2)
-    assert (draft.tokens, draft.confidence, draft.source) == ((8, 6), (0.5, 0.5), "suffix")
-
-
-@relaxed
-@given(st.lists(st.tuples(st.integers(0, 60), texts, st.integers(0, 9)), max_size=6), st.integers(1, 4))
-def test_suffix_drafts_follow_an_earlier_match(edits: list[tuple[int, list[int], int]], least: int) -> None:
-    """However the context was cut, edited or extended since the last call."""
-    drafter, context = SuffixDrafter(least), []
-    for keep, more, limit in edits:
-        context = context[:keep] + more
-        before = list(context)
-        draft = drafter.propose(context, limit)
-        assert context == before
-        length = longest_match(context)
-        assert len(draft.tokens) == len(draft.confidence) <= limit
-        assert draft.probs is None
-        if length < least or limit == 0:
-            assert draft.tokens == ()
-            continue
-        follows = [context[end : end + len(draft.tokens)] for end in ends(context, context[-length:])]
-        assert list(draft.tokens) in follows
-        assert 1 <= len(draft.tokens) <= max(2, length)
-        assert set(draft.confidence) == {length / (length + 2)}
-
-
-def test_longer_matches_are_trusted_more() -> None:
-    confidence = [SuffixDrafter().propose([*range(n), 99, *range(n)], 1).confidence[0] for n in (6, 9, 12)]
-    assert confidence == sorted(set(confidence))
-    assert 0.5 <= confidence[0] < confidence[-1] < 1.0
 
 
 def greedy(context: Sequence[int], count: int) -> tuple[int, ...]:
@@ -103,10 +35,11 @@ def surest(context: Sequence[int]) -> float:
 
 
 def test_a_model_draft_is_its_greedy_text() -> None:
-    draft = ModelDrafter(ScriptedModel(SCRIPT), 100, min_confidence=0.0).propose([1, 2, 3], 6)
+    draft = ModelDrafter(ScriptedModel(SCRIPT), 100).propose([1, 2, 3], 6)
     assert draft.tokens == greedy([1, 2, 3], 6)
+    assert draft.sources == (MODEL,) * 6
     assert draft.probs is None
-    assert draft.source == "model"
+    assert draft.padding == 0
     assert draft.confidence == pytest.approx(
         [surest([1, 2, 3, *draft.tokens[:i]]) for i in range(6)], rel=1e-5
     )
@@ -121,26 +54,29 @@ def test_a_model_draft_evaluates_nothing_twice(
     edits: list[tuple[int, list[int], int]], temperature: float
 ) -> None:
     model = ScriptedModel(SCRIPT)
-    drafter = ModelDrafter(model, 1000, Sampling(temperature, seed=1), min_confidence=0.0)
+    drafter = ModelDrafter(model, 1000, Sampling(temperature, seed=1))
     context = [1]
     for keep, more, limit in edits:
         context = [*(context[:keep] or [1]), *more]
-        held = list(model.tokens)
-        model.evaluated.clear()
-        draft = drafter.propose(context, limit)
-        assert len(draft.tokens) == limit
-        if limit == 0:
-            assert (model.evaluated, model.tokens) == ([], held)
-            continue
+        before, held = list(context), list(model.tokens)
         # The row after the context is needed, so its last token is evaluated even if it was seen.
         new = len(context) - min(common_prefix(held, context), len(context) - 1)
+        assert drafter.lag(context) == new
+        assert model.tokens == held
+        model.evaluated.clear()
+        draft = drafter.propose(context, limit)
+        assert context == before
+        assert len(draft.tokens) == limit
+        if limit == 0:
+            assert model.evaluated == []
+            continue
         assert model.evaluated == [(new, 1)] + [(1, 1)] * (limit - 1)
         assert list(model.tokens) == [*context, *draft.tokens[:-1]]
 
 
 def test_accepted_tokens_are_not_evaluated_again() -> None:
     model, context = ScriptedModel(SCRIPT), [1, 2, 3]
-    drafter = ModelDrafter(model, 1000, min_confidence=0.0)
+    drafter = ModelDrafter(model, 1000)
     for accepted in (4, 0, 2, 4, 3, 4):
         draft = drafter.propose(context, 4)
         wrong = (greedy([*context, *draft.tokens[:accepted]], 1)[0] + 1) % VOCAB
@@ -153,58 +89,178 @@ def test_accepted_tokens_are_not_evaluated_again() -> None:
 
 def test_a_parked_model_catches_up_in_one_batch() -> None:
     model, context = ScriptedModel(SCRIPT), [1, 2, 3]
-    drafter = ModelDrafter(model, 1000, min_confidence=0.0)
+    drafter = ModelDrafter(model, 1000)
     drafter.propose(context, 2)
     context += [t % VOCAB for t in range(200)]
-    for limit in (0, 0):
-        assert drafter.propose(context, limit) == Draft()
     model.evaluated.clear()
+    for _ in range(2):
+        assert drafter.propose(context, 0) == drafter.draft(context, 5, lambda _: False) == Draft()
+    assert model.evaluated == []
+    lag = drafter.lag(context)
     assert drafter.propose(context, 3).tokens == greedy(context, 3)
     shared = common_prefix([1, 2, 3, *greedy([1, 2, 3], 1)], context)
     assert model.evaluated == [(203 - shared, 1), (1, 1), (1, 1)]
+    assert lag == 203 - shared
+    assert drafter.lag(context) == 1
+
+
+# The window.
+
+
+@pytest.mark.parametrize("window", [1, 4, 20])
+def test_what_is_far_behind_starts_afresh_at_the_window(window: int) -> None:
+    model = ScriptedModel(SCRIPT)
+    drafter = ModelDrafter(model, 1000, window=window)
+    context = [t % VOCAB for t in range(300)]
+    assert drafter.lag(context) == window
+    drafter.propose(context, 2)
+    assert model.evaluated == [(window, 1), (1, 1)]
+    assert list(model.tokens)[:window] == context[-window:]
+    # It goes on from there as long as it keeps up ...
+    context = [*context, *model.tokens[window:], 6]
+    model.evaluated.clear()
+    drafter.propose(context, 1)
+    assert model.evaluated == [(1, 1)]
+    # ... and starts afresh when it does not.
+    context += [5] * (window + 1)
+    drafter.propose(context, 1)
+    assert list(model.tokens) == context[-window:]
+
+
+def test_a_window_of_the_text_gives_the_draft_of_that_window() -> None:
+    script = noise_script(VOCAB, seed=3, memory=50)  # what was not read changes what is guessed
+    context = [t % 5 for t in range(300)]
+    draft = ModelDrafter(ScriptedModel(script), 1000, window=10).propose(context, 4)
+    assert draft.tokens == ModelDrafter(ScriptedModel(script), 1000).propose(context[-10:], 4).tokens
+
+
+def test_an_edit_before_the_window_begins_is_read_afresh() -> None:
+    model = ScriptedModel(SCRIPT)
+    drafter = ModelDrafter(model, 1000, window=8)
+    drafter.propose([1] * 100, 2)
+    assert drafter.lag([1] * 50) == 8  # shorter than where its cache begins
+    short = [2, 3, 4]
+    assert drafter.lag(short) == 3
+    assert drafter.propose(short, 4).tokens == greedy(short, 4)
+    assert list(model.tokens)[:3] == short
+
+
+@relaxed
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 80), st.lists(st.integers(0, 6), max_size=30), st.integers(0, 8)), max_size=8
+    ),
+    st.integers(2, 40),
+    st.integers(1, 50),
+)
+def test_lag_is_what_is_read_and_capacity_is_kept(
+    edits: list[tuple[int, list[int], int]], capacity: int, window: int
+) -> None:
+    """Whatever is edited: the model reads `lag` tokens, all but the last ones it guessed follow the text."""
+    model = ScriptedModel(SCRIPT, capacity=capacity)  # raises when it is exceeded
+    drafter = ModelDrafter(model, capacity, window=window)
+    context = [1]
+    for keep, more, limit in edits:
+        context = [*(context[:keep] or [1]), *more]
+        lag = drafter.lag(context)
+        assert 1 <= lag <= max(1, min(window, capacity // 2))
+        model.evaluated.clear()
+        draft = drafter.propose(context, limit)
+        assert len(draft.tokens) <= limit
+        assert (len(draft.tokens) > 0) == (limit > 0)
+        if limit:
+            assert model.evaluated == [(lag, 1)] + [(1, 1)] * (len(draft.tokens) - 1)
+            held = len(model.tokens) - (len(draft.tokens) - 1)
+            assert list(model.tokens) == [*context[-held:], *draft.tokens[:-1]]
+
+
+@pytest.mark.parametrize("size", range(1, 14))
+def test_capacity_is_respected(size: int) -> None:
+    model = ScriptedModel(SCRIPT, capacity=10)
+    draft = ModelDrafter(model, 10).propose([1] * size, 8)
+    read = size if size <= 5 else 5
+    assert len(draft.tokens) == min(8, 10 - read)
+    assert len(model.tokens) <= 10
+
+
+# How far.
+
+
+def test_more_is_asked_before_every_token_with_the_confidence_so_far() -> None:
+    model, asked = ScriptedModel(SCRIPT), list[list[float]]()
+
+    def more(confidence: list[float]) -> bool:
+        assert len(model.evaluated) == len(confidence)
+        asked.append(list(confidence))
+        return len(confidence) < 3
+
+    draft = ModelDrafter(model, 100).draft([1, 2, 3], 10, more)
+    assert draft.tokens == greedy([1, 2, 3], 3)
+    assert asked == [list(draft.confidence[:i]) for i in range(4)]
+    asked.clear()
+    model.rollback(0)
+    model.evaluated.clear()
+    assert len(ModelDrafter(model, 100).draft([1, 2, 3], 2, more).tokens) == 2  # the limit holds besides
+    assert len(asked) == 2
+
+
+def test_nothing_is_evaluated_for_a_draft_that_is_not_wanted() -> None:
+    model = ScriptedModel(SCRIPT)
+    assert ModelDrafter(model, 100).draft([1, 2, 3], 10, lambda _: False) == Draft()
+    assert model.evaluated == []
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8])
-def test_drafts_end_where_q_is_unsure(temperature: float, threshold: float) -> None:
-    """A function of q alone: in every position the token drawn may be any, but never after an unsure q."""
+def test_more_depends_on_q_alone(temperature: float, threshold: float) -> None:
+    """In every position the token drawn may be any, but never after an unsure q."""
     lengths = set()
     for seed in range(150):
         context = [seed % 7, seed // 7 % 7, seed % 5]
-        drafter = ModelDrafter(ScriptedModel(SCRIPT), 100, Sampling(temperature, seed=seed), threshold)
-        tokens = drafter.propose(context, 5).tokens
-        sure = [surest([*context, *tokens[:i]]) >= threshold for i in range(len(tokens) + 1)]
+        drafter = ModelDrafter(ScriptedModel(SCRIPT), 100, Sampling(temperature, seed=seed))
+        tokens = drafter.draft(context, 5, lambda c: not c or c[-1] >= threshold).tokens
+        sure = [surest([*context, *tokens[:i]]) >= threshold for i in range(len(tokens))]
         assert all(sure[:-1])
         assert len(tokens) == 5 or not sure[-1]
         lengths.add(len(tokens))
     assert len(lengths) > 2
 
 
-def test_the_end_of_a_draft_does_not_depend_on_the_token_drawn() -> None:
-    lengths, firsts = set(), set()
-    for seed in range(100):  # one token is drafted whatever it is: the threshold was passed before it
+def test_confidence_does_not_depend_on_the_token_drawn() -> None:
+    confidences, firsts = set(), set()
+    for seed in range(100):
         drafter = ModelDrafter(
             ScriptedModel(lambda tokens: [1.0, 0.5, 0.0, -1.0]), 100, Sampling(1.0, seed=seed)
         )
         draft = drafter.propose([1], 3)
-        lengths.add(len(draft.tokens))
+        confidences.update(draft.confidence)
         firsts.add(draft.tokens[0])
-    assert lengths == {3}
+    assert len(confidences) == 1
     assert firsts == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("size", range(1, 14))
-def test_capacity_is_respected(size: int) -> None:
-    model = ScriptedModel(SCRIPT, capacity=10)  # raises when it is exceeded
-    draft = ModelDrafter(model, 10, min_confidence=0.0).propose([1] * size, 5)
-    assert len(draft.tokens) == max(0, min(5, 10 - size))
-    assert len(model.tokens) <= 10
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_ends_with_the_token_that_ends_the_text(temperature: float) -> None:
+    ended = 0
+    for seed in range(60):
+        end = seed % VOCAB
+        drafter = ModelDrafter(
+            ScriptedModel(SCRIPT), 100, Sampling(temperature, seed=seed), is_end=lambda t, end=end: t == end
+        )
+        tokens = drafter.propose([seed % 5, 2, 3], 6).tokens
+        assert end not in tokens[:-1]
+        assert len(tokens) == 6 or tokens[-1] == end  # and it is drafted, not dropped
+        ended += len(tokens) < 6
+    assert 0 < ended < 60
+
+
+# q.
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(), Sampling(0.7, top_k=3), Sampling(1.5, seed=3)])
 def test_q_comes_with_sampled_drafts_alone(sampling: Sampling | None) -> None:
-    draft = ModelDrafter(ScriptedModel(SCRIPT), 100, sampling, min_confidence=0.0).propose([1, 2, 3], 5)
-    assert len(draft.tokens) == len(draft.confidence) == 5
+    draft = ModelDrafter(ScriptedModel(SCRIPT), 100, sampling).propose([1, 2, 3], 5)
+    assert len(draft.tokens) == len(draft.confidence) == len(draft.sources) == 5
     if sampling is None or sampling.temperature == 0.0:
         assert draft.probs is None
         return
@@ -218,7 +274,7 @@ def test_q_comes_with_sampled_drafts_alone(sampling: Sampling | None) -> None:
 
 
 def test_sampled_drafts_follow_q() -> None:
-    drafter = ModelDrafter(ScriptedModel(SCRIPT), 100, Sampling(1.0, seed=1), min_confidence=0.0)
+    drafter = ModelDrafter(ScriptedModel(SCRIPT), 100, Sampling(1.0, seed=1))
     count = 4000
     found = [0] * VOCAB
     for _ in range(count):
@@ -227,19 +283,6 @@ def test_sampled_drafts_follow_q() -> None:
     for token, n in enumerate(found):
         p = q.prob(token)
         assert abs(n - count * p) < 5 * math.sqrt(count * p * (1 - p)) + 1
-
-
-def test_the_first_that_guesses_is_taken() -> None:
-    asked: list[str] = []
-
-    def drafter(name: str, *tokens: int) -> Drafter:
-        return ScriptedDrafter(lambda context, limit: (asked.append(name), tokens)[1])
-
-    drafters = FirstOf(drafter("a"), drafter("b", 1, 2), drafter("c", 3))
-    assert drafters.propose([5], 8).tokens == (1, 2)
-    assert asked == ["a", "b"]
-    assert FirstOf(drafter("a"), NoDrafter()).propose([5], 8) == Draft()
-    assert FirstOf().propose([5], 8) == Draft()
 
 
 @relaxed
