@@ -102,7 +102,7 @@ def test_a_level_stays_a_probability(noted: list[float]) -> None:
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_a_level_converges(value: float) -> None:
     acceptance = Acceptance()
-    for _ in range(500):
+    for _ in range(3000):
         acceptance.note("a", value)
     assert acceptance.level("a") == pytest.approx(value, abs=0.02)
 

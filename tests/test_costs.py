@@ -59,18 +59,44 @@ def test_a_batch_is_the_cheapest_that_is_large_enough_and_allowed(
         curve.observe(*one)
         curve.size(rows, rows + more)  # what was planned before a pass must not outlive it
     size = curve.size(rows, rows + more)
-    assert rows <= size <= rows + more
-    known = {*seconds, *(n for n, _, took in seen if 1 <= n <= curve.largest and took)}
-    allowed = [rows, *(n for n in known if rows <= n <= rows + more)]
-    assert curve.seconds(size) == min(map(curve.seconds, allowed))
+    allowed = [n for n in seconds if rows <= n <= rows + more]  # what was measured
+    assert (size == 0) == (not allowed)
+    assert size == 0 or (size in allowed and curve.seconds(size) == min(map(curve.seconds, allowed)))
 
 
 def test_no_row_is_padded_for_nothing() -> None:
     curve = CostCurve({1: 1.0, 2: 2.0, 3: 2.0, 4: 2.0, 8: 4.0})
-    assert [curve.size(n, 8) for n in range(1, 10)] == [1, 2, 3, 4, 8, 8, 8, 8, 9]
-    assert curve.size(5, 7) == 5  # eight are not allowed
+    assert [curve.size(n, 8) for n in range(1, 10)] == [1, 2, 3, 4, 8, 8, 8, 8, 0]
+    assert curve.size(5, 7) == 0  # eight are not allowed
     cheap = CostCurve({1: 3.0, 2: 2.0, 16: 1.0, 32: 9.0})
     assert [cheap.size(1, most) for most in (1, 2, 15, 16, 40)] == [1, 2, 2, 16, 16]
+
+
+def test_no_other_sizes_than_allowed_are_planned() -> None:
+    curve = CostCurve(CLIFFS)
+    assert curve.size(3, 32) == 4
+    curve.only([1, 2, 8, 16, 99])
+    assert [curve.size(n, 32) for n in (1, 2, 3, 8, 9, 17, 99)] == [1, 2, 8, 8, 16, 0, 0]
+    assert [curve.size(3, most) for most in (3, 7, 8)] == [0, 0, 8]
+    for n in (3, 4, 5):
+        curve.observe(n, 0, 1e-3)  # seen is not allowed
+    assert curve.size(3, 32) == 8
+    curve.only([1, 2, 3])
+    assert [curve.size(n, 32) for n in (1, 2, 3)] == [1, 2, 0]
+
+
+def test_sizes_too_large_to_measure_are_assumed_until_they_are_seen() -> None:
+    curve = CostCurve({1: 10.0, 2: 15.0, 4: 20.0}, most=20)
+    assert curve.largest == 20
+    assert [curve.seconds(n) for n in (5, 8, 16, 20)] == pytest.approx([25.0, 40.0, 80.0, 100.0])
+    assert [curve.size(n, 20) for n in (5, 7, 13, 17)] == [5, 8, 16, 20]
+    assert curve.size(5, 4) == 0
+    curve.observe(16, 0, 30.0)
+    assert curve.seconds(16) == pytest.approx(30.0)
+    assert [curve.size(n, 20) for n in (5, 8, 17)] == [5, 16, 20]
+    back = through_json(curve)
+    assert [back.seconds(n) for n in (1, 2, 4, 16)] == pytest.approx([10.0, 15.0, 20.0, 30.0])
+    assert back.largest == 20
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.5, 3.0, 1e6])
@@ -87,11 +113,10 @@ def test_an_outlier_moves_nothing_much(rows: int, factor: float) -> None:
 def test_the_first_figure_of_a_size_moves_no_other() -> None:
     curve = CostCurve(CLIFFS)
     before = {n: curve.seconds(n) for n in CLIFFS}
-    assert curve.size(7, 8) == 8
     for _ in range(300):
         curve.observe(7, 0, 120.0)
     assert curve.seconds(7) == pytest.approx(120.0, rel=0.02)
-    assert curve.size(7, 8) == 7
+    assert curve.size(6, 8) == 8
     assert {n: curve.seconds(n) / curve.pace for n in CLIFFS} == pytest.approx(
         {n: s / before[1] for n, s in before.items()}
     )
