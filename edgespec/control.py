@@ -60,12 +60,14 @@ class Caution:
         return self._MARGIN + self._PRICE * max(0.0, -self._balance)
 
     def observe(self, drafted: int, accepted: int, gain: float) -> None:
-        """A round of `drafted` tokens brought `gain` more tokens than plain decoding in the same time."""
+        """A round of `drafted` tokens brought `gain` more than plain decoding does in that time, as planned.
+
+        As planned, not as measured: what another program's moment cost is no reason to guess less.
+        """
+        self._balance = min(2.0, max(-4.0, self._balance + gain))
         if not drafted:
             self._balance += 0.02 if self._balance < 0.0 else 0.0
-            return
-        self._balance = min(2.0, self._balance + gain)
-        if accepted == drafted and 2 * drafted >= self.longest:
+        elif accepted == drafted and 2 * drafted >= self.longest:
             self.longest *= 2
         elif 2 * accepted < drafted:
             self.longest = max(self._LEAST, self.longest // 2)
@@ -101,6 +103,8 @@ class Planner:
         self._rate = 0.0
         self._length = 0  # of the context planned for; 0: the round was not planned
         self._found = Draft()  # what the suffix drafter said
+        self._drafting = 0.0  # seconds the model was planned to take in this round
+        self._steps = 0  # forward passes it made, if each was about one row
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         self._length = len(context)
@@ -120,8 +124,11 @@ class Planner:
             return
         length, self._length = self._length, 0
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
-        worth = (self._costs.seconds(rows, length) + round_.drafting) / self._costs.seconds(1, length)
-        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - worth)
+        seconds, plain = self._costs.seconds(rows, length) + self._drafting, self._costs.seconds(1, length)
+        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - seconds / plain)
+        if self._steps:
+            self._model_costs.observe(1, 0, round_.drafting / self._steps)
+        self._drafting, self._steps = 0.0, 0
         self._costs.observe(rows, length, round_.waiting)
         self._written += len(round_.tokens)
         self._spent += round_.seconds
@@ -194,6 +201,8 @@ class Planner:
             )
 
         drawn = model.draft(context, limit, more)
+        self._drafting = reading + outlook.step * (len(drawn.tokens) - 1)
+        self._steps = len(drawn.tokens) if lag <= 2 else 0
         # A token drawn from q is kept: whether it is dropped would depend on what followed it, and so on it.
         least = len(drawn.tokens) if drawn.probs else 0
         if self._suffix is not None:
