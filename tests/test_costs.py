@@ -97,6 +97,8 @@ def test_sizes_too_large_to_measure_are_assumed_until_they_are_seen() -> None:
     back = through_json(curve)
     assert [back.seconds(n) for n in (1, 2, 4, 16)] == pytest.approx([10.0, 15.0, 20.0, 30.0])
     assert back.largest == 20
+    back.observe(20, 0, 50.0)  # still the first figure of its size
+    assert back.seconds(20) == pytest.approx(50.0)
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.5, 3.0, 1e6])

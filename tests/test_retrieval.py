@@ -70,6 +70,24 @@ def test_shares_are_plain_counts(text: list[int], guessed: list[int]) -> None:
         end.append(step.token)
 
 
+@pytest.mark.parametrize("letters", [2, 3, 5])
+def test_shares_are_plain_counts_in_long_texts(letters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """States that were counted are split and counted on."""
+    monkeypatch.setattr(retrieval, "_CHAIN", ALL)
+    for seed in range(10):
+        rng, automaton = random.Random(seed), SuffixAutomaton()
+        for _ in range(150):
+            automaton.append(rng.randrange(letters))
+            guessed = [rng.randrange(letters) for _ in range(rng.randrange(5))]
+            step = next(automaton.walk(guessed), None)
+            match, found = followers(automaton.tokens, [*automaton.tokens, *guessed])
+            if step is None:
+                assert not found
+                continue
+            best = max(reversed(found), key=found.count)
+            assert step == Step(best, match, found.count(best) / len(found))
+
+
 @relaxed
 @given(texts)
 def test_the_suffixes_that_count_are_exact_without_a_patch(text: list[int]) -> None:
