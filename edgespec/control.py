@@ -64,7 +64,7 @@ class Caution:
 
         As planned, not as measured: what another program's moment cost is no reason to guess less.
         """
-        self._balance = min(2.0, max(-4.0, self._balance + gain))
+        self._balance = min(2.0, max(-8.0, self._balance + gain))
         if not drafted:
             self._balance += 0.02 if self._balance < 0.0 else 0.0
         elif accepted == drafted and 2 * drafted >= self.longest:
