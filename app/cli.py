@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import corpus_cli, quant_cli
+from edgespec.app import corpus_cli, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
+app.command()(tune_cli.tune)
 
 
 def main() -> None:
@@ -84,10 +85,12 @@ def run(
     model: opt.Model = "",
     draft: opt.Draft = "auto",
     max_draft: opt.MaxDraft = 31,
+    exact: opt.Exact = False,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = 0,
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
+    engine: opt.Native = "auto",
     temperature: opt.Temperature = 0.0,
     top_k: opt.TopK = 0,
     top_p: opt.TopP = 1.0,
@@ -126,9 +129,9 @@ def run(
     text = "\n\n".join(part for part in (prompt, opt.piped_input()) if part.strip())
     if not text:
         raise EdgespecError('Nothing to answer: give a prompt, as in `edgespec run "Why is the sky blue?"`.')
-    with opt.load_engine(model, draft, max_draft, context, threads) as engine:
+    with opt.load_engine(model, draft, max_draft, context, threads, engine=engine, exact=exact) as loaded:
         code = ask(
-            engine, text, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [], raw=raw,
+            loaded, text, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [], raw=raw,
             stats=stats, as_json=as_json,
         )  # fmt: skip
     sys.exit(code)
@@ -139,10 +142,12 @@ def chat(
     model: opt.Model = "",
     draft: opt.Draft = "auto",
     max_draft: opt.MaxDraft = 31,
+    exact: opt.Exact = False,
     system: opt.System = "",
     max_tokens: opt.MaxTokens = 0,
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
+    engine: opt.Native = "auto",
     temperature: opt.Temperature = 0.7,
     top_k: opt.TopK = 40,
     top_p: opt.TopP = 0.95,
@@ -162,7 +167,9 @@ def chat(
     from edgespec.app.chat import ChatApp
 
     chat_app = ChatApp(
-        lambda progress: opt.load_engine(name, draft, max_draft, context, threads, progress),
+        lambda progress: opt.load_engine(
+            name, draft, max_draft, context, threads, progress, engine=engine, exact=exact
+        ),
         Path(name).name,
         system=system or None,
         sampling=sampling,
@@ -271,6 +278,7 @@ def bench(
     model: opt.Model = "",
     draft: opt.Draft = "auto",
     max_draft: opt.MaxDraft = 31,
+    exact: opt.Exact = False,
     suite: Annotated[
         Path | None,
         typer.Option(
@@ -297,6 +305,7 @@ def bench(
     ] = None,
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
+    engine: opt.Native = "auto",
     temperature: opt.Temperature = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -308,8 +317,10 @@ def bench(
     if not against:
         if chart is not None:
             raise EdgespecError("--chart draws a comparison: name what to compare with, by --against.")
-        with opt.load_engine(model, draft, max_draft, context, threads) as engine:
-            report = benchmark.measure(engine, prompts, max_tokens, temperature, say, repetitions)
+        with opt.load_engine(model, draft, max_draft, context, threads, engine=engine, exact=exact) as loaded:
+            for note in loaded.notes:
+                sys.stderr.write(f"edgespec: {one_line(note)}\n")
+            report = benchmark.measure(loaded, prompts, max_tokens, temperature, say, repetitions)
         print(json.dumps(report, indent=2) if as_json else benchmark.table(report))
         return
     from edgespec.app import chart as picture
@@ -324,6 +335,7 @@ def bench(
                 opt.load_engine(model, draft, max_draft, context, threads, engine=name)
             )
             for label, name in versus.installed_engines().items()
+            if engine in ("auto", name)
         }
         report = versus.bench_against(engines, peers, modes, prompts, max_tokens, repetitions, say)
     print(json.dumps(report) if as_json else figures.table(report))

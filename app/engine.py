@@ -29,7 +29,7 @@ from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 from edgespec.text import TextStream
 
-_WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
+WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
 
 StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 
@@ -198,12 +198,12 @@ class Engine:
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
         best = best_case(self._costs, costs)
-        if best < _WORTH_LOADING:
+        if best < WORTH_LOADING:
             self.notes.append(
                 f"{path.name} stays unloaded: even if nine of ten of its guesses stood, "
                 f"this machine would decode at {best:.2f} times the plain speed."
             )
-        return best < _WORTH_LOADING
+        return best < WORTH_LOADING
 
     def close(self) -> None:
         self.model.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +16,9 @@ from edgespec.models.catalog import installed, load_catalog, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine import Engine
-    from edgespec.models.native import EngineName
+    from edgespec.models.llama import LlamaOptions
 
+Backend = Literal["auto", "llama.cpp", "ik"]
 Model = Annotated[
     str,
     typer.Option(
@@ -37,10 +40,22 @@ MaxDraft = Annotated[
     int,
     typer.Option(min=0, max=31, help="Most tokens to guess in one round; fewer are guessed where that pays."),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="Greedy answers that are token for token those of plain decoding, near-ties included. Needs a "
+        "cache of 8 bits and slower kernels; refused where it cannot be shown to hold.",
+    ),
+]
 System = Annotated[str, typer.Option(help="System prompt.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Most tokens to write; 0: until the context is full.")]
 Context = Annotated[int, typer.Option(min=0, help="Context size in tokens; 0: as large as the model's own.")]
 Threads = Annotated[int, typer.Option(min=0, max=512, help="Compute threads; 0: one a physical core.")]
+Native = Annotated[
+    Backend,
+    typer.Option(help="What computes; auto: what `edgespec tune` found best here, llama.cpp until it ran."),
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0: off.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that sum to p only; 1: off.")]
@@ -75,36 +90,70 @@ def load_engine(
     context: int,
     threads: int,
     progress: Callable[[float], bool] | None = None,
-    engine: EngineName = "llama.cpp",
+    engine: Backend = "auto",
+    exact: bool = False,
 ) -> Engine:
-    """Resolve names and load. Raises EdgespecError for anything the user can mend."""
-    from edgespec.app.engine import Engine  # llama.cpp is loaded only where it is used
-    from edgespec.models.llama import LlamaOptions
-    from edgespec.quant.requant import made_draft
+    """Resolve names and load, with the settings `edgespec tune` found where none are given here.
 
+    Raises EdgespecError for anything the user can mend.
+    """
+    from edgespec.app.engine import Engine  # llama.cpp is loaded only where it is used
+
+    if exact and engine == "ik":
+        raise EdgespecError("--exact needs llama.cpp: leave out --engine ik.")
     name = model or default_model()
     target = resolve(name)
     small: Path | None = None
     if draft == "auto":
-        small = _partner(name)
+        small = partner(name)
     elif draft not in ("none", "suffix"):
         small = resolve(draft)
-    options = LlamaOptions(context=context, threads=threads, engine=engine)
-    return Engine(
+    options, form, note = _tuned(name, target, engine)
+    options = replace(options, context=context)
+    if threads:
+        options = replace(options, threads=threads, threads_batch=threads)
+    loaded = Engine(
         target,
-        small and (made_draft(small) or small),
+        small and _form_of(small, form),
         suffix=draft != "none",
         max_draft=0 if draft == "none" else max_draft,
+        exact=exact,
         options=options,
         progress=progress,
     )
+    loaded.notes += note
+    return loaded
 
 
-def _partner(name: str) -> Path | None:
+def partner(name: str) -> Path | None:
     """The draft that the catalogue names for a model, if it is on this machine."""
     entry = load_catalog().get(name)
     wanted = entry.draft if entry is not None else None
     return next((one.path for one in installed() if one.entry is not None and one.entry.name == wanted), None)
+
+
+def _tuned(name: str, target: Path, engine: Backend) -> tuple[LlamaOptions, str, list[str]]:
+    """The settings found for `target` if they are for `engine`, its draft's form, and what to say of it."""
+    from edgespec.app import profile
+    from edgespec.models.gguf_check import check_gguf
+    from edgespec.models.llama import LlamaOptions
+
+    summary = check_gguf(target)
+    found = profile.tuned(summary)
+    if found is not None and engine in ("auto", found[0].engine):
+        return *found, []
+    if found is None and engine == "auto" and profile.untold(profile.tuned_key(summary)):
+        hint = f"`edgespec tune {shlex.quote(name)}` finds the settings that are fastest on this machine."
+        return LlamaOptions(), "", [hint]
+    return LlamaOptions(engine="llama.cpp" if engine == "auto" else engine), "", []
+
+
+def _form_of(draft: Path, wanted: str) -> Path:
+    """The form of `draft` that was found fastest, else the one made of it, else itself."""
+    from edgespec.quant.tune import draft_forms
+
+    forms = draft_forms(draft)
+    return next((form for form in forms if form.name == wanted), forms[:2][-1])
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
@@ -21,7 +21,7 @@ from edgespec.costs import CostCurve, measure
 from edgespec.models.exact import equal_sizes
 from edgespec.models.gguf_check import GgufSummary
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
-from edgespec.models.native import library
+from edgespec.models.native import EngineName, library
 from edgespec.sensors import compute_cores, cpu_name
 
 _VERSION = 1
@@ -30,6 +30,7 @@ _PANGRAMS = (
     "def sphinx(quartz: int) -> str:\n    return f'{quartz * 7:,.2f}'  # Zwölf Boxkämpfer jagen Viktor\n"
 )
 _MOST = 100_000  # bytes of a file: what is larger is not ours
+_TUNED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
 
 
@@ -48,8 +49,21 @@ def cost_key(summary: GgufSummary, options: LlamaOptions) -> str:
     parts = (
         library(options.engine).build, cpu_name(), one_row, options.threads_batch or one_row,
         options.flash_attention, options.type_k, options.type_v, options.repack, options.gpu_layers,
-        summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items()),
+        *_shape(summary),
     )  # fmt: skip
+    return _digest(parts)
+
+
+def tuned_key(summary: GgufSummary) -> str:
+    """Identifies what settings were sought for: processor, shapes and types of the weights."""
+    return _digest((cpu_name(), compute_cores(), *_shape(summary)))
+
+
+def _shape(summary: GgufSummary) -> tuple[object, ...]:
+    return summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items())
+
+
+def _digest(parts: tuple[object, ...]) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
@@ -129,6 +143,45 @@ def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int
             "from single ones. Leave --exact away, or decode plainly with --draft none."
         )
     return sizes
+
+
+def keep_tuned(summary: GgufSummary, options: LlamaOptions, draft: str = "") -> None:
+    """Keep the settings that were found best for a model here, and the file name of its draft's best form."""
+    data = {name: getattr(options, name) for name in _TUNED}
+    key = tuned_key(summary)
+    save("tuned", key, {**data, "build": library(options.engine).build, "draft": draft})
+    with contextlib.suppress(OSError):  # once these are outdated, a word on it is new again
+        (cache_folder() / f"told-{key}.json").unlink(missing_ok=True)
+
+
+def tuned(summary: GgufSummary) -> tuple[LlamaOptions, str] | None:
+    """What `keep_tuned` kept, None if there is nothing, or if its engine was changed or is gone."""
+    data = load("tuned", tuned_key(summary))
+    if data is None:
+        return None
+    try:
+        options = LlamaOptions(**{name: data[name] for name in _TUNED})
+        threads = options.threads, options.threads_batch
+        sound = (
+            options.engine in get_args(EngineName)
+            and all(type(n) is int and 0 <= n <= 512 for n in threads)
+            and options.flash_attention in (None, True, False)
+            and isinstance(options.repack, bool)
+            and isinstance(data["draft"], str)
+        )
+        if not sound or library(options.engine).build != data["build"]:
+            return None
+    except (*_DAMAGE, EdgespecError):
+        return None
+    return options, data["draft"]
+
+
+def untold(key: str) -> bool:
+    """Whether `key` was never spoken of. It is from now on; where that cannot be kept the answer is no."""
+    if load("told", key) is not None:
+        return False
+    save("told", key, {})
+    return load("told", key) is not None
 
 
 def prior_slope(model: LlamaModel) -> float:

@@ -62,7 +62,7 @@ def draft(
         raise EdgespecError(f"--kind {unknown[0]}: choose from {', '.join(known)}.")
     kinds = [one for one in known if one in wanted]
     source = draft_of(model)
-    with _bar(source.name) as progress, _interruptible():
+    with bar(source.name) as progress, _interruptible():
         report = make_draft(source, kinds, progress, vocabulary, corpus or ())
     if as_json:
         print(json.dumps(_as_json(report), indent=2))
@@ -91,7 +91,7 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
             source = verified(draft_entry, models_folder())
             if source is None or made_draft(source) is not None:
                 continue
-            with _bar(draft_entry.name) as progress, _interruptible():
+            with bar(draft_entry.name) as progress, _interruptible():
                 say = make_draft(source, progress=progress).line
         except EdgespecError as error:
             say = f"no faster draft: {error}"
@@ -123,7 +123,7 @@ def _as_json(report: Report) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _bar(name: str) -> Iterator[Callable[[str, float], bool]]:
+def bar(name: str) -> Iterator[Callable[[str, float], bool]]:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:

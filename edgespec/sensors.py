@@ -13,8 +13,13 @@ import psutil
 
 def compute_cores() -> int:
     """Cores worth a compute thread: physical ones, as far as this process may use them."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = logical_cores()
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def logical_cores() -> int:
+    """Threads that run at once, as far as this process may use them: two a core where cores share."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:

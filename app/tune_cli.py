@@ -1,0 +1,193 @@
+"""`edgespec tune`: finds the settings that are fastest on this machine, and keeps them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgespec.app import options as opt
+from edgespec.app.quant_cli import bar
+from edgespec.app.terminal import one_line
+from edgespec.core import Cancelled, EdgespecError
+from edgespec.models.catalog import resolve
+
+if TYPE_CHECKING:
+    from edgespec.models.native import LlamaOptions
+    from edgespec.quant.tune import Form, Report, Trial
+
+_SHOWN = (1, 4, 8, 16)  # rows in the table
+
+
+def tune(
+    model: Annotated[
+        str, typer.Argument(help="A catalogue name or a .gguf file.", show_default="starter")
+    ] = "",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer rounds and steps: under a minute for a gigabyte.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure engines, threads and kernels for a model, and use what is fastest from now on."""
+    from edgespec.app import profile
+    from edgespec.models.gguf_check import check_gguf
+    from edgespec.quant import tune as tuning
+
+    name = model or opt.default_model()
+    path = resolve(name)
+    summary = check_gguf(path)
+    if busy := _busy():
+        sys.stderr.write(f"edgespec: {busy}\n")
+    try:
+        with bar(path.name) as show, _stopped_by_ctrl_c(show) as progress:
+            report = tuning.tune(path, opt.partner(name), quick=quick, progress=progress)
+    except (Cancelled, KeyboardInterrupt):
+        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
+        sys.exit(130)
+    profile.keep_tuned(summary, report.best.options, report.draft.path.name if report.draft else "")
+    if profile.tuned(summary) is None:
+        raise EdgespecError(
+            f"The settings cannot be kept: make {profile.cache_folder()} a folder that can be written."
+        )
+    if as_json:
+        print(json.dumps(_as_json(report, busy), indent=2))
+    else:
+        _print(report)
+
+
+@contextmanager
+def _stopped_by_ctrl_c(show: Callable[[str, float], bool]) -> Iterator[Callable[[str, float], bool]]:
+    """Ctrl-C becomes an answer of `show`: raised within a native call it would be lost. A second raises."""
+    stopped = False
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield lambda what, fraction: show(what, fraction) and not stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _busy() -> str:
+    """What to say if other programs compete for the processor."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return f"The machine is busy (load {load:.1f}): tune again at rest." if load > 1 else ""
+
+
+def _print(report: Report) -> None:
+    console = Console(markup=False, highlight=False)
+    rows = [n for n in _SHOWN if n in (report.best.figures or {})]
+    titles = ["setting", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", "score", ""]
+    table = _table(titles)
+    for trial in report.trials:
+        table.add_row(trial.setting, *_figures(trial, rows), one_line(trial.outcome))
+    console.print(table)
+    print("rows: milliseconds of a forward pass; prompt: tokens a second; score: relative to the start\n")
+    if report.forms:
+        table = _table(["draft", "ms a token", "at best", ""])
+        for form in report.forms:
+            table.add_row(one_line(form.path.name), *_draft_figures(form), one_line(_fate(form)))
+        console.print(table)
+        print("at best: times the plain speed if nine of ten guesses stood\n")
+    best = report.best
+    print(
+        f"Best here: {describe(best.options)}; {best.score or 1:.2f} times {report.start.setting} as it is."
+    )
+    print("Kept: run, chat and bench use it.")
+
+
+def _table(titles: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, title in enumerate(titles):
+        outer = i in (0, len(titles) - 1)
+        table.add_column(title, justify="left" if outer else "right", no_wrap=i + 1 < len(titles))
+    return table
+
+
+def _figures(trial: Trial, rows: list[int]) -> list[str]:
+    from edgespec.quant.race import PROMPT
+
+    figures = trial.figures
+    if figures is None or trial.score is None:
+        return [""] * (len(rows) + 2)
+    times = [f"{1000 * figures[n]:.1f}" for n in rows]
+    return [*times, f"{1 / figures[PROMPT]:.0f}", f"{trial.score:.2f}"]
+
+
+def _draft_figures(form: Form) -> list[str]:
+    return ["", ""] if form.seconds is None else [f"{1000 * form.seconds:.1f}", f"{form.best_case:.2f}"]
+
+
+def _fate(form: Form) -> str:
+    from edgespec.app.engine import WORTH_LOADING
+
+    pays = form.seconds is None or form.best_case >= WORTH_LOADING
+    return form.outcome if pays else f"{form.outcome}; cannot pay here, stays unloaded"
+
+
+def describe(options: LlamaOptions) -> str:
+    """Settings in words."""
+    one, many = options.threads, options.threads_batch or options.threads
+    threads = "a thread a core" if not (one or many) else f"threads {one or 'a core'} / {many or 'a core'}"
+    return ", ".join(
+        [
+            options.engine,
+            threads,
+            "weights repacked" if options.repack else "weights not repacked",
+            "no flash attention" if options.flash_attention is False else "flash attention",
+        ]
+    )
+
+
+def _as_json(report: Report, busy: str) -> dict[str, Any]:
+    from edgespec.models.native import library
+    from edgespec.quant.race import PROMPT
+
+    def trial(one: Trial) -> dict[str, Any]:
+        figures = one.figures or {}
+        return {
+            "setting": one.setting,
+            "ms": {str(n): round(1000 * s, 3) for n, s in figures.items() if n != PROMPT},
+            "prompt_tokens_per_second": round(1 / figures[PROMPT], 2) if figures else None,
+            "score": None if one.score is None else round(one.score, 4),
+            "outcome": one.outcome,
+        }
+
+    best = report.best.options
+    return {
+        "model": str(report.path),
+        "build": library(best.engine).build,
+        "busy": bool(busy),
+        "trials": [trial(one) for one in report.trials],
+        "forms": [
+            {
+                "path": str(form.path),
+                "ms_token": None if form.seconds is None else round(1000 * form.seconds, 3),
+                "at_best": round(form.best_case, 3),
+                "outcome": form.outcome,
+            }
+            for form in report.forms
+        ],
+        "best": {
+            "engine": best.engine,
+            "threads": best.threads,
+            "threads_batch": best.threads_batch,
+            "flash_attention": best.flash_attention,
+            "repack": best.repack,
+            "score": report.best.score,
+            "draft": report.draft and str(report.draft.path),
+        },
+    }

@@ -1,0 +1,267 @@
+"""The fastest settings of a model on this machine among those that change nothing in what it computes.
+
+Settings are tried in turn, each against the best so far: all their products would take an hour and differ
+little. Machines drift by tens of percent within minutes, so settings are timed side by side, round by round,
+and only the medians of their ratios count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import get_args
+
+from edgespec.control import best_case
+from edgespec.core import EdgespecError
+from edgespec.costs import CostCurve
+from edgespec.models.gguf_check import check_gguf
+from edgespec.models.llama import LlamaOptions
+from edgespec.models.native import EngineName
+from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled
+from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
+from edgespec.sensors import compute_cores, logical_cores
+
+MARGIN = 1.02
+"""How many times better a setting must be to replace a simpler one."""
+
+_STANDS = 0.8  # the chance of a free guess in the score
+_PLAIN, _CHECKING, _READING = 0.5, 0.35, 0.15
+_NEVER = "never chosen: it changes what the model computes"
+
+FULL = Effort((1, 2, 4, 8, 16), 256, 6.0, least=4, most=12, seconds=20.0, repeats=2)
+QUICK = Effort((1, 4, 8), 64, 1.0, least=2, most=4, seconds=4.0, repeats=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting. `score` is relative to the first that ran; `outcome` says what became of it, and why.
+
+    `figures` are the first one's times the ratios measured since, so that they compare however the machine
+    drifted. Without them it was not measured.
+    """
+
+    setting: str
+    options: LlamaOptions
+    outcome: str
+    figures: Figures | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A draft as shipped, or one made from it; `seconds` a token, one row, None where it was not measured.
+
+    `best_case`: the target's speed, in plain decoding speeds, if nine of ten guesses stood.
+    """
+
+    path: Path
+    outcome: str
+    seconds: float | None = None
+    best_case: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was tried. `best` is one of the trials, `draft` one of the forms, None without any."""
+
+    path: Path
+    trials: tuple[Trial, ...]
+    best: Trial
+    forms: tuple[Form, ...] = ()
+    draft: Form | None = None
+
+    @property
+    def start(self) -> Trial:
+        """The first setting that ran, to which scores are relative."""
+        return next(one for one in self.trials if one.figures is not None)
+
+
+def tune(
+    path: Path, draft: Path | None = None, *, quick: bool = False, progress: Progress | None = None
+) -> Report:
+    """Find the best settings for the model in `path`, and the fastest form of its `draft`; keep nothing.
+
+    Takes minutes; `quick` takes less than one for a gigabyte of weights, and leaves out what rarely matters.
+    Raises EdgespecError when no engine here runs the model, Cancelled when `progress` stopped it.
+    """
+    effort = QUICK if quick else FULL
+    steps = 4 if quick else 6
+    with Bench(effort, steps + (draft is not None), progress or (lambda *_: True)) as bench:
+        search = _Search(path, bench)
+        search.compare(
+            {name: LlamaOptions(context=512, engine=name) for name in get_args(EngineName)}, bench.all
+        )
+        search.compare(_one_row_threads(search.options), (1,))
+        search.compare(_many_row_threads(search.options), [n for n in bench.all if n != 1])
+        search.compare({"weights not repacked": replace(search.options, repack=False)}, bench.all)
+        if not quick:
+            search.compare({"no flash attention": replace(search.options, flash_attention=False)}, bench.all)
+            # Without flash attention the engines have no 8-bit values.
+            small = replace(search.options, flash_attention=True, type_k="q8_0", type_v="q8_0")
+            search.compare({"8-bit cache": small}, bench.all, never=_NEVER)
+        best = search.best
+        forms = [] if draft is None else _compare_forms(bench, draft, best)
+    chosen = next((form for form in forms if form.outcome == "chosen"), None)
+    return Report(path, tuple(search.trials), best, tuple(forms), chosen)
+
+
+def score(figures: Figures) -> float:
+    """Speed in one number that compares with another of the same model.
+
+    The weighted geometric mean of plain decoding 1 / t(1), of checking guesses, which is the best of
+    E(n) / t(n) where each free guess stands with 0.8, and of prompt reading in tokens a second.
+    """
+    rows = {n: seconds for n, seconds in figures.items() if n != PROMPT}
+    checking = max((1 - _STANDS**n) / (1 - _STANDS) / seconds for n, seconds in rows.items())
+    return float(rows[1] ** -_PLAIN * checking**_CHECKING * figures[PROMPT] ** -_READING)
+
+
+def choose(best: float, scores: Sequence[float]) -> int | None:
+    """Which of `scores` replaces the `best`: the highest, if it is better by more than MARGIN."""
+    if not scores or max(scores) <= best * MARGIN:
+        return None
+    return scores.index(max(scores))
+
+
+def thread_counts() -> list[int]:
+    """Counts worth a try: from a quarter of the physical cores to all, and the logical ones if more."""
+    cores = compute_cores()
+    some = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+    return sorted({n for n in some if cores / 4 <= n < cores} | {cores, logical_cores()})
+
+
+def draft_forms(source: Path) -> list[Path]:
+    """`source` and the drafts made of exactly this file. Damaged ones do not count."""
+    forms = [source]
+    for path in made_drafts(source):
+        with suppress(EdgespecError, OSError):
+            if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
+                forms.append(path)
+    return forms
+
+
+class _Search:
+    """A greedy search over the settings of one model: every comparison may replace the best."""
+
+    best: Trial
+
+    def __init__(self, path: Path, bench: Bench) -> None:
+        self._path, self._bench = path, bench
+        self.trials: list[Trial] = []
+
+    @property
+    def options(self) -> LlamaOptions:
+        return self.best.options
+
+    def compare(
+        self, settings: Mapping[str, LlamaOptions], quantities: Sequence[int], never: str = ""
+    ) -> None:
+        """Measure `settings` against the best so far; without one, the first that runs becomes it.
+
+        `never` is why none of them may be chosen. Raises EdgespecError when there is no best in the end.
+        """
+        first = not self.trials
+        variants = {} if first else {self.best.setting: self._variant(self.options)}
+        errors: dict[str, EdgespecError] = {}
+        for setting, options in settings.items():
+            try:
+                self._bench.open(self._variant(options), setting)
+                variants[setting] = self._variant(options)
+            except EdgespecError as error:
+                errors[setting] = error
+        if not variants:
+            raise next(iter(errors.values()))
+        best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
+        (name, variant), *rivals = variants.items()
+        if first:
+            figures = {n: median(one[n] for one in best) for n in best[0]}
+            self.best = Trial(name, variant.options, "where it starts", figures, 1.0)
+            self.trials.append(self.best)
+        rated = [(setting, rival.options) for setting, rival in rivals]
+        self.trials += judged(self.best, rated, best, others, never)
+        self.trials += [Trial(name, settings[name], f"not measured: {why}") for name, why in errors.items()]
+        self.best = next((one for one in reversed(self.trials) if one.outcome == "chosen"), self.best)
+        self._bench.close(but=self._variant(self.options))
+
+    def _variant(self, options: LlamaOptions) -> Variant:
+        return Variant(self._path, options)
+
+
+def judged(
+    best: Trial,
+    others: Sequence[tuple[str, LlamaOptions]],
+    before: Sequence[Figures],
+    rounds: Sequence[Sequence[Figures]],
+    never: str = "",
+) -> list[Trial]:
+    """What `rounds` of `others` say against the rounds `before` of the best, measured side by side.
+
+    At most one outcome is "chosen", none with a reason for `never`.
+    """
+    assert best.figures is not None
+    assert best.score is not None
+    reached = score(best.figures)
+    figures = [scaled(best.figures, before, one) for one in rounds]
+    scores = [score(one) for one in figures]
+    winner = None if never else choose(reached, scores)
+    trials = []
+    for i, (setting, options) in enumerate(others):
+        ratio = scores[i] / reached
+        outcome = never or ("chosen" if i == winner else _why_not(ratio))
+        trials.append(Trial(setting, options, outcome, figures[i], best.score * ratio))
+    return trials
+
+
+def _why_not(ratio: float) -> str:
+    if ratio > MARGIN:
+        return "faster, another even more"
+    return "slower" if ratio < 1 / MARGIN else f"no gain above {MARGIN - 1:.0%}"
+
+
+def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
+    """Time the forms of a draft on the target's engine; the fastest is chosen."""
+    forms: list[Form] = []
+    variants: dict[str, Variant] = {}
+    options = replace(target.options, max_rows=1)
+    bench.close()
+    for path in draft_forms(source):
+        try:
+            bench.open(Variant(path, options), path.name, source)
+            variants[path.name] = Variant(path, options)
+        except EdgespecError as error:
+            forms.append(Form(path, f"not measured: {error}"))
+    if not variants:
+        return forms
+    rounds = bench.race(variants, (1,))
+    base = {1: median(one[1] for one in rounds[0])}
+    seconds = [scaled(base, rounds[0], one)[1] for one in rounds]
+    winner = choose(1.0, [base[1] / one for one in seconds]) or 0
+    assert target.figures is not None
+    costs = CostCurve({n: one for n, one in target.figures.items() if n != PROMPT})
+    for i, variant in enumerate(variants.values()):
+        outcome = "chosen" if i == winner else "slower" if i else "a made form is faster"
+        forms.append(Form(variant.path, outcome, seconds[i], best_case(costs, CostCurve({1: seconds[i]}))))
+    return forms
+
+
+def _one_row_threads(best: LlamaOptions) -> dict[str, LlamaOptions]:
+    now = best.threads or compute_cores()
+    return {
+        f"{_threads(n)} for one row": replace(best, threads=n, threads_batch=best.threads_batch or now)
+        for n in thread_counts()
+        if n != now
+    }
+
+
+def _many_row_threads(best: LlamaOptions) -> dict[str, LlamaOptions]:
+    now = best.threads_batch or best.threads or compute_cores()
+    return {
+        f"{_threads(n)} for many rows": replace(best, threads_batch=n) for n in thread_counts() if n != now
+    }
+
+
+def _threads(n: int) -> str:
+    return "1 thread" if n == 1 else f"{n} threads"
