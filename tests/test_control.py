@@ -326,6 +326,32 @@ def test_rounds_that_were_not_planned_teach_nothing() -> None:
     assert costs.pace < 0.2
 
 
+def test_a_round_teaches_what_the_target_took() -> None:
+    costs = CostCurve(MACHINES["flat"])
+    one = Planner(costs, Acceptance(), SuffixDrafter())
+    for _ in range(50):
+        one.propose([1, 2, 1, 3, 1], 5)
+        one.observe(Round((1,), Draft(), 0, 9.0, 8.8, 2 * MACHINES["flat"][1]))
+    assert costs.pace == pytest.approx(2 * MACHINES["flat"][1], rel=0.15)
+
+
+@pytest.mark.parametrize(("tokens", "heard"), [([7], 1), ([2, 7], 2), ([2, 3, 7], 3), ([2, 3, 1, 2], 4)])
+def test_guesses_are_heard_up_to_the_first_wrong_one(tokens: list[int], heard: int) -> None:
+    """What comes after it was guessed for another text."""
+    told: list[bool] = []
+
+    class Told(Acceptance):
+        def observe(self, source: str, confidence: float, accepted: bool) -> None:
+            told.append(accepted)
+
+    one = Planner(CostCurve(MACHINES["flat"]), Told(), SuffixDrafter())
+    draft = one.propose([1, 2, 3] * 5 + [1], 9)
+    one.observe(Round(tuple(tokens), draft, len(tokens) - 1, 0.3, 0.0, 0.3))
+    assert len(told) == heard
+    assert all(told[:-1])
+    assert told[-1] == (tokens == [2, 3, 1, 2])
+
+
 # Wrong beliefs.
 
 
@@ -484,6 +510,14 @@ def test_the_model_is_asked_where_the_text_does_not_repeat() -> None:
     assert {(SUFFIX,), (MODEL, SUFFIX)} <= orders
     alone = decode(text, planner(MACHINES["flat"]), MACHINES["flat"])
     assert figure(rounds, MACHINES["flat"]) > figure(alone, MACHINES["flat"])
+
+
+def test_the_model_rests_where_the_text_repeats() -> None:
+    model = ScriptedModel(oracle_script([7, 8] * 60, lambda _: True, 0.95))
+    cheap = CostCurve({n: 0.01 * s for n, s in MACHINES["flat"].items()})
+    one = planner(MACHINES["flat"], model=ModelDrafter(model, 1000), model_costs=cheap)
+    assert set(one.propose([7, 8] * 30, 20).sources) == {SUFFIX}
+    assert model.evaluated == []
 
 
 def test_best_case() -> None:
