@@ -25,6 +25,7 @@ from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.trimmed import open_draft
 from edgespec.models.vocab import first_difference
+from edgespec.oracle import model_runs, shortest, suffix_runs
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 from edgespec.text import TextStream
@@ -215,6 +216,27 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def best_possible(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
+        """How many times faster than plain `answer` could have been written with perfect choice of length.
+
+        With the drafters and the cost curves of this engine; `edgespec.oracle` says how. The caches are
+        emptied. 1.0 for an answer too short to tell.
+        """
+        most = self._costs.largest - 1
+        suffix = model = [0] * len(answer)
+        if self._suffix:
+            suffix = suffix_runs(prompt, answer, SuffixDrafter(self._corpus), most)
+        if self.draft is not None:
+            self.forget()
+            sequence, rows = self._draft_sequence, self.draft.options.max_rows
+            guesses = [int(sequence.forward(prompt)[0].argmax())]
+            for start in range(0, len(answer) - 1, rows):
+                new = answer[start : min(start + rows, len(answer) - 1)]
+                guesses += [int(row.argmax()) for row in sequence.forward(new, len(new))]
+            model = model_runs(guesses, answer, most)
+        best = shortest(self._costs, suffix, model, self._draft_costs.seconds(1))
+        return (len(answer) - 1) * self._costs.seconds(1) / best if best > 0.0 else 1.0
 
     def forget(self) -> None:
         """Empty the caches: the next answer reads its whole prompt."""

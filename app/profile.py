@@ -132,7 +132,7 @@ def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int
     key = cost_key(model.summary, model.options)
     data = load("exact", key)
     sizes = data.get("sizes") if data else None
-    if not isinstance(sizes, list) or not all(isinstance(n, int) for n in sizes):
+    if not isinstance(sizes, list) or 1 not in sizes or not all(type(n) is int and n > 0 for n in sizes):
         say(f"Checked once which batches of {model.path.name} are equal to single tokens to the bit.")
         text = model.vocab.tokenize(_PANGRAMS * 24)
         sizes = equal_sizes(sequence, text, model.options.max_rows)

@@ -75,14 +75,14 @@ class EdgespecSystem:
     def __init__(self, engine: Engine, label: str, *, speculate: bool) -> None:
         self.plain = f"{label} plain"
         self.name = label if speculate else self.plain
-        self._engine, self._speculate = engine, speculate
+        self.engine, self._speculate = engine, speculate
 
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
 
     def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
-        result = answer_tokens(self._engine, prompt, max_tokens, Sampling(), speculate=self._speculate)
+        result = answer_tokens(self.engine, prompt, max_tokens, Sampling(), speculate=self._speculate)
         return Answer(
             tuple(prompt),
             tuple(result.tokens),

@@ -19,7 +19,7 @@ from typing import Any, get_args
 import edgespec
 from edgespec.app.bench import Prompt
 from edgespec.app.engine import Engine
-from edgespec.app.figures import Oracle, Sample, figures
+from edgespec.app.figures import Sample, figures
 from edgespec.app.peers import MODES, LlamaServer, choose_modes, parse_peer
 from edgespec.app.systems import Answer, EdgespecSystem, System
 from edgespec.core import Cancelled, EdgespecError
@@ -224,7 +224,6 @@ def bench_against(
     max_tokens: int,
     repetitions: int = 1,
     say: Callable[[str], None] | None = None,
-    oracle: Oracle | None = None,
 ) -> dict[str, Any]:
     """Edgespec on each engine (by label), plain and speculative, against each peer in each mode.
 
@@ -256,6 +255,11 @@ def bench_against(
     asked = [(prompt, first.chat_prompt([{"role": "user", "content": prompt.text}])) for prompt in prompts]
     warm_up = first.chat_prompt([{"role": "user", "content": "Hello!"}])
     systems += servers
+    by_plain = {system.plain: system.engine for system in systems if isinstance(system, EdgespecSystem)}
+
+    def oracle(name: str, answer: Answer) -> float | None:
+        return by_plain[name].best_possible(answer.prompt, answer.tokens) if name in by_plain else None
+
     busy = _busy()
     run = compare(systems, asked, warm_up, max_tokens, repetitions, say=say)
     return {

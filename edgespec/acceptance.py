@@ -10,7 +10,7 @@ _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 _BINS = len(_EDGES) + 1
 _PRIOR = 20.0  # how many observations the drafter's own word is worth
 _MEMORY = 400.0  # older observations fade beyond this many
-_LEVEL = 0.8  # of a source never asked
+LEVEL = 0.85  # of a source never asked
 
 
 class Acceptance:
@@ -40,7 +40,7 @@ class Acceptance:
         cell[1] = cell[1] * fade + 1.0
 
     def level(self, source: str) -> float:
-        return self._levels.get(source, _LEVEL)
+        return self._levels.get(source, LEVEL)
 
     def note(self, source: str, probability: float) -> None:
         """A guess was made that stands with `probability`: moves the level, whether it is checked or not."""

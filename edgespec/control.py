@@ -12,13 +12,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgespec.acceptance import Acceptance
+from edgespec.acceptance import LEVEL, Acceptance
 from edgespec.core import Draft, Round, point_mass
 from edgespec.costs import CostCurve
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
 
 _LEVEL_RATE = 0.03
+_TYPICAL = 128  # tokens of an answer over which the reading of its prompt is spread
 _AHEAD = 8  # how many more tokens of a model draft are considered at once
 _RATE_MEMORY, _RATE_PRIOR = (
     256.0,
@@ -109,14 +110,14 @@ class Planner:
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         self._length = len(context)
         self._rate = self._running_rate()
-        limit = min(limit, self._most, self._costs.largest - 1)
+        left, limit = limit, min(limit, self._most, self._costs.largest - 1)
         if limit < 1:
             return Draft()
         if self._suffix is not None:
             self._found = self._suffix.propose(context, min(limit, self._caution.longest))
         plan = self._best(self._found, limit)
         if self._model is not None and not plan.draft.tokens:
-            plan = self._with_model(self._model, context, plan, limit)
+            plan = self._with_model(self._model, context, plan, limit, left)
         return plan.draft
 
     def observe(self, round_: Round) -> None:
@@ -174,14 +175,20 @@ class Planner:
                 best, kept, rows = value, k, size
         return _Plan(_cut(draft, kept, rows - kept - 1), best)
 
-    def _with_model(self, model: ModelDrafter, context: Sequence[int], plain: _Plan, limit: int) -> _Plan:
-        """The model's guesses, as far as each is expected to pay, with what repetition adds to them."""
+    def _with_model(
+        self, model: ModelDrafter, context: Sequence[int], plain: _Plan, limit: int, left: int
+    ) -> _Plan:
+        """The model's guesses, as far as each is expected to pay, with what repetition adds to them.
+
+        `left` tokens of the text may be still to come.
+        """
         outlook = _Outlook(self, limit + 1, self._model_costs.seconds(1), self._level)
         lag = model.lag(context)
         reading = self._model_costs.seconds(lag)
         if lag > _AHEAD:  # read once, of use for the rest of the text
-            reading = outlook.step + (reading - outlook.step) / max(1.0, limit / 4.0)
+            reading = outlook.step + (reading - outlook.step) / max(1.0, min(left, _TYPICAL) / 4.0)
         if outlook.value(1.0, 1.0, 1, reading) <= plain.value:
+            self._level += _LEVEL_RATE / 10 * (LEVEL - self._level)  # or it would never be asked again
             return plain
         chances, expected = [1.0], [1.0]
 

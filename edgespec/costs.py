@@ -14,8 +14,8 @@ from typing import Any, Self
 SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 """Rows that are measured. A batch of another size is padded to the next, until it was seen itself."""
 
-_PACE_RATE, _SHAPE_RATE = 0.05, 0.05
-_LARGEST_SURPRISE = 0.25
+_PACE_RATE, _SHAPE_RATE = 0.05, 0.1
+_LARGEST_SURPRISE, _LARGEST_ERROR = 0.25, math.log(2.0)
 
 
 class CostCurve:
@@ -76,15 +76,17 @@ class CostCurve:
         """Learn from one pass."""
         if not 1 <= rows <= self.largest or not 0.0 < seconds < math.inf:
             return
+        surprise = math.log(seconds / self.seconds(rows, context))
         if rows in self._assumed or rows not in self._shape:  # its first figure
             self._assumed.discard(rows)
-            self._shape[rows] = seconds / (self.pace * (1.0 + self.slope * context))
+            self._shape[rows] = self._relative(rows) * math.exp(_bounded(surprise, _LARGEST_ERROR))
             self._plan = []
             return
-        surprise = math.log(seconds / self.seconds(rows, context))
-        surprise = min(_LARGEST_SURPRISE, max(-_LARGEST_SURPRISE, surprise))
-        self.pace *= math.exp(_PACE_RATE * surprise)
-        if rows > 1:
+        surprise = _bounded(surprise, _LARGEST_SURPRISE)
+        if rows == 1:
+            self.pace *= math.exp(_PACE_RATE * surprise)
+        else:
+            self.pace *= math.exp(_PACE_RATE / 2 * surprise)
             self._shape[rows] *= math.exp(_SHAPE_RATE * surprise)
             self._plan = []
 
@@ -112,6 +114,10 @@ class CostCurve:
         return cls(seconds, slope, most)
 
 
+def _bounded(value: float, most: float) -> float:
+    return min(most, max(-most, value))
+
+
 def measure(
     run: Callable[[int], None],
     most: int = SIZES[-1],
@@ -121,8 +127,8 @@ def measure(
     """Seconds of `run(n)` for the SIZES up to `most`, spending about `seconds`.
 
     Passes over all sizes alternate in direction, so that a machine speeding up or slowing down does not bend
-    the curve; of several the median counts. What would not fit in the time is left out, the large sizes
-    first: on a machine that slow they are not worth guessing for either.
+    the curve. Of several the quickest counts: other programs only ever add to a time. What would not fit in
+    the time is left out, the large sizes first: on a machine that slow they hardly pay either.
     """
     run(1)  # what a first pass pays for: pages, caches, clock
     samples: dict[int, list[float]] = {}
@@ -138,7 +144,7 @@ def measure(
             samples.setdefault(n, []).append(clock() - start)
         if clock() > end:
             break
-    return {n: sorted(times)[(len(times) - 1) // 2] for n, times in samples.items()}
+    return {n: min(times) for n, times in samples.items()}
 
 
 def _guess(samples: Mapping[int, list[float]], rows: int) -> float:
