@@ -20,6 +20,7 @@ from edgespec.app.quant_cli import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import resolve
+from edgespec.sensors import compute_cores
 
 if TYPE_CHECKING:
     from edgespec.models.native import LlamaOptions
@@ -84,7 +85,8 @@ def _stopped_by_ctrl_c(show: Callable[[str, float], bool]) -> Iterator[Callable[
 def _busy() -> str:
     """What to say if other programs compete for the processor."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return f"The machine is busy (load {load:.1f}): tune again at rest." if load > 1 else ""
+    busy = load > max(1.0, compute_cores() / 4)
+    return f"The machine is busy (load {load:.1f}): tune again at rest." if busy else ""
 
 
 def _print(report: Report) -> None:

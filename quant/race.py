@@ -32,14 +32,16 @@ _ROOM = 256 << 20  # bytes that a loaded model takes besides its weights: buffer
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is measured: batch `sizes`; a prompt of at most so many tokens and seconds; rounds of a step.
+    """How much is measured: batch `sizes`; a prompt of at most so many tokens and seconds; rounds of a race.
 
-    After the `least` rounds, a step goes on up to the `most` for as long as `seconds` are not over.
+    After the `least` rounds, a race goes on up to the `most` for as long as `seconds` are not over. Prompts
+    are read in the first `prompts` rounds only.
     """
 
     sizes: tuple[int, ...]
     prompt: int
     prompt_seconds: float
+    prompts: int
     least: int
     most: int
     seconds: float
@@ -57,17 +59,30 @@ class Variant(NamedTuple):
         return Variant(self.path, replace(self.options, threads=0, threads_batch=0))
 
 
-def scaled(figures: Figures, best: Sequence[Figures], other: Sequence[Figures]) -> Figures:
+def scaled(
+    figures: Figures, best: Sequence[Figures], other: Sequence[Figures], *, quickest: bool = False
+) -> Figures:
     """`figures` of the best, each times the median ratio of `other`'s rounds to `best`'s.
 
-    What was not measured stays. Rounds count in pairs: those that only one of them has do not.
+    With `quickest`, times the ratio of their quickest rounds. Rounds count in pairs, as far as both have
+    them; what was not measured stays.
     """
-    return {
-        n: seconds * median(b[n] / a[n] for a, b in zip(best, other, strict=False))
-        if n in other[0]
-        else seconds
-        for n, seconds in figures.items()
-    }
+    result = {}
+    for n, seconds in figures.items():
+        pairs = [(a[n], b[n]) for a, b in zip(best, other, strict=False) if n in a and n in b]
+        if not pairs:
+            ratio = 1.0
+        elif quickest:
+            ratio = min(b for _, b in pairs) / min(a for a, _ in pairs)
+        else:
+            ratio = median(b / a for a, b in pairs)
+        result[n] = seconds * ratio
+    return result
+
+
+def undisturbed(rounds: Sequence[Figures]) -> Figures:
+    """The quickest of each figure: other programs only ever add to a time."""
+    return {n: min(one[n] for one in rounds if n in one) for n in rounds[0]}
 
 
 class Bench:
@@ -116,11 +131,12 @@ class Bench:
         start = perf_counter()
         for number in range(effort.most):
             self._share = number / effort.most
-            if number >= effort.least and perf_counter() - start > effort.seconds:
+            wanted = [n for n in quantities if n != PROMPT or number < effort.prompts]
+            if not wanted or (number >= effort.least and perf_counter() - start > effort.seconds):
                 break
             for i, (name, variant) in running if number % 2 == 0 else running[::-1]:
                 self._doing = name
-                rounds[i].append(self._timers[variant.model()].time(variant.options, quantities))
+                rounds[i].append(self._timers[variant.model()].time(variant.options, wanted))
             if number:
                 running = [(i, one) for i, one in running if not i or not _is_hopeless(rounds[0], rounds[i])]
             if len(variants) > 1 and len(running) == 1:

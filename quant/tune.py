@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import get_args
 
 from edgespec.control import best_case
@@ -20,7 +19,7 @@ from edgespec.costs import CostCurve
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaOptions
 from edgespec.models.native import EngineName
-from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled
+from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
 from edgespec.sensors import compute_cores, logical_cores
 
@@ -31,16 +30,16 @@ _STANDS = 0.8  # the chance of a free guess in the score
 _PLAIN, _CHECKING, _READING = 0.5, 0.35, 0.15
 _NEVER = "never chosen: it changes what the model computes"
 
-FULL = Effort((1, 2, 4, 8, 16), 256, 6.0, least=4, most=12, seconds=20.0, repeats=2)
-QUICK = Effort((1, 4, 8), 64, 1.0, least=2, most=4, seconds=4.0, repeats=1)
+FULL = Effort((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=16, seconds=20.0, repeats=2)
+QUICK = Effort((1, 4, 8), 64, 1.0, prompts=2, least=4, most=8, seconds=4.0, repeats=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One setting. `score` is relative to the first that ran; `outcome` says what became of it, and why.
 
-    `figures` are the first one's times the ratios measured since, so that they compare however the machine
-    drifted. Without them it was not measured.
+    `figures` are the first one's, undisturbed, times the ratios measured since, so that they compare however
+    the machine drifted. Without them it was not measured.
     """
 
     setting: str
@@ -177,8 +176,7 @@ class _Search:
         best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
         (name, variant), *rivals = variants.items()
         if first:
-            figures = {n: median(one[n] for one in best) for n in best[0]}
-            self.best = Trial(name, variant.options, "where it starts", figures, 1.0)
+            self.best = Trial(name, variant.options, "where it starts", undisturbed(best), 1.0)
             self.trials.append(self.best)
         rated = [(setting, rival.options) for setting, rival in rivals]
         self.trials += judged(self.best, rated, best, others, never)
@@ -199,25 +197,29 @@ def judged(
 ) -> list[Trial]:
     """What `rounds` of `others` say against the rounds `before` of the best, measured side by side.
 
-    At most one outcome is "chosen", none with a reason for `never`.
+    At most one outcome is "chosen", none with a reason for `never`. The median of ratios can be another
+    program's doing, and so can the quickest rounds: the winner wins by both.
     """
     assert best.figures is not None
     assert best.score is not None
     reached = score(best.figures)
     figures = [scaled(best.figures, before, one) for one in rounds]
-    scores = [score(one) for one in figures]
-    winner = None if never else choose(reached, scores)
+    ratios = [score(one) / reached for one in figures]
+    quickest = [score(scaled(best.figures, before, one, quickest=True)) / reached for one in rounds]
+    sure = [min(both) for both in zip(ratios, quickest, strict=True)]
+    winner = choose(1.0, sure)
     trials = []
     for i, (setting, options) in enumerate(others):
-        ratio = scores[i] / reached
-        outcome = never or ("chosen" if i == winner else _why_not(ratio))
-        trials.append(Trial(setting, options, outcome, figures[i], best.score * ratio))
+        outcome = never or ("chosen" if i == winner else _why_not(ratios[i], sure[i]))
+        trials.append(Trial(setting, options, outcome, figures[i], best.score * ratios[i]))
     return trials
 
 
-def _why_not(ratio: float) -> str:
-    if ratio > MARGIN:
+def _why_not(ratio: float, sure: float) -> str:
+    if sure > MARGIN:
         return "faster, another even more"
+    if ratio > MARGIN:
+        return "unclear: not faster undisturbed"
     return "slower" if ratio < 1 / MARGIN else f"no gain above {MARGIN - 1:.0%}"
 
 
@@ -236,9 +238,10 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     if not variants:
         return forms
     rounds = bench.race(variants, (1,))
-    base = {1: median(one[1] for one in rounds[0])}
+    base = undisturbed(rounds[0])
     seconds = [scaled(base, rounds[0], one)[1] for one in rounds]
-    winner = choose(1.0, [base[1] / one for one in seconds]) or 0
+    quickest = [scaled(base, rounds[0], one, quickest=True)[1] for one in rounds]
+    winner = choose(1.0, [base[1] / max(both) for both in zip(seconds, quickest, strict=True)]) or 0
     assert target.figures is not None
     costs = CostCurve({n: one for n, one in target.figures.items() if n != PROMPT})
     for i, variant in enumerate(variants.values()):
