@@ -1,9 +1,8 @@
 """Which batch sizes give, to the bit, the logits of one row at a time: found out on the model itself.
 
 Kernels sum in another order for many rows than for one, so a speculative answer may part from the plain one
-where two tokens are nearly tied. With the recipe below llama.cpp's kernels do not (docs/experiments.md): row
-by row products, which `repack` would replace, and an 8-bit cache, whose attention has one path. A recipe is a
-hope; what a size is allowed on is that it was seen to be equal here.
+where two tokens are nearly tied. With the settings below llama.cpp's attention does not; whether the products
+do depends on the types of the weights (docs/experiments.md). Only sizes that were seen to be equal are used.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ _LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on
 
 
 def exact_options(options: LlamaOptions) -> LlamaOptions:
-    """`options` with the recipe. One engine only: no setting of ik_llama.cpp was found that is equal."""
-    return replace(
-        options, engine="llama.cpp", repack=False, flash_attention=True, type_k="q8_0", type_v="q8_0"
-    )
+    """`options` on llama.cpp with an 8-bit cache, whose attention has one path for any number of rows.
+
+    No setting of ik_llama.cpp was found whose batches are equal to single rows.
+    """
+    return replace(options, engine="llama.cpp", flash_attention=True, type_k="q8_0", type_v="q8_0")
 
 
 def equal_sizes(sequence: LlamaSequence, text: Sequence[int], most: int) -> list[int]:
