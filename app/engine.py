@@ -139,6 +139,7 @@ class Engine:
         options = options or LlamaOptions()
         self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
         self.draft: LlamaModel | None = None
+        self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
@@ -173,6 +174,7 @@ class Engine:
 
     def _load_draft(self, path: Path, progress: Callable[[float], bool] | None) -> None:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
+        self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
         options = replace(self._draft_options, context=self.model.context_length, sequences=1)
         known = profile.known_curve(check_gguf(path), options)

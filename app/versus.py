@@ -231,7 +231,9 @@ def bench_against(
     the report, which `table` shows; "stopped" in it is None unless the run was cut short.
     """
     first = next(iter(engines.values()))
-    target, draft = first.model, first.draft
+    target, draft = first.model, first.draft_path
+    # Of a draft model that does not pay here, and so is not loaded, the cache is not known: it is small.
+    draft_cache = first.draft.cache_bytes if first.draft else 0
     systems: list[System] = [
         EdgespecSystem(engine, label, speculate=speculate)
         for label, engine in engines.items()
@@ -243,11 +245,11 @@ def bench_against(
             program,
             mode,
             target.path.absolute(),
-            draft.path.absolute() if draft else None,
+            draft.absolute() if draft else None,
             label=label,
             context=target.context_length,
             threads=target.threads,
-            cache_bytes=target.cache_bytes + (draft.cache_bytes if draft and MODES[mode].needs_draft else 0),
+            cache_bytes=target.cache_bytes + (draft_cache if MODES[mode].needs_draft else 0),
         )
         for label, program in peers
         for mode in names
@@ -265,7 +267,7 @@ def bench_against(
     return {
         "edgespec": edgespec.__version__,
         "model": target.path.name,
-        "draft": draft.path.name if draft else None,
+        "draft": draft.name if draft else None,
         "threads": list(target.threads),
         "context": target.context_length,
         "max_tokens": max_tokens,

@@ -12,6 +12,7 @@ import pytest
 
 from edgespec.app.bench import Pair, answer, read_suite
 from edgespec.app.engine import Engine
+from edgespec.costs import CostCurve
 from edgespec.models.catalog import resolve
 from edgespec.sampling import Sampling
 
@@ -42,10 +43,18 @@ def gap_between_the_best(engine: Engine, pair: Pair, position: int) -> float:
     return best[1] - best[0]
 
 
+def make_guessing_look_free(engine: Engine) -> None:
+    """Here the draft model would not be asked: what it costs is more than it brings."""
+    engine._costs = CostCurve({1: 0.03, 8: 0.0303})
+    engine._draft_costs = CostCurve({1: 1e-6, 32: 1e-5})
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("draft", ["suffix", "model"])
-def test_greedy_answers_part_only_at_near_ties(draft, capsys):
+def test_greedy_answers_part_only_at_near_ties(draft, capsys, monkeypatch):
+    monkeypatch.setattr("edgespec.app.engine.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.profile.save", lambda *_: None)
     target = resolve("qwen2.5-coder-1.5b")
     small = resolve("qwen2.5-coder-0.5b") if draft == "model" else None
     prompts = read_suite(None, 5)
@@ -55,6 +64,7 @@ def test_greedy_answers_part_only_at_near_ties(draft, capsys):
     drafted = 0
     with Engine(target, small, suffix=draft == "suffix") as engine:
         for prompt in chosen:
+            make_guessing_look_free(engine)
             plain = answer(engine, prompt, 128, Sampling(), speculate=False)
             pair = Pair(prompt, plain, answer(engine, prompt, 128, Sampling(), speculate=True))
             assert plain.drafted == 0
@@ -64,5 +74,5 @@ def test_greedy_answers_part_only_at_near_ties(draft, capsys):
                 divergences.append(Divergence(prompt.id, position, gap))
     with capsys.disabled():
         print(f"\n{draft}: {len(divergences)} of {len(chosen)} answers part:", *divergences, sep="\n  ")
-    assert drafted > 30
+    assert drafted > 300
     assert [one for one in divergences if one.gap > NEAR] == []
