@@ -177,8 +177,10 @@ class Engine:
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
         options = replace(self._draft_options, context=self.model.context_length, sequences=1)
-        known = profile.known_curve(check_gguf(path), options)
-        if known is not None and self._is_hopeless(path, known):
+        summary = check_gguf(path)
+        known = profile.known_curve(summary, options)
+        fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
+        if fits and known is not None and self._is_hopeless(path, known):
             return
         draft = open_draft(path, options, progress)
         try:

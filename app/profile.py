@@ -35,6 +35,9 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a 
 
 
 def cache_folder() -> Path:
+    """`machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
+    if chosen := os.environ.get("EDGESPEC_CACHE"):
+        return Path(os.path.expanduser(chosen)).absolute() / "machine"  # noqa: PTH111 - as in models_folder
     from platformdirs import user_cache_path
 
     return user_cache_path("edgespec", appauthor=False) / "machine"

@@ -90,7 +90,7 @@ def _busy() -> str:
 
 
 def _print(report: Report) -> None:
-    console = Console(markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
     rows = [n for n in _SHOWN if n in (report.best.figures or {})]
     titles = ["setting", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", "score", ""]
     table = _table(titles)

@@ -15,6 +15,15 @@ from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What runs here neither uses nor changes what the user's own runs have learned."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("EDGESPEC_CACHE", "EDGESPEC_CORPUS"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
 @pytest.fixture(scope="session")
 def ik() -> EngineName:
     """The name of the second engine; skips where it is not installed."""

@@ -21,7 +21,7 @@ PROMPTS = 6
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
 
 
 def test_the_recipe_is_llama_cpps() -> None:

@@ -63,6 +63,7 @@ def test_what_was_saved_is_loaded(folder: Path) -> None:
 
 def test_the_store_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.undo()
+    monkeypatch.delenv("EDGESPEC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if os.name == "posix" and os.uname().sysname == "Linux":
         assert profile.cache_folder().is_relative_to(tmp_path / "xdg" / "edgespec")

@@ -474,7 +474,7 @@ def test_the_form_found_fastest_drafts(folder, tmp_path, tiny_llama):
 
 
 def edgespec(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment = {**os.environ, "EDGESPEC_CACHE": str(cache / "edgespec")}
     return subprocess.run(
         [*EDGESPEC, *arguments],
         stdin=subprocess.DEVNULL,
@@ -519,7 +519,7 @@ def test_ctrl_c_leaves_the_old_entry(tmp_path, starter_path, monkeypatch):
     monkeypatch.setattr(profile, "cache_folder", lambda: tmp_path / "edgespec/machine")
     summary = check_gguf(starter_path)
     profile.keep_tuned(summary, TUNED)
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "EDGESPEC_CACHE": str(tmp_path / "edgespec")}
     process = subprocess.Popen(
         [*EDGESPEC, "tune", str(starter_path)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
