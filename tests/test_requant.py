@@ -210,10 +210,11 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, starter_path):
 
 
 def test_stopping_by_progress_leaves_nothing(tmp_path, starter_path):
+    before = set(psutil.Process().children())  # workers that other tests left idle
     with pytest.raises(Cancelled):
         requantise(starter_path, tmp_path / "out.gguf", "q4_0", lambda fraction: fraction == 0)
     assert names(tmp_path) == set()
-    assert not psutil.Process().children()
+    assert set(psutil.Process().children()) <= before
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
