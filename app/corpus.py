@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
+from edgespec.models.catalog import folder_in, printable
 
 if TYPE_CHECKING:  # these cost the command line its quick start
     from sqlite3 import Connection
@@ -79,8 +79,8 @@ class Added(NamedTuple):
 
 def corpus_folder() -> Path:
     """EDGESPEC_CORPUS, or `edgespec/corpus` in the user's data folder. May not exist yet."""
-    if chosen := os.environ.get("EDGESPEC_CORPUS"):
-        return Path(os.path.expanduser(chosen)).absolute()  # noqa: PTH111 - as in models_folder
+    if chosen := folder_in("EDGESPEC_CORPUS"):
+        return chosen
     from platformdirs import user_data_path
 
     return user_data_path("edgespec", appauthor=False) / "corpus"

@@ -150,14 +150,14 @@ class Engine:
                 self._suffix, draft = False, None
             self._costs = self._draft_costs = CostCurve({1: 1.0})
             self._acceptance = Acceptance()
-            if max_draft and (suffix or draft is not None):
+            if max_draft and (self._suffix or draft is not None):
                 self._costs = profile.curve(self._sequence, self.notes.append)
                 self._acceptance = profile.acceptance(self.model)
                 if exact:
                     self._costs.only(profile.exact_sizes(self._sequence, self.notes.append))
-            self._corpus = (
-                index_for(self.model.vocab, self.model.summary.tokenizer_digest) if suffix else None
-            )
+            self._corpus = None
+            if max_draft and self._suffix:
+                self._corpus = index_for(self.model.vocab, self.model.summary.tokenizer_digest)
             if draft is not None and max_draft:
                 self._load_draft(draft, progress)
             source = self.model.chat_template

@@ -18,6 +18,7 @@ from typing import Any, get_args
 from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
+from edgespec.models.catalog import folder_in
 from edgespec.models.exact import equal_sizes
 from edgespec.models.gguf_check import GgufSummary
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
@@ -36,8 +37,8 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a 
 
 def cache_folder() -> Path:
     """`machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
-    if chosen := os.environ.get("EDGESPEC_CACHE"):
-        return Path(os.path.expanduser(chosen)).absolute() / "machine"  # noqa: PTH111 - as in models_folder
+    if chosen := folder_in("EDGESPEC_CACHE"):
+        return chosen / "machine"
     from platformdirs import user_cache_path
 
     return user_cache_path("edgespec", appauthor=False) / "machine"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from edgespec.app.quant_cli import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import resolve
-from edgespec.sensors import compute_cores
+from edgespec.sensors import compute_cores, load_average
 
 if TYPE_CHECKING:
     from edgespec.models.native import LlamaOptions
@@ -84,7 +83,7 @@ def _stopped_by_ctrl_c(show: Callable[[str, float], bool]) -> Iterator[Callable[
 
 def _busy() -> str:
     """What to say if other programs compete for the processor."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = load_average()
     busy = load > max(1.0, compute_cores() / 4)
     return f"The machine is busy (load {load:.1f}): tune again at rest." if busy else ""
 

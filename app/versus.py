@@ -7,7 +7,6 @@ drift by tens of percent within minutes, so a figure is a median of ratios taken
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -24,7 +23,7 @@ from edgespec.app.peers import MODES, LlamaServer, choose_modes, parse_peer
 from edgespec.app.systems import Answer, EdgespecSystem, System
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.native import EngineName, library
-from edgespec.sensors import memory_available
+from edgespec.sensors import load_average, memory_available
 
 INTERRUPTED = "interrupted"
 _WARM_UP_TOKENS = 8
@@ -202,7 +201,7 @@ def parse_peers(texts: Sequence[str], temperature: float) -> list[tuple[str, Pat
 
 def _busy() -> list[str]:
     """A note if other programs compete for the processor: ratios stay fair, but spreads grow."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = load_average()
     return [f"The machine was busy before the run (load {load:.1f}): measure again at rest."] * (load > 1)
 
 

@@ -34,6 +34,11 @@ def cpu_name() -> str:
     return f"{name} x{os.cpu_count()}"
 
 
+def load_average() -> float:
+    """Threads that ran or waited for a processor over the last minute, 0.0 where the system does not tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
 def memory_available() -> int:
     """Bytes a program can take without making the machine swap."""
     return int(psutil.virtual_memory().available)

@@ -161,10 +161,16 @@ def _source(name: str, table: Any) -> HubSource | WheelSource:
 # --- the store ---
 
 
+def folder_in(variable: str) -> Path | None:
+    """The folder that an environment variable names, absolute; None where it is not set or empty."""
+    chosen = os.environ.get(variable)
+    return _path(chosen).absolute() if chosen else None
+
+
 def models_folder() -> Path:
     """EDGESPEC_MODELS, or `edgespec/models` in the user's data folder. May not exist yet."""
-    if chosen := os.environ.get("EDGESPEC_MODELS"):
-        return _path(chosen).absolute()
+    if chosen := folder_in("EDGESPEC_MODELS"):
+        return chosen
     from platformdirs import user_data_path
 
     return user_data_path("edgespec", appauthor=False) / "models"
