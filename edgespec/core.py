@@ -129,13 +129,45 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """What a round may spend: drafted tokens, threads (0 leaves them alone), seconds of rest afterwards."""
+class Reading:
+    """What the machine said of itself at `time`, in seconds of a monotonic clock.
 
-    max_draft: int = 16
-    threads: int = 0
-    objective: Literal["speed", "energy"] = "speed"
-    pause: float = 0.0
+    None stands for what it does not tell, and for what it told and nobody can believe.
+    """
+
+    time: float
+    celsius: float | None = None  # of the hottest sensor of the processor
+    celsius_limit: float | None = None  # that sensor's own mark of "too hot"
+    charge: float | None = None  # of the battery, in percent
+    plugged: bool | None = None
+    seconds_left: float | None = None  # until the battery is empty
+    frequency: float | None = None  # of the processor, as a share of its maximum
+    load: float | None = None  # share of the cores this process may use that are busy, 0 to 1
+    others: float | None = None  # the part of `load` that is other programs'
+    memory_free: int | None = None  # bytes that can be taken without swapping
+    watts: float | None = None  # that the battery gives at this moment
+    joules: float | None = None  # that the processor has used so far: only differences mean anything
+    pressure: str | None = None  # macOS: "nominal", "fair", "serious" or "critical"
+    slowdown: float | None = None  # a one-row pass now, over the quickest seen with as many threads
+
+
+Objective = Literal["speed", "energy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What rounds may spend.
+
+    `threads` are for passes of one row and of several, (0, 0) leaves them alone. With `objective` "energy"
+    guesses must pay in processor time, not in wall time. `rest` is the pause after each round as a share of
+    the round's own time.
+    """
+
+    max_draft: int = 31
+    model_draft: bool = True
+    threads: tuple[int, int] = (0, 0)
+    objective: Objective = "speed"
+    rest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
