@@ -56,9 +56,9 @@ class Meter:
         self._counter_breaks = self._battery_breaks = 0
 
     def tick(self, reading: Reading) -> None:
-        """Take a reading into account. Meant for every round: one that is known already costs nothing."""
+        """Take a reading into account, however often. Cheap enough for every round."""
         last, self._last = self._last, reading
-        if last is None or reading == last:
+        if last is None:
             return
         step = reading.time - last.time
         if last.joules is None or reading.joules is None or reading.joules < last.joules:

@@ -71,9 +71,7 @@ class EnergyCounter:
         # The second address of the same packages, intel-rapl-mmio:N, and their parts, intel-rapl:N:M, would
         # count twice what the package has counted; "psys" is the whole machine.
         self._zones = [
-            zone
-            for zone in sorted(root.glob("intel-rapl:*"))
-            if zone.name.count(":") == 1 and _text(zone / "name").startswith("package")
+            zone for zone in sorted(root.glob("intel-rapl:*")) if _text(zone / "name").startswith("package")
         ]
         if not self._zones:
             raise LookupError("the system has no energy counters")

@@ -51,9 +51,9 @@ def test_the_counter_goes_before_the_battery() -> None:
 
 
 def test_the_battery_is_integrated() -> None:
-    watts = [10.0, 10.0, 20.0, 20.0, 10.0, 10.0]
+    watts = [10.0, 10.0, 20.0, 20.0, 30.0]
     energy = measure(Reading(100.0 + t, watts=w, plugged=False) for t, w in enumerate(watts))
-    assert energy.joules == pytest.approx(10 + 15 + 20 + 15 + 10)
+    assert energy.joules == pytest.approx(10 + 15 + 20 + 25)
     assert energy.source == "battery"
 
 

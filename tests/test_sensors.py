@@ -186,12 +186,13 @@ def test_load_and_what_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_load_when_a_core_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(monkeypatch, 3, {2})
+    machine = Machine(monkeypatch, 3, {0, 2})
     load = sensors.Load()
     machine.cores.pop()
     busy, idle = Core(1.0, 0, 0, 0, 0, 0), Core(0, 0, 1.0, 0, 0, 0)
     machine.run(0.0, c0=busy, c1=idle)
     assert load() == pytest.approx({"load": 0.5, "others": 0.5})
+    machine.allowed = {2}
     machine.run(0.0, c0=busy, c1=busy)
     assert load() == pytest.approx({"load": 1.0, "others": 1.0})
 
@@ -306,7 +307,8 @@ class Rapl:
         """Joules told after the packages' counters went to `first` and `second`."""
         self.now += seconds
         tree(self.root, {"intel-rapl:0/energy_uj": str(first), "intel-rapl:1/energy_uj": str(second)})
-        tree(self.root, {"intel-rapl:0:0/energy_uj": str(first), "intel-rapl-mmio:0/energy_uj": str(first)})
+        others = ("intel-rapl:0:0", "intel-rapl:2", "intel-rapl-mmio:0")
+        tree(self.root, {f"{zone}/energy_uj": str(first + second) for zone in others})
         return self.read()["joules"]
 
 

@@ -262,12 +262,15 @@ class Gate:
         self.open = threading.Event()
         self.open.set()
         self.asked = 0
+        self.fault: Exception | None = None
         self.threads: set[threading.Thread] = set()
 
     def __call__(self) -> dict[str, float]:
         self.asked += 1
         self.threads.add(threading.current_thread())
         self.open.wait()
+        if self.fault is not None:
+            raise self.fault
         return {"celsius": 50.0}
 
 
@@ -323,6 +326,18 @@ def test_a_source_that_hangs_holds_nobody_up(live: Live, warnings: Callable[[], 
     wait_for(lambda: live.watch.latest().celsius == 50.0)
     assert live.watch.troubles == {}
     wait_for(lambda: sum(thread.is_alive() for thread in live.gate.threads) == 1)
+
+
+def test_a_source_that_is_distrusted_already_hangs_without_another_word(
+    live: Live, warnings: Callable[[], list[str]]
+) -> None:
+    live.gate.fault = OSError("gone")
+    wait_for(lambda: live.watch.troubles == {"gate": "gone"})
+    live.hang()
+    live.clock.now += 2.1
+    assert live.watch.troubles == {"gate": "it takes over 2 s"}
+    live.sampled()
+    assert warnings() == ["gate is not believed: gone"]
 
 
 def test_closing_does_not_wait_for_what_hangs(live: Live) -> None:
