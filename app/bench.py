@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.app.engine import Engine, Request, Result
+from edgespec.app.answer import Request, Result
+from edgespec.app.engine import Engine
 from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 from edgespec.sensors import peak_memory

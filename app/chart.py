@@ -1,13 +1,16 @@
-"""The comparison as a picture: bars a task, each a system's speed relative to the reference."""
+"""Results as pictures: speeds as bars, half an hour of heat as a curve."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgespec.core import EdgespecError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SERIES = "to_reference"
 
@@ -69,6 +72,39 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", frameon=False)
+    _write(figure, path)
+
+
+def draw_heat(report: Mapping[str, Any], path: Path) -> None:
+    """Write the temperatures of a simulated half hour as a PNG: `auto` beside fixed `performance`.
+
+    Raises EdgespecError when the file cannot be written.
+    """
+    check(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name in ("performance", "auto"):
+        celsius = report[name]["celsius"]
+        speed = report[name]["tokens_per_second"]
+        axes.plot([i / 60 for i in range(len(celsius))], celsius, label=f"{name}, {speed:.1f} tokens/s")
+    best = report["best_fixed"]
+    axes.axhline(report["limit"], color="black", linewidth=1, label=f"limit {report['limit']:.0f} °C")
+    axes.set_xlabel("minutes")
+    axes.set_ylabel("°C")
+    axes.set_title(
+        f"Simulated heat: auto has {report['share_of_best_fixed']:.0%} of the best fixed setting's speed "
+        f"({best['mode']}, resting {best['rest']:.0%})",
+        fontsize="medium",
+    )
+    axes.grid(linewidth=0.4, alpha=0.6)
+    axes.legend(fontsize="small", frameon=False)
+    _write(figure, path)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    """Whole or not at all."""
     unfinished = path.with_name(f".{path.name}.part")
     try:
         figure.savefig(unfinished, format="png", dpi=150)

@@ -24,6 +24,7 @@ from edgespec.app.session import Ended, Load, Loaded, LoadFailed, Session, Turn,
 from edgespec.app.terminal import clean, one_line
 
 if TYPE_CHECKING:  # these import numpy and llama.cpp
+    from edgespec.governor import Mode
     from edgespec.sampling import Sampling
 
 _FRAMES_PER_SECOND = 20
@@ -111,6 +112,7 @@ class ChatApp(App[int]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "stop", "Stop", priority=True),
         Binding("ctrl+l", "restart", "New conversation", priority=True),
+        Binding("f3", "mode", "Mode", priority=True),
         Binding("pageup", "page(-1)", "Back", priority=True),
         Binding("pagedown", "page(1)", "Forth", priority=True),
     ]
@@ -123,10 +125,11 @@ class ChatApp(App[int]):
         system: str | None = None,
         sampling: Sampling | None = None,
         max_tokens: int = 0,
+        mode: Mode = "auto",
     ) -> None:
         super().__init__()
         self.title = one_line(title)
-        self._session = Session(load, system, sampling, max_tokens)
+        self._session = Session(load, system, sampling, max_tokens, mode)
         self._views: dict[Turn, TurnView] = {}
 
     def compose(self) -> ComposeResult:
@@ -168,6 +171,10 @@ class ChatApp(App[int]):
         self._views.clear()
         await self._conversation.remove_children()
         self._conversation.anchor()
+        self._wake()
+
+    def action_mode(self) -> None:
+        self._session.next_mode()
         self._wake()
 
     def action_page(self, direction: int) -> None:
@@ -218,6 +225,9 @@ def status(session: Session) -> str:
         parts.append(f"{result.tokens_per_second:.1f} tokens/s")
         parts.append(f"{result.tokens_per_round:.1f}/round")
         parts.append(f"{result.acceptance:.0%} accepted")
+    decision = session.decision
+    if decision is not None and (decision.mode != "performance" or session.mode == "performance"):
+        parts.append(f"{decision.mode}: {decision.reason}")
     if session.context:
         parts.append(f"{session.used}/{session.context}")
     return " · ".join(parts)

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import corpus_cli, quant_cli, tune_cli
+from edgespec.app import bench_cli, config, corpus_cli, doctor, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -40,6 +40,8 @@ app = typer.Typer(
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
 app.command()(tune_cli.tune)
+app.command()(doctor.doctor)
+app.command()(bench_cli.bench)
 
 
 def main() -> None:
@@ -91,6 +93,7 @@ def run(
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
     engine: opt.Native = "auto",
+    mode: opt.Governed = None,
     temperature: opt.Temperature = 0.0,
     top_k: opt.TopK = 0,
     top_p: opt.TopP = 1.0,
@@ -129,7 +132,9 @@ def run(
     text = "\n\n".join(part for part in (prompt, opt.piped_input()) if part.strip())
     if not text:
         raise EdgespecError('Nothing to answer: give a prompt, as in `edgespec run "Why is the sky blue?"`.')
-    with opt.load_engine(model, draft, max_draft, context, threads, engine=engine, exact=exact) as loaded:
+    with opt.load_engine(
+        model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
+    ) as loaded:
         code = ask(
             loaded, text, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [], raw=raw,
             stats=stats, as_json=as_json,
@@ -148,6 +153,7 @@ def chat(
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
     engine: opt.Native = "auto",
+    mode: opt.Governed = None,
     temperature: opt.Temperature = 0.7,
     top_k: opt.TopK = 40,
     top_p: opt.TopP = 0.95,
@@ -163,17 +169,18 @@ def chat(
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed=seed
     )
-    name = model or opt.default_model()
+    name, chosen = model or opt.default_model(), mode or config.load().mode
     from edgespec.app.chat import ChatApp
 
     chat_app = ChatApp(
         lambda progress: opt.load_engine(
-            name, draft, max_draft, context, threads, progress, engine=engine, exact=exact
+            name, draft, max_draft, context, threads, progress, engine=engine, exact=exact, mode=chosen
         ),
         Path(name).name,
         system=system or None,
         sampling=sampling,
         max_tokens=max_tokens,
+        mode=chosen,
     )
     sys.exit(chat_app.run() or 0)
 
@@ -271,84 +278,6 @@ def rm(
 
 def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
-
-
-@app.command()
-def bench(
-    model: opt.Model = "",
-    draft: opt.Draft = "auto",
-    max_draft: opt.MaxDraft = 31,
-    exact: opt.Exact = False,
-    suite: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON lines with task, id and prompt; default: a small one of its own.", show_default=False
-        ),
-    ] = None,
-    per_task: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
-    repetitions: Annotated[int, typer.Option(min=1, help="Passes over all prompts.")] = 1,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Measure another program in the same turns: llama-server=PATH.",
-            metavar="NAME=PATH",
-            show_default=False,
-        ),
-    ] = None,
-    modes: Annotated[
-        str, typer.Option(help="How the other program speculates: usual, all, or names with commas.")
-    ] = "usual",
-    chart: Annotated[
-        Path | None,
-        typer.Option(help="With --against: also draw the ratios into this PNG file.", show_default=False),
-    ] = None,
-    context: opt.Context = 4096,
-    threads: opt.Threads = 0,
-    engine: opt.Native = "auto",
-    temperature: opt.Temperature = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure plain against speculative decoding on the same prompts, interleaved."""
-    from edgespec.app import bench as benchmark
-
-    prompts = benchmark.read_suite(suite, per_task)
-    say = _say if sys.stderr.isatty() else None
-    if not against:
-        if chart is not None:
-            raise EdgespecError("--chart draws a comparison: name what to compare with, by --against.")
-        with opt.load_engine(model, draft, max_draft, context, threads, engine=engine, exact=exact) as loaded:
-            for note in loaded.notes:
-                sys.stderr.write(f"edgespec: {one_line(note)}\n")
-            report = benchmark.measure(loaded, prompts, max_tokens, temperature, say, repetitions)
-        print(json.dumps(report, indent=2) if as_json else benchmark.table(report))
-        return
-    from edgespec.app import chart as picture
-    from edgespec.app import figures, versus
-
-    peers = versus.parse_peers(against, temperature)
-    if chart is not None:
-        picture.check(chart)
-    with contextlib.ExitStack() as stack:
-        engines = {
-            label: stack.enter_context(
-                opt.load_engine(model, draft, max_draft, context, threads, engine=name)
-            )
-            for label, name in versus.installed_engines().items()
-            if engine in ("auto", name)
-        }
-        report = versus.bench_against(engines, peers, modes, prompts, max_tokens, repetitions, say)
-    print(json.dumps(report) if as_json else figures.table(report))
-    if chart is not None:
-        picture.draw(report, chart)
-    if report["stopped"] == versus.INTERRUPTED:
-        sys.exit(130)
-    if report["stopped"] is not None:
-        raise EdgespecError(report["stopped"])
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"\r\x1b[K{line}")
 
 
 if __name__ == "__main__":

@@ -6,19 +6,22 @@ Everything here runs in the thread that owns the models, except `Request.cancel`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from edgespec.acceptance import Acceptance
 from edgespec.app import profile
+from edgespec.app.answer import Ending, Request, Result
 from edgespec.app.corpus import index_for
+from edgespec.app.steering import Steering
 from edgespec.control import Planner, best_case
-from edgespec.core import Cancelled, EdgespecError, Round, TokenLogprob
+from edgespec.core import Cancelled, EdgespecError
 from edgespec.costs import CostCurve
 from edgespec.decode import generate
 from edgespec.drafting import ModelDrafter
+from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.gguf_check import check_gguf
@@ -28,93 +31,8 @@ from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
-from edgespec.text import TextStream
 
 WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
-
-StopReason = Literal["end", "stop", "length", "context", "cancelled"]
-
-
-@dataclass(slots=True)
-class Request:
-    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full."""
-
-    prompt: Sequence[int]
-    sampling: Sampling = field(default_factory=Sampling)
-    max_tokens: int = 0
-    stops: Sequence[str] = ()
-    speculate: bool = True
-    cancelled: bool = False
-    _interrupt: Callable[[], None] | None = None
-
-    def cancel(self) -> None:
-        """Stop within one round. Any thread or signal handler may call this, even before the start."""
-        self.cancelled = True
-        if self._interrupt is not None:
-            self._interrupt()
-
-
-@dataclass(slots=True)
-class Result:
-    """What an answer was and cost. Times in seconds of wall time; complete when its iterator has ended."""
-
-    text: str = ""
-    tokens: list[int] = field(default_factory=list)
-    stop_reason: StopReason = "length"
-    prompt_tokens: int = 0
-    rounds: int = 0
-    written: int = 0  # tokens of all rounds, the one that ended the answer included
-    drafted: int = 0
-    accepted: int = 0
-    seconds_to_first_token: float = 0.0
-    seconds: float = 0.0
-    bookkeeping: float = 0.0
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Speed after the first round, which also reads the prompt. 0 for an answer of one round."""
-        rest = self.seconds - self.seconds_to_first_token
-        return (len(self.tokens) - 1) / rest if rest > 0 and len(self.tokens) > 1 else 0.0
-
-    @property
-    def tokens_per_round(self) -> float:
-        return self.written / self.rounds if self.rounds else 0.0
-
-    @property
-    def acceptance(self) -> float:
-        """The share of drafted tokens that stood."""
-        return self.accepted / self.drafted if self.drafted else 0.0
-
-    @property
-    def bookkeeping_share(self) -> float:
-        """The share of the time after the first token that was spent neither drafting nor in the target."""
-        rest = self.seconds - self.seconds_to_first_token
-        return self.bookkeeping / rest if rest > 0 else 0.0
-
-    def count(self, round_: Round) -> None:
-        if self.rounds:
-            self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
-        self.rounds += 1
-        self.written += len(round_.tokens)
-        self.drafted += len(round_.draft.tokens)
-        self.accepted += round_.accepted
-        self.logprobs.extend(round_.logprobs)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "text": self.text,
-            "tokens": self.tokens,
-            "tokens_per_second": round(self.tokens_per_second, 3),
-            "seconds_to_first_token": round(self.seconds_to_first_token, 4),
-            "rounds": self.rounds,
-            "drafted": self.drafted,
-            "accepted": self.accepted,
-            "stop_reason": self.stop_reason,
-            "prompt_tokens": self.prompt_tokens,
-            "tokens_per_round": round(self.tokens_per_round, 3),
-            **({"logprobs": [_logprob_json(one) for one in self.logprobs]} if self.logprobs else {}),
-        }
 
 
 class Engine:
@@ -127,11 +45,14 @@ class Engine:
         *,
         suffix: bool = True,
         max_draft: int = 31,
+        mode: Mode = "auto",
         exact: bool = False,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no guess can change.
+
+        `mode` is the governor's; `choose` changes it.
 
         Raises EdgespecError for what the user can mend, Cancelled when `progress` returns False.
         """
@@ -139,6 +60,7 @@ class Engine:
         options = options or LlamaOptions()
         self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
         self.draft: LlamaModel | None = None
+        self._steering: Steering | None = None
         self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
@@ -155,6 +77,14 @@ class Engine:
                 self._acceptance = profile.acceptance(self.model)
                 if exact:
                     self._costs.only(profile.exact_sizes(self._sequence, self.notes.append))
+            self.steering = self._steering = Steering(
+                self._sequence,
+                self._costs,
+                mode,
+                most=self._max_draft,
+                fixed_threads=exact,  # another count would round differently
+                note=self.notes.append,
+            )
             self._corpus = None
             if max_draft and self._suffix:
                 self._corpus = index_for(self.model.vocab, self.model.summary.tokenizer_digest)
@@ -200,6 +130,7 @@ class Engine:
             draft.close()
             return
         self.draft, self._draft_sequence, self._draft_costs = draft, sequence, costs
+        self._draft_threads = draft.threads  # that the curve is of
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
         best = best_case(self._costs, costs)
@@ -211,6 +142,8 @@ class Engine:
         return best < WORTH_LOADING
 
     def close(self) -> None:
+        if self._steering is not None:
+            self._steering.close()
         self.model.close()
         if self.draft is not None:
             self.draft.close()
@@ -220,6 +153,15 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def choose(self, mode: Mode) -> Decision:
+        """Change what the machine may give. Any thread may call this; an answer follows within a second."""
+        return self.steering.governor.choose(mode)
+
+    @property
+    def decision(self) -> Decision:
+        """What the governor allows at this moment, and why."""
+        return self.steering.governor.decision
 
     def best_possible(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
         """How many times faster than plain `answer` could have been written with perfect choice of length.
@@ -280,12 +222,14 @@ class Engine:
         max_tokens = min(request.max_tokens or room, room)
         result.prompt_tokens = len(prompt)
         self._arm(request)
-        ending = _Ending(self.model.vocab.is_end, self.model.vocab.piece, request.stops, result)
+        ending = Ending(self.model.vocab.is_end, self.model.vocab.piece, request.stops, result)
+        planner, steering = self._planner(request), self.steering
+        steering.begin(planner, self.draft)
         start = perf_counter()
         rounds = generate(
             self._sequence,
             list(prompt),
-            self._planner(request),
+            planner,
             Sampler(request.sampling, prompt),
             ending,
             max_tokens,
@@ -298,8 +242,11 @@ class Engine:
                 result.seconds = perf_counter() - start
                 if not result.rounds:
                     result.seconds_to_first_token = result.seconds
+                    steering.mark()
                 result.count(round_)
                 yield from ending.new_text()
+                steering.rest(round_, lambda: request.cancelled)
+                steering.steer(planner, self.draft)
         except Cancelled:
             pass  # what the model holds is known, and the answer keeps what it has
         finally:
@@ -307,6 +254,7 @@ class Engine:
             rounds.close()
         if request.cancelled:
             result.stop_reason = "cancelled"
+        steering.report(result)
         ending.finish()
         self._keep()
         yield from ending.new_text()
@@ -314,10 +262,10 @@ class Engine:
     def _keep(self) -> None:
         """Save what this answer taught of costs and acceptance."""
         if self._max_draft and self._costs.largest > 1:
-            profile.keep(self.model, self._costs)
+            self.steering.keep()
             profile.keep_acceptance(self.model, self._acceptance)
-            if self.draft is not None:
-                profile.keep(self.draft, self._draft_costs)
+            if self.draft is not None and self.draft.threads == self._draft_threads:
+                profile.keep(self.draft, self._draft_costs, self._draft_threads)
 
     def _arm(self, request: Request) -> None:
         """Let `request.cancel` reach the models; one that came before this is seen by its flag."""
@@ -344,46 +292,6 @@ class Engine:
                 self._draft_sequence, self.draft.context_length, q, is_end=self.model.vocab.is_end
             )
         return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, self._max_draft)
-
-
-class _Ending:
-    """Watches the tokens of an answer as they become final: text, stop strings, end of generation."""
-
-    def __init__(
-        self,
-        is_end: Callable[[int], bool],
-        piece: Callable[[int], bytes],
-        stops: Sequence[str],
-        result: Result,
-    ) -> None:
-        self._is_end, self._piece = is_end, piece
-        self._stream = TextStream(stops)
-        self._result = result
-        self._reason: StopReason | None = None
-
-    def __call__(self, token: int) -> bool:
-        if self._is_end(token):
-            self._reason = "end"
-            return True
-        self._result.tokens.append(token)
-        self._stream.push(self._piece(token))
-        if self._stream.stopped is not None:
-            self._reason = "stop"
-        return self._reason is not None
-
-    def new_text(self) -> Iterator[str]:
-        if text := self._stream.take():
-            self._result.text += text
-            yield text
-
-    def finish(self) -> None:
-        self._stream.push(b"", final=True)
-        if self._reason is not None:
-            self._result.stop_reason = self._reason
-
-
-def _logprob_json(one: TokenLogprob) -> dict[str, Any]:
-    return {"token": one.token, "logprob": one.logprob, "top": [list(pair) for pair in one.top]}
 
 
 def _next_size(tokens: int) -> int:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from edgespec.app import config
 from edgespec.core import EdgespecError
+from edgespec.governor import Mode
 from edgespec.models.catalog import installed, load_catalog, resolve
 
 if TYPE_CHECKING:
@@ -56,6 +58,15 @@ Native = Annotated[
     Backend,
     typer.Option(help="What computes; auto: what `edgespec tune` found best here, llama.cpp until it ran."),
 ]
+Governed = Annotated[
+    Mode | None,
+    typer.Option(
+        "--mode",
+        help="What the machine may give: performance, balanced, saver (least energy), or auto, which goes by "
+        "power supply, battery, heat, memory and other programs.",
+        show_default="of the settings, or auto",
+    ),
+]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token every time.")]
 TopK = Annotated[int, typer.Option(help="Draw from the k likeliest tokens only; 0: off.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that sum to p only; 1: off.")]
@@ -92,6 +103,7 @@ def load_engine(
     progress: Callable[[float], bool] | None = None,
     engine: Backend = "auto",
     exact: bool = False,
+    mode: Mode | None = None,
 ) -> Engine:
     """Resolve names and load, with the settings `edgespec tune` found where none are given here.
 
@@ -117,6 +129,7 @@ def load_engine(
         small and _form_of(small, form),
         suffix=draft != "none",
         max_draft=0 if draft == "none" else max_draft,
+        mode=mode or config.load().mode,
         exact=exact,
         options=options,
         progress=progress,

@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -106,25 +107,37 @@ def known_curve(summary: GgufSummary, options: LlamaOptions) -> CostCurve | None
     return None
 
 
-def curve(sequence: LlamaSequence, say: Callable[[str], None]) -> CostCurve:
-    """The cost curve of the sequence's model: kept from an earlier run, or measured now in a few seconds."""
+def at(model: LlamaModel, threads: tuple[int, int]) -> LlamaOptions:
+    """The options of `model` with other thread counts, for passes of one row and of several."""
+    return replace(model.options, threads=threads[0], threads_batch=threads[1])
+
+
+def curve(
+    sequence: LlamaSequence, say: Callable[[str], None], threads: tuple[int, int] | None = None
+) -> CostCurve:
+    """The cost curve of the sequence's model: kept from an earlier run, or measured now in a few seconds.
+
+    Other `threads` than the model's are left set.
+    """
     model = sequence.model
-    known = known_curve(model.summary, model.options)
+    threads = threads or model.threads
+    known = known_curve(model.summary, at(model, threads))
     if known is not None:
         return known
     say(f"Measured once what {model.path.name} costs on this machine.")
+    model.set_threads(*threads)
     try:
         result = CostCurve(
             measure(_runner(sequence), model.options.max_rows), prior_slope(model), model.options.max_rows
         )
     finally:
         sequence.rollback(0)
-    keep(model, result)
+    keep(model, result, threads)
     return result
 
 
-def keep(model: LlamaModel, curve: CostCurve) -> None:
-    save("costs", cost_key(model.summary, model.options), curve.as_json())
+def keep(model: LlamaModel, curve: CostCurve, threads: tuple[int, int]) -> None:
+    save("costs", cost_key(model.summary, at(model, threads)), curve.as_json())
 
 
 def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int]:

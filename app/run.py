@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from edgespec.app.engine import Engine, Request, Result
+from edgespec.app.answer import Request, Result
+from edgespec.app.engine import Engine
+from edgespec.app.readings import told
 from edgespec.app.terminal import clean
 from edgespec.models.chat import Message
 from edgespec.sampling import Sampling
@@ -72,4 +74,14 @@ def _stats(result: Result) -> str:
         f"{result.drafted} drafted, {result.accepted} accepted ({result.acceptance:.0%}), "
         f"{result.rounds} rounds, {result.tokens_per_round:.2f} tokens a round; "
         f"ended by: {result.stop_reason}\n"
+        f"{_spent(result)}\n"
     )
+
+
+def _spent(result: Result) -> str:
+    """Mode, reason, readings, and the energy of a token: joules where something meters them."""
+    mode = ", then ".join(f"{mode} ({reason})" for mode, reason in result.modes)
+    energy = f"{result.cpu_seconds_per_token * 1000:.0f} ms of processor time a token"
+    if result.energy is not None and result.joules_per_token is not None:
+        energy = f"{result.joules_per_token:.2f} J a token ({result.energy.source}), {energy}"
+    return f"mode {mode}; {energy}" + "".join(f"; {one}" for one in told(result.reading))

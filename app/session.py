@@ -16,7 +16,8 @@ from edgespec.app.terminal import one_line
 from edgespec.app.worker import EngineThread
 
 if TYPE_CHECKING:  # these import numpy and llama.cpp
-    from edgespec.app.engine import Request, Result
+    from edgespec.app.answer import Request, Result
+    from edgespec.governor import Decision, Mode
     from edgespec.sampling import Sampling
 
 State = Literal["loading", "ready", "writing", "stopped", "failed"]
@@ -45,6 +46,13 @@ class ChatEngine(Protocol):
 
     def answer(self, request: Request, result: Result) -> Iterator[str]:
         """Pieces of text; ends soon after `request.cancel()`."""
+
+    def choose(self, mode: Mode) -> Decision:
+        """Change what the machine may give, from the next second on. Any thread may call this."""
+
+    @property
+    def decision(self) -> Decision:
+        """What it gives at this moment, and why."""
 
     def close(self) -> None: ...
 
@@ -100,7 +108,14 @@ class Session:
     A turn without a word of answer (an error, or stopped before it began) is not told to the model again.
     """
 
-    def __init__(self, load: Load, system: str | None, sampling: Sampling | None, max_tokens: int) -> None:
+    def __init__(
+        self,
+        load: Load,
+        system: str | None,
+        sampling: Sampling | None,
+        max_tokens: int,
+        mode: Mode = "auto",
+    ) -> None:
         self.state: State = "loading"
         self.share = 0.0
         self.context = self.used = 0
@@ -111,7 +126,8 @@ class Session:
         self._request: Request | None = None
         self._events: SimpleQueue[Event] = SimpleQueue()
         self._thread: EngineThread | None = None
-        self._engine: ChatEngine | None = None  # of the engine's thread
+        self._engine: ChatEngine | None = None  # of the engine's thread, but for `choose` and `decision`
+        self.mode = mode
         self._closing = False
 
     @property
@@ -129,6 +145,20 @@ class Session:
     def quiet(self) -> bool:
         """Nothing will happen until something is sent."""
         return self.state != "loading" and self._request is None and self._events.empty()
+
+    @property
+    def decision(self) -> Decision | None:
+        """What the machine gives at this moment, None before the model is loaded."""
+        return self._engine.decision if self._engine is not None else None
+
+    def next_mode(self) -> Mode | None:
+        """Go on to the next of the governor's modes and return it, None before the model is loaded."""
+        if self._engine is None:
+            return None
+        order: tuple[Mode, ...] = ("auto", "performance", "balanced", "saver")
+        self.mode = order[(order.index(self.mode) + 1) % len(order)]
+        self._engine.choose(self.mode)
+        return self.mode
 
     def start(self) -> None:
         """Begin to load the model."""
@@ -211,7 +241,7 @@ class Session:
         if self.state == "failed":
             self._withdraw("No model is loaded, so nothing can be answered.")
         elif self.state != "loading" and self._request is None and self._waiting:
-            from edgespec.app.engine import Request
+            from edgespec.app.answer import Request
             from edgespec.sampling import Sampling
 
             assert self._thread is not None
@@ -238,7 +268,7 @@ class Session:
             self._events.put(LoadFailed(_explain(error)))
 
     def _run_answer(self, turn: Turn, messages: list[dict[str, str]], request: Request) -> None:
-        from edgespec.app.engine import Result
+        from edgespec.app.answer import Result
 
         result = Result()
         try:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgespec.acceptance import LEVEL, Acceptance
-from edgespec.core import Draft, Round, point_mass
+from edgespec.core import Budget, Draft, Round, point_mass
 from edgespec.costs import CostCurve
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
@@ -97,7 +97,7 @@ class Planner:
         self._suffix = suffix
         self._model = model
         self._model_costs = model_costs or costs
-        self._most = most
+        self._budget = Budget(most)
         self._caution = Caution()
         self._level = acceptance.level(MODEL)  # what the model's next guess is worth in this text, on average
         self._written, self._spent = 0.0, 0.0
@@ -107,16 +107,25 @@ class Planner:
         self._drafting = 0.0  # seconds the model was planned to take in this round
         self._steps = 0  # forward passes it made, if each was about one row
 
+    def spend(self, budget: Budget, costs: CostCurve) -> None:
+        """From the next round on spend what `budget` says; `costs` are the target's with its threads.
+
+        With the objective "energy" its threads are given: a pass then costs its seconds times its threads.
+        """
+        if budget.objective != self._budget.objective:
+            self._written = self._spent = 0.0
+        self._budget, self._costs = budget, costs
+
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         self._length = len(context)
         self._rate = self._running_rate()
-        left, limit = limit, min(limit, self._most, self._costs.largest - 1)
+        left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - 1)
         if limit < 1:
             return Draft()
         if self._suffix is not None:
             self._found = self._suffix.propose(context, min(limit, self._caution.longest))
         plan = self._best(self._found, limit)
-        if self._model is not None and not plan.draft.tokens:
+        if self._model is not None and self._budget.model_draft and not plan.draft.tokens:
             plan = self._with_model(self._model, context, plan, limit, left)
         return plan.draft
 
@@ -125,14 +134,14 @@ class Planner:
             return
         length, self._length = self._length, 0
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
-        seconds, plain = self._costs.seconds(rows, length) + self._drafting, self._costs.seconds(1, length)
-        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - seconds / plain)
+        price = self._price(rows, length, self._drafting)
+        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - price / self._price(1, length))
         if self._steps:
             self._model_costs.observe(1, 0, round_.drafting / self._steps)
         self._drafting, self._steps = 0.0, 0
         self._costs.observe(rows, length, round_.waiting)
         self._written += len(round_.tokens)
-        self._spent += round_.seconds
+        self._spent += round_.seconds * self._weight(rows)
         if self._written > _RATE_MEMORY:
             self._spent *= _RATE_MEMORY / self._written
             self._written = _RATE_MEMORY
@@ -151,15 +160,25 @@ class Planner:
                 return
 
     def _running_rate(self) -> float:
-        """Tokens a second of this text, never below what plain decoding gives."""
-        plain = 1.0 / self._costs.seconds(1, self._length)
+        """Tokens a second of this text (of processor time, to save it), at least plain decoding's."""
+        plain = 1.0 / self._price(1, self._length)
         return max(plain, (_RATE_PRIOR + self._written) / (_RATE_PRIOR / plain + self._spent))
 
     def _value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
         """Tokens expected of a round beyond what its time is worth elsewhere; 0 rows: no such batch."""
         if not rows:
             return -math.inf
-        return expected - self._rate * (self._costs.seconds(rows, self._length) + drafting)
+        return expected - self._rate * self._price(rows, self._length, drafting)
+
+    def _price(self, rows: int, length: int, drafting: float = 0.0) -> float:
+        """Seconds of a round that checks `rows` after `length` tokens; of processor time, to save it."""
+        return self._weight(rows) * self._costs.seconds(rows, length) + self._weight(1) * drafting
+
+    def _weight(self, rows: int) -> float:
+        """What a second is worth: compute threads wait busily, so that all of them use it."""
+        one_row, many_rows = self._budget.threads
+        energy = self._budget.objective == "energy"
+        return float(max(1, one_row if rows == 1 else many_rows)) if energy else 1.0
 
     def _best(self, draft: Draft, limit: int, least: int = 0) -> _Plan:
         """The prefix of at least `least` tokens that brings most, padded to the cheapest batch."""

@@ -16,6 +16,7 @@ SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
 
 _PACE_RATE, _SHAPE_RATE = 0.05, 0.1
 _LARGEST_SURPRISE, _LARGEST_ERROR = 0.25, math.log(2.0)
+_HELD = 64  # passes after which the pace is that of use, and not of a measurement
 
 
 class CostCurve:
@@ -24,6 +25,9 @@ class CostCurve:
     `pace` is what one row costs now and follows the machine's drift; `shape`, with shape[1] = 1, belongs to
     model and kernels and moves slowly. One surprising pass (another program's moment) moves each by a bounded
     step. `slope` stays as given: contexts grow so slowly that pace takes up what it lacks.
+
+    `best` is the lowest pace ever held for a while, infinite before: `slowdown` against it is a thermometer
+    for machines without one.
     """
 
     def __init__(self, seconds: Mapping[int, float], slope: float = 0.0, most: int = 0) -> None:
@@ -36,6 +40,8 @@ class CostCurve:
             raise ValueError("a cost curve needs positive seconds, those of one row among them")
         self.largest = max(*seconds, most)
         self.pace = seconds[1]
+        self.best = math.inf
+        self._seen = 0
         self.slope = slope
         self._shape = {n: s / self.pace for n, s in seconds.items() if n >= 1}
         measured = max(self._shape)
@@ -43,6 +49,11 @@ class CostCurve:
         self._shape |= {n: self._shape[measured] * n / measured for n in self._assumed}
         self._allowed = set(self._shape)
         self._plan: list[int] = []
+
+    @property
+    def slowdown(self) -> float:
+        """How many times as long as at best a pass takes now; 1 before that is known."""
+        return max(1.0, self.pace / self.best)
 
     def seconds(self, rows: int, context: int = 0) -> float:
         """The cost of exactly `rows`, or of the next size known; beyond the largest in proportion."""
@@ -67,6 +78,11 @@ class CostCurve:
             return planned
         return min((n for n in self._allowed if rows <= n <= most), key=self._shape.__getitem__, default=0)
 
+    def with_one_row_of(self, other: CostCurve) -> CostCurve:
+        """A curve whose passes of one row cost what they do in `other`: for another number of threads."""
+        seconds = {n: self.seconds(n) for n in self._shape if n > 1 and n not in self._assumed}
+        return CostCurve({1: other.seconds(1), **seconds}, self.slope, self.largest)
+
     def only(self, sizes: Iterable[int]) -> None:
         """Plan batches of no other sizes from now on."""
         self._allowed &= set(sizes)
@@ -89,6 +105,9 @@ class CostCurve:
             self.pace *= math.exp(_PACE_RATE / 2 * surprise)
             self._shape[rows] *= math.exp(_SHAPE_RATE * surprise)
             self._plan = []
+        self._seen += 1
+        if self._seen >= _HELD:
+            self.best = min(self.best, self.pace)
 
     def _relative(self, rows: int) -> float:
         shape = self._shape
@@ -100,7 +119,8 @@ class CostCurve:
 
     def as_json(self) -> dict[str, Any]:
         shape = {str(n): round(s, 4) for n, s in sorted(self._shape.items()) if n not in self._assumed}
-        return {"pace": self.pace, "slope": self.slope, "shape": shape, "most": self.largest}
+        best = {} if math.isinf(self.best) else {"best": self.best}
+        return {"pace": self.pace, "slope": self.slope, "shape": shape, "most": self.largest, **best}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -111,7 +131,11 @@ class CostCurve:
         seconds = {int(n): float(s) * pace for n, s in data["shape"].items()}
         if max(seconds) > most:
             raise ValueError("size out of bounds")
-        return cls(seconds, slope, most)
+        curve = cls(seconds, slope, most)
+        curve.best = float(data.get("best", math.inf))
+        if not curve.best > 0.0:
+            raise ValueError("best out of bounds")
+        return curve
 
 
 def _bounded(value: float, most: float) -> float:

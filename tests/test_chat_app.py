@@ -11,10 +11,11 @@ from textual.events import Paste
 from textual.pilot import Pilot
 from textual.widgets import ProgressBar
 
+from edgespec.app.answer import Request, Result
 from edgespec.app.chat import ChatApp, MessageInput
-from edgespec.app.engine import Request, Result
 from edgespec.app.session import Progress
 from edgespec.core import EdgespecError
+from edgespec.governor import Decision, Governor, Mode
 
 SIZE = (80, 24)
 
@@ -35,6 +36,7 @@ class FakeEngine:
     asked: list[list[dict[str, str]]] = field(default_factory=list)
     given: int = 0
     closed: bool = False
+    governor: Governor = field(default_factory=Governor)
 
     def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         self.asked.append(list(messages))
@@ -55,6 +57,13 @@ class FakeEngine:
             yield piece
             sleep(self.pause)
         result.stop_reason = "end"
+
+    def choose(self, mode: Mode) -> Decision:
+        return self.governor.choose(mode)
+
+    @property
+    def decision(self) -> Decision:
+        return self.governor.decision
 
     def close(self) -> None:
         self.closed = True
@@ -123,6 +132,23 @@ async def test_answer_streams_and_figures_follow() -> None:
             "Hello there.",
             "More",
         ]
+
+
+async def test_f3_goes_through_the_modes() -> None:
+    engine = FakeEngine()
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "0/512" in shown(app))
+        for mode in (
+            "performance: chosen by the user",
+            "balanced: chosen by the user",
+            "saver: chosen by the user",
+        ):
+            await pilot.press("f3")
+            await until(pilot, lambda mode=mode: mode in shown(app).splitlines()[-1])
+        assert engine.governor.mode == "saver"
+        await pilot.press("f3")
+        assert engine.governor.mode == "auto"
 
 
 async def test_escape_stops_within_a_piece_and_keeps_the_text() -> None:

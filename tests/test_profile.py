@@ -230,7 +230,7 @@ def test_a_curve_is_measured_once(model: LlamaModel, sequence: LlamaSequence) ->
 
 def test_what_a_curve_learned_is_kept(model: LlamaModel) -> None:
     curve = CostCurve({1: 0.5, 2: 0.7}, 1e-5)
-    profile.keep(model, curve)
+    profile.keep(model, curve, model.threads)
     known = profile.known_curve(model.summary, model.options)
     assert known is not None
     assert (known.seconds(1), known.seconds(2), known.slope) == pytest.approx((0.5, 0.7, 1e-5))

@@ -1,0 +1,162 @@
+"""`edgespec doctor`: what this machine is, what it tells of itself, and what the governor makes of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from edgespec.app import options as opt
+from edgespec.app.readings import told, told_fields
+from edgespec.app.terminal import clean, one_line
+from edgespec.core import EdgespecError, Reading
+from edgespec.governor import Governor, Mode
+
+_INTERESTING = (
+    "sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8",
+    "neon", "asimddp", "i8mm", "sve", "sve2", "sme", "bf16",
+)  # fmt: skip
+_ROWS = (1, 2, 4, 8, 16, 32)
+
+
+def doctor(
+    model: opt.Model = "",
+    mode: opt.Governed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine is, what its sensors tell, and what Edgespec would do now."""
+    report = examine(model, mode)
+    print(json.dumps(report, indent=2) if as_json else clean(table(report)))
+
+
+def examine(model: str, mode: Mode | None) -> dict[str, Any]:
+    """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
+    from edgespec.app import config, profile
+    from edgespec.models.catalog import installed
+    from edgespec.sensors import missing, sources
+    from edgespec.watch import Watch
+
+    watch = Watch(sources())
+    watch.sample()
+    time.sleep(1.0)
+    reading = watch.sample()
+    governor = Governor(mode or config.load().mode)
+    decision = governor.decide(reading)
+    return {
+        "processor": _processor(),
+        "engines": _engines(),
+        "onnx": _onnx(),
+        "sensors": told_fields(reading),
+        "not_told": {**missing(), **watch.troubles},
+        "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
+        "curve": _curve(model),
+        "cache": str(profile.cache_folder()),
+        "governor": {
+            "mode": decision.mode,
+            "asked": governor.mode,
+            "reason": decision.reason,
+            "budget": asdict(decision.budget),
+        },
+    }
+
+
+def _processor() -> dict[str, Any]:
+    from archspec.cpu.detect import detected_info
+
+    from edgespec.processor import core_kinds
+    from edgespec.sensors import compute_cores, cpu_name, logical_cores
+
+    features = detected_info().features
+    return {
+        "name": cpu_name(),
+        "features": [name for name in _INTERESTING if name in features],
+        "compute_cores": compute_cores(),
+        "logical_cores": logical_cores(),
+        "kinds": core_kinds(),
+    }
+
+
+def _engines() -> dict[str, str]:
+    """Each native engine with its build, or why it is not there."""
+    from edgespec.models.native import EngineName, library
+
+    found = {}
+    for name in get_args(EngineName):
+        try:
+            found[name] = library(name).build
+        except EdgespecError as error:
+            found[name] = f"not used: {error}"
+    return found
+
+
+def _onnx() -> list[str] | str:
+    """The providers of onnxruntime, or why there are none."""
+    try:
+        runtime = import_module("onnxruntime")
+    except ImportError:
+        return "not used: onnxruntime is not installed"
+    return list(runtime.get_available_providers())
+
+
+def _curve(model: str) -> dict[str, Any]:
+    """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
+    from edgespec.app import profile
+    from edgespec.models.catalog import resolve
+    from edgespec.models.gguf_check import check_gguf
+    from edgespec.models.llama import LlamaOptions
+
+    try:
+        path = resolve(model or opt.default_model())
+        summary = check_gguf(path)
+    except EdgespecError as error:
+        return {"missing": str(error)}
+    found = profile.tuned(summary)
+    options = found[0] if found else LlamaOptions()
+    curve = profile.known_curve(summary, options)
+    if curve is None:
+        return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}
+    return {
+        "model": Path(path).name,
+        "engine": options.engine,
+        "milliseconds": {rows: round(curve.seconds(rows) * 1000, 1) for rows in _ROWS},
+    }
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    cpu, curve, governor = report["processor"], report["curve"], report["governor"]
+    kinds = ", ".join(f"{kind['cores']} {kind['name']}" for kind in cpu["kinds"])
+    onnx = report["onnx"]
+    lines = [
+        (
+            "processor",
+            f"{cpu['name']}, {cpu['compute_cores']} cores to compute on" + (f" ({kinds})" if kinds else ""),
+        ),
+        ("features", " ".join(cpu["features"]) or "none known"),
+        *(
+            ("engine" if i == 0 else "", f"{name}: {text}")
+            for i, (name, text) in enumerate(report["engines"].items())
+        ),
+        ("onnx", onnx if isinstance(onnx, str) else ", ".join(onnx)),
+        *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
+        *_listed("not told", [f"{name}: {why}" for name, why in report["not_told"].items()]),
+        *_listed("models", [f"{one['name']}, {one['bytes'] / 1e6:,.0f} MB" for one in report["models"]]),
+        ("cost curve", curve["missing"] if "missing" in curve else _curve_line(curve)),
+        ("governor", f"{governor['mode']} ({governor['reason']})"),
+    ]
+    return "\n".join(f"{name:<11} {one_line(text)}" for name, text in lines)
+
+
+def _listed(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name if i == 0 else "", text) for i, text in enumerate(texts or ["none"])]
+
+
+def _curve_line(curve: dict[str, Any]) -> str:
+    costs = ", ".join(f"{rows}: {ms}" for rows, ms in curve["milliseconds"].items())
+    return f"{curve['model']} on {curve['engine']}, ms by rows: {costs}"

@@ -1,0 +1,140 @@
+"""Keeps an engine's rounds within what the machine may give: readings in, threads and budgets out.
+
+Belongs to the thread that owns the models. Nothing here changes what an answer says, near-ties aside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from edgespec.app import profile
+from edgespec.app.answer import Result
+from edgespec.control import Planner
+from edgespec.core import Reading, Round
+from edgespec.costs import CostCurve
+from edgespec.energy import Meter
+from edgespec.governor import LADDER, Decision, Governor, Mode, best_threads
+from edgespec.models.llama import LlamaModel, LlamaSequence
+from edgespec.watch import Watch
+
+_SLICE = 0.05  # seconds of a rest after which a cancelled answer ends
+
+
+class Steering:
+    """The governor of one engine, with its sensors and its meter."""
+
+    def __init__(
+        self,
+        sequence: LlamaSequence,
+        costs: CostCurve,
+        mode: Mode = "auto",
+        *,
+        most: int = 31,
+        fixed_threads: bool = False,
+        watch: Watch | None = None,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`costs` are of the model's threads as loaded, which are those of performance.
+
+        `fixed_threads`: no mode may change them. `watch` is started here and closed by `close`.
+        """
+        self._sequence, self._model, self._note = sequence, sequence.model, note
+        self._loaded = self._model.threads
+        self._curves = {self._loaded: costs}
+        self._fixed = fixed_threads or costs.largest == 1
+        self.governor = Governor(mode, most=most)
+        self.watch = watch or Watch()
+        self.meter = Meter(self.watch.latest)
+        self._mark = self.meter.mark()
+        self._read: Reading | None = None
+        self._decisions: list[tuple[Mode, str]] = []
+        self.watch.start()
+
+    def close(self) -> None:
+        self.watch.close()
+
+    @property
+    def costs(self) -> CostCurve:
+        """The curve of the threads in use."""
+        return self._curves[self._model.threads]
+
+    def begin(self, planner: Planner, drafting: LlamaModel | None) -> None:
+        """An answer begins. What the mode needs to know of other thread counts is measured first, once."""
+        if not self._fixed and not self.governor.threads and self._may_save():
+            self._measure_threads()
+        self._mark, self._read, self._decisions = self.meter.mark(), None, []
+        self.steer(planner, drafting)
+
+    def steer(self, planner: Planner, drafting: LlamaModel | None) -> None:
+        """Before a round: what the newest reading asks for."""
+        latest = self.watch.latest()
+        if self._read is not None and latest.time == self._read.time:
+            return
+        self.meter.tick(latest)
+        self._read = replace(latest, slowdown=self.costs.slowdown)
+        self._apply(self.governor.decide(self._read), planner, drafting)
+
+    def rest(self, round_: Round, cancelled: Callable[[], bool]) -> None:
+        """After a round: the pause that its budget asks for."""
+        end = time.monotonic() + self.governor.decision.budget.rest * round_.seconds
+        while not cancelled() and (left := end - time.monotonic()) > 0.0:
+            time.sleep(min(left, _SLICE))
+
+    def mark(self) -> None:
+        """Count what is spent from here."""
+        self._mark = self.meter.mark()
+
+    def report(self, result: Result) -> None:
+        """Write into `result` what was spent since `mark`, and why so."""
+        result.energy = self.meter.since(self._mark)
+        result.modes = self._decisions
+        result.reading = self._read
+
+    def keep(self) -> None:
+        """Save what was learned of costs."""
+        for threads, curve in self._curves.items():
+            if curve.largest > 1:
+                profile.keep(self._model, curve, threads)
+
+    def _may_save(self) -> bool:
+        mode = self.governor.mode
+        return mode in ("balanced", "saver") or (
+            mode == "auto" and self.watch.latest().plugged is not None  # there is a battery
+        )
+
+    def _apply(self, decision: Decision, planner: Planner, drafting: LlamaModel | None) -> None:
+        threads = decision.budget.threads
+        if threads == (0, 0):
+            threads = self._loaded
+        if threads != self._model.threads:
+            self._model.set_threads(*threads)
+            if drafting is not None:
+                drafting.set_threads(*threads)
+        planner.spend(replace(decision.budget, threads=threads), self._curve(threads))
+        if not self._decisions or self._decisions[-1][0] != decision.mode:
+            self._decisions.append((decision.mode, decision.reason))
+
+    def _curve(self, threads: tuple[int, int]) -> CostCurve:
+        """The curve of any two counts, from those of equal ones."""
+        if threads not in self._curves:
+            known = profile.known_curve(self._model.summary, profile.at(self._model, threads))
+            one, many = ((n, n) for n in threads)
+            self._curves[threads] = known or self._curves[many].with_one_row_of(self._curves[one])
+        return self._curves[threads]
+
+    def _measure_threads(self) -> None:
+        """Measure half as many threads, a quarter, and so on to one, and tell the governor."""
+        most = max(self._loaded)
+        counts = {self._loaded[0], self._loaded[1]}
+        while most := most // 2:
+            counts.add(most)
+        try:
+            for n in sorted(counts):
+                if (n, n) not in self._curves:
+                    self._curves[n, n] = profile.curve(self._sequence, self._note, (n, n))
+        finally:
+            self._model.set_threads(*self._loaded)
+        uniform = {n: self._curves[n, n] for n in counts}
+        self.governor.threads = {mode: best_threads(uniform, mode) for mode in LADDER[1:]}
