@@ -17,6 +17,10 @@ Logits = npt.NDArray[np.float32]
 """Scores before the softmax, float32 [rows, vocab]; often a view that the next forward pass overwrites."""
 
 Ids = npt.NDArray[np.int64]
+
+Mask = npt.NDArray[np.uint32]
+"""Which tokens are allowed, a bit each: token t is bit t % 32 (the lowest is 0) of word t // 32."""
+
 Probs = npt.NDArray[np.floating]
 
 _BLOCK = 256
@@ -212,6 +216,32 @@ class LanguageModel(Protocol):
 
         A model whose memory cannot be cut (recurrent layers) forgets everything instead: `tokens` tells.
         """
+
+
+class Constraint(Protocol):
+    """What a text may go on with: a grammar, followed token by token. Only `accept` moves it.
+
+    All raise EdgespecError when the grammar turns out to be more than it can follow.
+    """
+
+    @property
+    def finished(self) -> bool:
+        """The text is complete: nothing but an end token may follow."""
+
+    def mask(self) -> Mask | None:
+        """The tokens allowed next, end tokens among them where the text may end. None: all are.
+
+        It covers the vocabulary at least, and is valid until the next call of any method.
+        """
+
+    def accept(self, token: int) -> None:
+        """`token`, which the mask allows, is the next one."""
+
+    def forced(self, limit: int, after: Sequence[int] = ()) -> tuple[int, ...]:
+        """At most `limit` tokens, each the only one allowed after `after` and those before it."""
+
+    def admits(self, tokens: Sequence[int]) -> int:
+        """How many leading ones of `tokens` the masks would allow, one after the other."""
 
 
 class Drafter(Protocol):

@@ -1,6 +1,6 @@
 """From logits to the target's final distribution, without sorting the vocabulary.
 
-Order: logit bias, penalties, temperature, top-k, top-p, min-p (as transformers and vLLM do it). A vocabulary
+Order: logit bias, penalties, grammar mask, temperature, top-k, top-p, min-p (as vLLM does it). A vocabulary
 has 150,000 entries and a row is looked at once a token, so every step is a pass or two over a float32 array;
 what is sorted are the few candidates that survive a threshold.
 """
@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import Distribution, EdgespecError, Ids, Probs, TokenLogprob, point_mass
+from edgespec.core import (
+    Constraint,
+    Distribution,
+    EdgespecError,
+    Ids,
+    Mask,
+    Probs,
+    TokenLogprob,
+    point_mass,
+)
 
 Row = npt.NDArray[np.float32]
 """The logits of one position, float32 [vocab]."""
@@ -86,14 +95,18 @@ class Sampling:
 
 
 class Sampler:
-    """The state of one generation: its random numbers and the tokens that penalties count.
+    """The state of one generation: its random numbers, the tokens that penalties count, its grammar.
 
     Every final token takes its randomness from one stream in order. Point-mass drafts use one number a token
     whatever was drafted, so with a seed the text is the same with and without speculation.
     """
 
-    def __init__(self, settings: Sampling, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self, settings: Sampling, prompt: Sequence[int] = (), constraint: Constraint | None = None
+    ) -> None:
+        """`constraint` is what the answer must keep to; every accepted token moves it on."""
         self.settings = settings
+        self.constraint = constraint
         self.logprobs: list[TokenLogprob] = []
         self._uniform = np.random.default_rng(settings.seed).random
         self._every_id = np.empty(0, np.int64)
@@ -108,9 +121,13 @@ class Sampler:
     def distribution(self, row: Row) -> Distribution:
         """The probabilities from which the token at this position is drawn. `row` is not changed.
 
-        Raises EdgespecError when the model answered with NaN or with nothing but infinities.
+        Raises EdgespecError when the model answered with NaN or with nothing but infinities, and when no
+        token is left to choose from.
         """
         settings = self.settings
+        mask = None if self.constraint is None else self.constraint.mask()
+        if mask is not None and (only := _only(mask)) is not None:
+            return point_mass(only)
         if settings.changes_logits:
             row = self._adjusted(row)
         best = int(row.argmax())
@@ -119,29 +136,54 @@ class Sampler:
             raise EdgespecError(
                 "The model's logits are not numbers: its file is damaged or its type unsupported."
             )
-        if settings.temperature == 0.0 or settings.top_k == 1:
+        greedy = settings.temperature == 0.0 or settings.top_k == 1
+        if greedy and (mask is None or _allows(mask, best)):
             return point_mass(best)
-        if settings.top_k and settings.top_k < len(row):
-            ids = largest(row, settings.top_k)
-            probs = _softmax(row[ids], peak, settings.temperature)
+        if mask is None:
+            ids = self._all_ids(len(row))
         else:
-            if len(self._every_id) != len(row):
-                self._every_id = np.arange(len(row))
-            ids, probs = self._every_id, _softmax(row, peak, settings.temperature)
+            ids, row = self._masked(mask, row)
+            best = int(row.argmax())
+            peak = float(row[best])
+            if peak == -math.inf:
+                raise EdgespecError("logit_bias forbids every token that the grammar allows: relax it.")
+            if greedy:
+                return point_mass(int(ids[best]))
+        whole = len(ids)
+        if settings.top_k and settings.top_k < whole:
+            kept = largest(row, settings.top_k)
+            ids, row = ids[kept], row[kept]
+        probs = _softmax(row, peak, settings.temperature)
         if settings.top_p < 1.0:
             kept = _nucleus(probs, settings.top_p)
             ids, probs = ids[kept], probs[kept]
         if settings.min_p > 0.0:
             kept = np.flatnonzero(probs >= settings.min_p * probs.max())
             ids, probs = ids[kept], probs[kept]
-        return Distribution(ids, probs / probs.sum(dtype=np.float64) if len(ids) < len(row) else probs)
+        return Distribution(ids, probs / probs.sum(dtype=np.float64) if len(ids) < whole else probs)
 
     def accept(self, token: int, row: Row) -> None:
         """Count `token`, drawn from `row`, as part of the answer."""
+        if self.constraint is not None:
+            self.constraint.accept(token)
         if self._seen is not None:
             self._seen.add(token)
         if self.settings.logprobs is not None:
             self.logprobs.append(token_logprob(row, token, self.settings.logprobs))
+
+    def _masked(self, mask: Mask, row: Row) -> tuple[Ids, Row]:
+        """What remains and its logits, or every token with -infinity for the others: what is less work."""
+        if 2 * np.count_nonzero(mask) < len(mask):
+            ids = _set(mask, len(row))
+            return ids, row[ids]
+        row = row.copy()
+        row[_set(~mask, len(row))] = -np.inf
+        return self._all_ids(len(row)), row
+
+    def _all_ids(self, size: int) -> Ids:
+        if len(self._every_id) != size:
+            self._every_id = np.arange(size)
+        return self._every_id
 
     def _adjusted(self, row: Row) -> Row:
         row = row.copy()
@@ -178,6 +220,29 @@ class _Seen:
     def arrays(self) -> tuple[Ids, npt.NDArray[np.float32]]:
         n = len(self._at)
         return self._ids[:n], self._counts[:n]
+
+
+def _only(mask: Mask) -> int | None:
+    """The one token that `mask` allows, None if there are several. Raises EdgespecError if there is none."""
+    words = mask.nonzero()[0]
+    if not len(words):
+        raise EdgespecError("The grammar allows no token at all here: it cannot be completed.")
+    word = int(mask[words[0]])
+    if len(words) > 1 or word & (word - 1):
+        return None
+    return 32 * int(words[0]) + word.bit_length() - 1
+
+
+def _allows(mask: Mask, token: int) -> bool:
+    return bool(int(mask[token // 32]) >> token % 32 & 1)
+
+
+def _set(mask: Mask, size: int) -> Ids:
+    """The ids below `size` whose bit is set, ascending."""
+    words = mask.nonzero()[0]
+    bits = np.unpackbits(mask[words].astype("<u4").view(np.uint8), bitorder="little").nonzero()[0]
+    ids = 32 * words[bits // 32] + bits % 32
+    return ids[: ids.searchsorted(size)]
 
 
 def token_logprob(row: Row, token: int, top: int) -> TokenLogprob:

@@ -60,6 +60,14 @@ class Vocab:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
+    def pieces(self) -> list[bytes]:
+        """The bytes of every token, as `piece` has them. For one pass over all: nothing is kept."""
+        return [self._piece(token) for token in range(self.size)]
+
+    def is_control(self, token: int) -> bool:
+        """Whether `token` stands for no text: control tokens, the unknown token, unused places."""
+        return self._is(token, _CONTROL | _UNKNOWN | _UNUSED)
+
     def control_texts(self) -> list[str]:
         """The texts that become control tokens when tokenized with `special`."""
         return [self.text(token) for token in range(self.size) if self._is(token, _CONTROL | _UNKNOWN)]
