@@ -1,0 +1,150 @@
+"""Guessing under a grammar: what it forces is certain, and what it refuses is not worth a row.
+
+The sampler draws from the target's distribution under the mask, where a forced token is a point mass: it
+stands whatever the logits are, and drafting it costs a row of a batch instead of a pass of its own.
+
+The output is the target's under the mask, whatever is drafted. Cutting a draft where the grammar refuses it
+changes nothing if the refused token was a point mass: p(token) is 0, so what would replace it is p itself. A
+token *sampled* from q stays: dropped, it would be replaced from p, where the ratio rule replaces it from
+max(0, p - q), and that only for the tokens that the grammar refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from operator import mul
+
+from edgespec.core import Constraint, Controller, Done, Draft, Round, point_mass
+from edgespec.costs import CostCurve
+
+GRAMMAR = "grammar"
+_PRIOR = 16.0  # tokens at the plain rate that the text's own rate starts from
+
+
+def until_finished(constraint: Constraint, done: Done) -> Done:
+    """`done`, and the end of a text that `constraint` calls finished: no pass is spent on its end token.
+
+    `constraint` has accepted each token before `done` hears of it, as a Sampler's has.
+    """
+
+    def ended(token: int) -> bool:
+        return done(token) or constraint.finished
+
+    return ended
+
+
+class Constrained:
+    """A Controller around another: what is forced, the other's guess, what is forced after that.
+
+    `constraint` is the sampler's own, so that before each round it stands where the context ends. `costs`
+    gives the curve of the target's passes now; it is the one that `controller` plans and learns with.
+    """
+
+    def __init__(
+        self, controller: Controller, constraint: Constraint, costs: Callable[[], CostCurve]
+    ) -> None:
+        self._controller = controller
+        self._constraint = constraint
+        self._costs = costs
+        self._written = self._spent = 0.0
+        self._length = 0
+        self._forced = 0  # tokens that the draft begins with and the other controller took for context
+        self._guess: Draft | None = Draft()  # its part of the draft, None if it planned for another place
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        costs = self._costs()
+        limit = min(limit, costs.largest - 1)
+        self._length, self._forced, self._guess = len(context), 0, Draft()
+        if limit < 1:
+            return Draft()
+        forced = self._constraint.forced(limit)
+        guess = Draft()
+        if len(forced) < limit:
+            text = [*context, *forced] if forced else context
+            guess = self._controller.propose(text, limit - len(forced))
+        if not costs.size(len(forced) + guess.rows - guess.padding, limit + 1):
+            guess = Draft()
+        guess, whole = self._admitted(forced, guess)
+        tokens = forced + guess.tokens
+        more = self._constraint.forced(limit - len(tokens), tokens) if whole and guess.tokens else ()
+        if whole and not forced and not more:
+            return guess
+        draft = _joined(forced, guess, more)
+        kept, rows = self._best(draft, len(tokens) if guess.tokens else 0, limit + 1, costs)
+        self._forced = min(kept, len(forced))
+        self._guess = guess if self._forced == len(forced) else None
+        return _cut(draft, kept, rows)
+
+    def observe(self, round_: Round) -> None:
+        self._written += len(round_.tokens)
+        self._spent += round_.seconds
+        forced, guess = self._forced, self._guess
+        if not forced:
+            self._controller.observe(round_)
+            return
+        costs = self._costs()
+        costs.observe(round_.draft.rows, self._length, round_.waiting)
+        if guess is None or round_.accepted < forced:
+            return
+        # As if what was forced had been part of the context, and the pass as long as one without it.
+        accepted = min(round_.accepted - forced, len(guess.tokens))
+        guess = _cut(guess, len(guess.tokens), costs.size(len(guess.tokens) + 1, costs.largest))
+        waiting = costs.seconds(guess.rows, self._length + forced)
+        self._controller.observe(
+            replace(
+                round_,
+                tokens=round_.tokens[forced : forced + accepted + 1],
+                draft=guess,
+                accepted=accepted,
+                seconds=round_.seconds - round_.waiting + waiting,
+                waiting=waiting,
+            )
+        )
+
+    def _admitted(self, forced: tuple[int, ...], guess: Draft) -> tuple[Draft, bool]:
+        """`guess` as far as it may be drafted after `forced`, and whether the grammar admits all of it."""
+        n = self._constraint.admits(forced + guess.tokens) - len(forced)
+        if n == len(guess.tokens):
+            return guess, True
+        if guess.probs is not None and len(guess.probs[n].ids) > 1:
+            n += 1
+        return _cut(guess, n), False
+
+    def _best(self, draft: Draft, least: int, most: int, costs: CostCurve) -> tuple[int, int]:
+        """How many tokens of `draft`, at least `least`, and rows, at most `most`, bring most."""
+        plain = costs.seconds(1, self._length)
+        rate = max(1.0 / plain, (_PRIOR + self._written) / (_PRIOR * plain + self._spent))
+        expected = list(accumulate(accumulate(draft.confidence, mul), initial=1.0))
+        plans = (
+            (expected[k] - rate * costs.seconds(rows, self._length), k, rows)
+            for k in range(least, len(expected))
+            if (rows := costs.size(k + 1, most))
+        )
+        _, kept, rows = max(plans, default=(0.0, 0, 1))
+        return kept, rows
+
+
+def _joined(forced: tuple[int, ...], guess: Draft, more: tuple[int, ...]) -> Draft:
+    """One draft of all three. What is forced is certain, as far as what precedes it stands."""
+    probs = None
+    if guess.probs is not None:
+        probs = (*map(point_mass, forced), *guess.probs, *map(point_mass, more))
+    return Draft(
+        forced + guess.tokens + more,
+        (1.0,) * len(forced) + guess.confidence + (1.0,) * len(more),
+        (GRAMMAR,) * len(forced) + guess.sources + (GRAMMAR,) * len(more),
+        probs,
+    )
+
+
+def _cut(draft: Draft, kept: int, rows: int = 0) -> Draft:
+    """The first `kept` tokens of `draft`, in a batch of `rows` if that is more."""
+    return Draft(
+        draft.tokens[:kept],
+        draft.confidence[:kept],
+        draft.sources[:kept],
+        draft.probs and draft.probs[:kept],
+        max(0, rows - kept - 1),
+    )
