@@ -18,13 +18,17 @@ StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 
 @dataclass(slots=True)
 class Request:
-    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full."""
+    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full.
+
+    `fixed_draft` guesses so many tokens in every round, whatever that costs: to measure what choosing gains.
+    """
 
     prompt: Sequence[int]
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 0
     stops: Sequence[str] = ()
     speculate: bool = True
+    fixed_draft: int | None = None
     cancelled: bool = False
     _interrupt: Callable[[], None] | None = None
 

@@ -44,6 +44,14 @@ def bench(
     energy: Annotated[
         bool, typer.Option("--energy", help="Compare what a token costs in energy, in each mode.")
     ] = False,
+    busy: Annotated[
+        bool,
+        typer.Option(
+            "--busy",
+            help="Let another program take all cores in the middle of an answer, and compare with "
+            "fixed draft lengths.",
+        ),
+    ] = False,
     replay: Annotated[
         str,
         typer.Option(
@@ -86,18 +94,23 @@ def bench(
         ) as loaded:
             for note in loaded.notes:
                 sys.stderr.write(f"edgespec: {one_line(note)}\n")
-            if energy:
+            if busy:
+                from edgespec.app import bench_busy as crowd
+
+                report = crowd.measure_busy(loaded, max(repetitions, 1), say)
+                show: Callable[[dict[str, Any]], str] = crowd.busy_table
+            elif energy:
                 from edgespec.app import bench_energy as spending
 
                 report = spending.measure_energy(loaded, prompts, max_tokens, say, repetitions)
-                show: Callable[[dict[str, Any]], str] = spending.energy_table
+                show = spending.energy_table
             else:
                 report = benchmark.measure(loaded, prompts, max_tokens, temperature, say, repetitions)
                 show = benchmark.table
         print(json.dumps(report, indent=2) if as_json else show(report))
         return
-    if exact or energy:
-        raise EdgespecError("--against compares speed: leave out --exact and --energy.")
+    if exact or energy or busy:
+        raise EdgespecError("--against compares speed: leave out --exact, --energy and --busy.")
     from edgespec.app import figures, versus
 
     peers = versus.parse_peers(against, temperature)

@@ -16,7 +16,7 @@ from edgespec.app import profile
 from edgespec.app.answer import Ending, Request, Result
 from edgespec.app.corpus import index_for
 from edgespec.app.steering import Steering
-from edgespec.control import Planner, best_case
+from edgespec.control import FixedLength, Planner, best_case
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.costs import CostCurve
 from edgespec.decode import generate
@@ -245,6 +245,8 @@ class Engine:
                     steering.mark()
                 result.count(round_)
                 yield from ending.new_text()
+                if result.rounds > 1:  # the first one read the prompt
+                    steering.after(round_, planner, self.draft)
                 steering.rest(round_, lambda: request.cancelled)
                 steering.steer(planner, self.draft)
         except Cancelled:
@@ -279,7 +281,7 @@ class Engine:
 
         request._interrupt = interrupt
 
-    def _planner(self, request: Request) -> Planner:
+    def _planner(self, request: Request) -> Planner | FixedLength:
         suffix = SuffixDrafter(self._corpus) if request.speculate and self._suffix else None
         model = None
         if request.speculate and self.draft is not None:
@@ -291,6 +293,8 @@ class Engine:
             model = ModelDrafter(
                 self._draft_sequence, self.draft.context_length, q, is_end=self.model.vocab.is_end
             )
+        if request.fixed_draft is not None:
+            return FixedLength(request.fixed_draft, suffix, model)
         return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, self._max_draft)
 
 

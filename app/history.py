@@ -107,8 +107,9 @@ class History:
         """Begin a conversation. Without a title it gets the first line of its first question."""
         now = self._clock()
         made = Conversation(
-            0, None, False, now, now, None, title_of(title), model, persona, sampling or {}, system
-        )
+            created=now, updated=now, title=title_of(title), model=model, persona=persona,
+            sampling=sampling or {}, system=system,
+        )  # fmt: skip
         with self._file.writing() as db:
             number = insert_conversation(db, made)
         return self.conversation(number)
@@ -122,15 +123,11 @@ class History:
 
     def conversations(self, limit: int = 50, offset: int = 0, *, deleted: bool = False) -> list[Conversation]:
         """A page of those there are: pinned first, then the last written to. Or the deleted, last first."""
-        chosen = (
-            "deleted_at IS NOT NULL ORDER BY deleted_at"
-            if deleted
-            else ("deleted_at IS NULL ORDER BY pinned DESC, updated")
-        )
+        chosen = "deleted_at IS NULL ORDER BY pinned DESC, updated DESC, id DESC"
+        if deleted:
+            chosen = "deleted_at IS NOT NULL ORDER BY deleted_at DESC, id DESC"
         with self._file.reading() as db:
-            rows = db.execute(
-                f"{CONVERSATIONS} WHERE {chosen} DESC, id DESC LIMIT ? OFFSET ?", (limit, offset)
-            )
+            rows = db.execute(f"{CONVERSATIONS} WHERE {chosen} LIMIT ? OFFSET ?", (limit, offset))
             return [conversation_of(row) for row in rows]
 
     def rename(self, conversation: int, title: str) -> None:
@@ -242,21 +239,15 @@ class History:
                 raise gone()
             head, title = row
             under = head if parent == "head" else parent
-            if (
-                under != head
-                and under is not None
-                and not db.execute(
-                    "SELECT 1 FROM messages WHERE id = ? AND conversation = ?", (under, conversation)
-                ).fetchone()
-            ):
+            of = db.execute("SELECT conversation FROM messages WHERE id = ?", (under,)).fetchone()
+            if under is not None and of != (conversation,):
                 raise gone()
             made = Message(0, conversation, under, role, state, now, stats or {}, text, sources)
             number = insert_message(db, made)
             show(db, number)
-            title = title or (title_of(text) if role == "user" else "")
-            db.execute(
-                "UPDATE conversations SET updated = ?, title = ? WHERE id = ?", (now, title, conversation)
-            )
+            db.execute("UPDATE conversations SET updated = ? WHERE id = ?", (now, conversation))
+            if role == "user" and not title:
+                db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title_of(text), conversation))
         return self.message(number)
 
     def append_text(self, message: int, more: str) -> None:

@@ -118,7 +118,8 @@ class Presence:
 
     def settled(self) -> None:
         if sys.platform != "win32":
-            self._take(fcntl.LOCK_SH)
+            while not self._take(fcntl.LOCK_SH):  # not every system changes a lock in one step
+                time.sleep(0.01)
 
     def close(self) -> None:
         os.close(self._file)
@@ -224,9 +225,8 @@ class Database:
                 self.path.chmod(0o600)  # SQLite gives its other files the same
             size = self.path.stat().st_size
             if 0 < size < _HEADER or (not size and wal.exists() and wal.stat().st_size):
-                raise _Damaged(
-                    None
-                )  # SQLite would begin anew in the file, and drop the log of an emptied one
+                # SQLite would begin anew in it, and drop the log of one that was emptied.
+                raise _Damaged(None)
         except OSError:
             raise self._fault(_LOCKED_OUT) from None
 

@@ -24,7 +24,8 @@ _UNSPACED = re.compile(
 class Hit:
     """Where a search found something: in a message, or in the title if `message` is None.
 
-    `matches` are the ranges [start, end) of `snippet` that matched.
+    `matches` are the ranges [start, end) of `snippet` that matched. What is shown must be cleaned in the
+    pieces they make, since cleaning shifts what follows.
     """
 
     conversation: int

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 from edgespec.app import profile
 from edgespec.app.answer import Result
-from edgespec.control import Planner
+from edgespec.control import FixedLength, Planner
 from edgespec.core import Reading, Round
 from edgespec.costs import CostCurve
+from edgespec.crowd import Crowd
 from edgespec.energy import Meter
 from edgespec.governor import LADDER, Decision, Governor, Mode, best_threads
 from edgespec.models.llama import LlamaModel, LlamaSequence
@@ -43,7 +44,10 @@ class Steering:
         self._sequence, self._model, self._note = sequence, sequence.model, note
         self._loaded = self._model.threads
         self._curves = {self._loaded: costs}
-        self._fixed = fixed_threads or costs.largest == 1
+        self._fixed = fixed_threads
+        self._measurable = costs.largest > 1  # a model that cannot be rolled back is not
+        self._crowd: Crowd | None = None
+        self._crowd_curves: dict[int, CostCurve] = {}
         self.governor = Governor(mode, most=most)
         self.watch = watch or Watch()
         self.meter = Meter(self.watch.latest)
@@ -55,26 +59,34 @@ class Steering:
     def close(self) -> None:
         self.watch.close()
 
-    @property
-    def costs(self) -> CostCurve:
-        """The curve of the threads in use."""
-        return self._curves[self._model.threads]
-
-    def begin(self, planner: Planner, drafting: LlamaModel | None) -> None:
+    def begin(self, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
         """An answer begins. What the mode needs to know of other thread counts is measured first, once."""
-        if not self._fixed and not self.governor.threads and self._may_save():
+        if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
         self._mark, self._read, self._decisions = self.meter.mark(), None, []
         self.steer(planner, drafting)
 
-    def steer(self, planner: Planner, drafting: LlamaModel | None) -> None:
+    def steer(self, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
         """Before a round: what the newest reading asks for."""
         latest = self.watch.latest()
         if self._read is not None and latest.time == self._read.time:
             return
         self.meter.tick(latest)
-        self._read = replace(latest, slowdown=self.costs.slowdown)
+        curve = self._curves.get(self._model.threads)
+        self._read = replace(latest, slowdown=curve.slowdown if curve and not self._crowd else None)
         self._apply(self.governor.decide(self._read), planner, drafting)
+
+    def after(self, round_: Round, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
+        """After a round: among other programs, the thread count for the next one is found by trying."""
+        if self._crowd is None:
+            return
+        threads = self._crowd.threads
+        expected = self._curves[self._loaded].seconds(round_.draft.rows, len(self._sequence.tokens))
+        slowness = self._crowd.observe(expected, round_.waiting)
+        if slowness is not None:
+            self._crowd_curves[threads].pace = slowness * self._curves[self._loaded].pace
+        if threads != self._crowd.threads:
+            self._apply(self.governor.decision, planner, drafting)
 
     def rest(self, round_: Round, cancelled: Callable[[], bool]) -> None:
         """After a round: the pause that its budget asks for."""
@@ -104,17 +116,32 @@ class Steering:
             mode == "auto" and self.watch.latest().plugged is not None  # there is a battery
         )
 
-    def _apply(self, decision: Decision, planner: Planner, drafting: LlamaModel | None) -> None:
+    def _apply(self, decision: Decision, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
         threads = decision.budget.threads
         if threads == (0, 0):
             threads = self._loaded
+        if not decision.crowded or self._fixed or decision.budget.objective == "energy":
+            self._crowd = None
+            curve = self._curve(threads)
+        else:
+            if self._crowd is None:
+                self._crowd = Crowd(halves(self._loaded))
+                self._crowd_curves = {}
+            n = self._crowd.threads
+            threads, curve = (n, n), self._crowd_curve(n)
         if threads != self._model.threads:
             self._model.set_threads(*threads)
             if drafting is not None:
                 drafting.set_threads(*threads)
-        planner.spend(replace(decision.budget, threads=threads), self._curve(threads))
+        planner.spend(replace(decision.budget, threads=threads), curve)
         if not self._decisions or self._decisions[-1][0] != decision.mode:
             self._decisions.append((decision.mode, decision.reason))
+
+    def _crowd_curve(self, threads: int) -> CostCurve:
+        """A curve for the time that other programs are there. What they do to it is not kept."""
+        if threads not in self._crowd_curves:
+            self._crowd_curves[threads] = self._curves[self._loaded].copy()
+        return self._crowd_curves[threads]
 
     def _curve(self, threads: tuple[int, int]) -> CostCurve:
         """The curve of any two counts, from those of equal ones."""
@@ -125,11 +152,8 @@ class Steering:
         return self._curves[threads]
 
     def _measure_threads(self) -> None:
-        """Measure half as many threads, a quarter, and so on to one, and tell the governor."""
-        most = max(self._loaded)
-        counts = {self._loaded[0], self._loaded[1]}
-        while most := most // 2:
-            counts.add(most)
+        """Measure other thread counts, and tell the governor."""
+        counts = halves(self._loaded)
         try:
             for n in sorted(counts):
                 if (n, n) not in self._curves:
@@ -138,3 +162,11 @@ class Steering:
             self._model.set_threads(*self._loaded)
         uniform = {n: self._curves[n, n] for n in counts}
         self.governor.threads = {mode: best_threads(uniform, mode) for mode in LADDER[1:]}
+
+
+def halves(threads: tuple[int, int]) -> list[int]:
+    """Both counts, half the larger one, a quarter, and so on to one: what is worth trying, most first."""
+    counts, most = {*threads}, max(threads)
+    while most := most // 2:
+        counts.add(most)
+    return sorted(counts, reverse=True)

@@ -236,6 +236,28 @@ class Planner:
         return self._best(drawn, limit, least)
 
 
+class FixedLength:
+    """Guesses the same number of tokens in every round: what a Planner is measured by."""
+
+    def __init__(self, length: int, suffix: SuffixDrafter | None, model: ModelDrafter | None) -> None:
+        self._length, self._suffix, self._model = length, suffix, model
+
+    def spend(self, budget: Budget, costs: CostCurve) -> None:
+        """Does nothing: a fixed length knows no costs."""
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        limit = min(limit, self._length)
+        if limit < 1:
+            return Draft()
+        found = self._suffix.propose(context, limit) if self._suffix is not None else Draft()
+        if not found.tokens and self._model is not None:
+            return self._model.draft(context, limit, lambda confidence: len(confidence) < limit)
+        return found
+
+    def observe(self, round_: Round) -> None:
+        """Learns nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """A draft and its value: the tokens it is expected to bring beyond what its time is worth."""

@@ -83,6 +83,13 @@ class CostCurve:
         seconds = {n: self.seconds(n) for n in self._shape if n > 1 and n not in self._assumed}
         return CostCurve({1: other.seconds(1), **seconds}, self.slope, self.largest)
 
+    def copy(self) -> CostCurve:
+        """A curve that learns on its own from here."""
+        curve = CostCurve({1: self.pace}, self.slope, self.largest)
+        curve._shape, curve._assumed = dict(self._shape), set(self._assumed)
+        curve._allowed, curve.best = set(self._allowed), self.best
+        return curve
+
     def only(self, sizes: Iterable[int]) -> None:
         """Plan batches of no other sizes from now on."""
         self._allowed &= set(sizes)

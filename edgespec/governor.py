@@ -45,11 +45,15 @@ _PAUSE_SHARE, _PAUSE_GROWTH, _MOST_PAUSE = 0.1, 0.005, 0.9  # a °C; a °C and s
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What rounds may spend now, in which mode, and why in words."""
+    """What rounds may spend now, in which mode, and why in words.
+
+    `crowded`: other programs want all cores, and thread counts that are best in calm may be bad ones.
+    """
 
     mode: Mode
     budget: Budget
     reason: str
+    crowded: bool = False
 
 
 @dataclass(slots=True)
@@ -94,7 +98,7 @@ class Governor:
         self._calm = _DWELL  # seconds of coolness that end a step: longer the sooner it was needed again
         self._slow = _Alarm(5.0, 30.0)
         self._short = _Alarm(0.0, 10.0)
-        self._crowded = _Alarm(1.0, 2.0)
+        self._crowded = _Alarm(0.0, 1.0)
         self._low, self._on_battery = False, _Alarm(0.0, 5.0)
         self._share, self._over = 0.0, 0.0  # of the time spent resting; °C over the set point
         self._last = -math.inf
@@ -122,6 +126,12 @@ class Governor:
         if elapsed <= 0.0:
             return self._decision
         self._last = reading.time
+        others = reading.others
+        self._crowded.update(
+            reading.time,
+            others is not None and others >= _CROWDED,
+            others is None or others < _CROWDED_OVER,
+        )
         if self.mode != "auto":
             self._decision = self._chosen(self.mode)
             return self._decision
@@ -137,11 +147,11 @@ class Governor:
         if self._share >= 0.005:
             reasons.append(f"resting {self._share:.0%} of the time")
         rest = self._share / (1.0 - self._share)
-        self._decision = Decision(mode, self._budget(mode, rest), "; ".join(reasons))
+        self._decision = Decision(mode, self._budget(mode, rest), "; ".join(reasons), self._crowded.on)
         return self._decision
 
     def _chosen(self, mode: Mode) -> Decision:
-        return Decision(mode, self._budget(mode), "chosen by the user")
+        return Decision(mode, self._budget(mode), "chosen by the user", self._crowded.on)
 
     def _budget(self, mode: Mode, rest: float = 0.0) -> Budget:
         saver = mode == "saver"
@@ -168,11 +178,7 @@ class Governor:
         """Steps down for what is not heat."""
         now, steps = reading.time, 0
         others, slowdown, free = reading.others, reading.slowdown, reading.memory_free
-        if self._crowded.update(
-            now,
-            others is not None and others >= _CROWDED,
-            others is None or others < _CROWDED_OVER,
-        ):
+        if self._crowded.on:
             steps = 1
             if others is not None:
                 reasons.append(f"other programs use {others:.0%} of the processor")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_an_emptied_file_keeps_its_log(path: Path) -> None:
         assert history.note
     (kept,) = damaged(path)
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"log"
+
+
+def test_chats_that_begin_together_find_the_damage_once(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"not a database" * 100)
+    notes: list[str] = []
+    start = threading.Barrier(4)
+
+    def chat() -> None:
+        start.wait()
+        with History(path) as history:
+            notes.append(history.note)
+            talk(history, "q", "a")
+
+    threads = [threading.Thread(target=chat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(damaged(path)) == 1
+    assert sorted(map(bool, notes)) == [False, False, False, True]
+    with History(path) as history:
+        assert len(history.conversations()) == 4
 
 
 @posix
