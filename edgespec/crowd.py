@@ -24,6 +24,7 @@ class Crowd:
         if not counts:
             raise ValueError("no thread counts to try")
         self._counts = list(dict.fromkeys(counts))
+        self._expected = self._seconds = 0.0
         self._begin()
 
     @property
@@ -60,4 +61,4 @@ class Crowd:
         self._left = list(self._counts)
         self._found: dict[int, float] = {}
         self._best = self._counts[0]
-        self._expected = self._seconds = 0.0
+        self._expected, self._seconds = 0.0, 0.0
