@@ -378,8 +378,6 @@ def test_a_snapshot_is_of_one_moment(path: Path, history: History) -> None:
 
 
 def test_only_the_pieces_of_an_answer_may_be_lost_with_the_power(history: History) -> None:
-    (question,) = talk(history, "q")
-    history.append_text(question.id, "more")
     for durable, level in ((True, 2), (False, 1), (True, 2)):
         with history._file.writing(durable) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

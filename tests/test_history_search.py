@@ -102,3 +102,11 @@ def test_a_snippet_is_short_and_shows_the_match(history: History) -> None:
     assert found(history, "needle") == ["needle"]
     talk(history, "x", "y" * 5000 + "->" + "z" * 5000)
     assert found(history, "->") == ["->"]
+    talk(history, "x", "endless" * 1000)
+    (hit,) = history.search("endl")
+    assert hit.matches == ((0, 240),)
+
+
+def test_a_text_cannot_pretend_to_match(history: History) -> None:
+    talk(history, "x", "<b>needle</b> < > <mark>hay</mark> [hay] \x01hay\x02")
+    assert found(history, "needle") == ["needle"]
