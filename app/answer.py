@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgespec.app.readings import told_fields
-from edgespec.core import Reading, Round, TokenLogprob
+from edgespec.core import Constraint, Reading, Round, TokenLogprob
 from edgespec.energy import Energy
 from edgespec.governor import Mode
 from edgespec.sampling import Sampling
@@ -20,6 +20,7 @@ StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 class Request:
     """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full.
 
+    `max_draft` bounds what is guessed in a round, `constraint` makes the grammar that the answer follows.
     `fixed_draft` guesses so many tokens in every round, whatever that costs: to measure what choosing gains.
     """
 
@@ -28,7 +29,9 @@ class Request:
     max_tokens: int = 0
     stops: Sequence[str] = ()
     speculate: bool = True
+    max_draft: int | None = None
     fixed_draft: int | None = None
+    constraint: Callable[[], Constraint] | None = None
     cancelled: bool = False
     _interrupt: Callable[[], None] | None = None
 

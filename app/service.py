@@ -1,0 +1,138 @@
+"""Many requests on one engine: a bounded queue before the thread that owns the models.
+
+Programs that serve others (`edgespec serve`, `edgespec mcp`) talk to an engine through this alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from edgespec.app.answer import Request, Result
+from edgespec.app.engine import Engine
+from edgespec.app.worker import EngineThread
+from edgespec.core import EdgespecError, TokenLogprob
+
+
+class BusyError(EdgespecError):
+    """The queue is full. Ask again after `retry_after` seconds."""
+
+    def __init__(self, waiting: int, retry_after: float) -> None:
+        super().__init__(f"{waiting} requests are waiting already: try again in {retry_after:.0f} s.")
+        self.retry_after = retry_after
+
+
+class Listener(Protocol):
+    """Hears of one request, in the engine's thread: nothing here may block or raise."""
+
+    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+        """Text that can no longer change (maybe none yet), and the final tokens since the last call."""
+
+    def ended(self, result: Result, error: Exception | None) -> None:
+        """The last call: `error` is an EdgespecError for what the asker can mend."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A request that was let in. `cancel` may come from any thread and works within one round."""
+
+    request: Request
+    listener: Listener
+    client: str
+    asked: float = field(default_factory=monotonic)
+
+    def cancel(self) -> None:
+        self.request.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy a service is."""
+
+    running: int
+    waiting: int
+    parallel: int
+
+
+class Service:
+    """Answers requests in fair order: clients take turns, and each one's requests come in order.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, engine: Engine, *, parallel: int = 1, queue: int = 64) -> None:
+        """At most `queue` requests wait. The engine belongs to this service from now on."""
+        self.engine = engine
+        self.parallel, self._most = parallel, queue
+        self._waiting: dict[str, deque[Ticket]] = {}  # by client, in the order of their turns
+        self._running: list[Ticket] = []
+        self._lock = threading.Lock()
+        self._seconds = 5.0  # an answer takes, by running mean
+        self._closing = False
+        self._thread = EngineThread()
+
+    @property
+    def load(self) -> Load:
+        with self._lock:
+            return Load(len(self._running), self._count(), self.parallel)
+
+    def submit(self, request: Request, listener: Listener, client: str = "") -> Ticket:
+        """Queue `request`. Raises BusyError when too many wait."""
+        ticket = Ticket(request, listener, client)
+        with self._lock:
+            waiting = self._count()
+            if self._closing:
+                raise EdgespecError("The server is stopping.")
+            if waiting >= self._most:
+                raise BusyError(waiting, max(1.0, self._seconds * waiting / self.parallel))
+            self._waiting.setdefault(client, deque()).append(ticket)
+        self._thread.submit(self._next)
+        return ticket
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Cancel everything and free the models."""
+        with self._lock:
+            self._closing = True
+            tickets = [*self._running, *(t for queue in self._waiting.values() for t in queue)]
+        for ticket in tickets:
+            ticket.cancel()
+        self._thread.submit(self.engine.close)
+        self._thread.close(timeout)
+
+    def _count(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def _take(self) -> Ticket | None:
+        """The next in turn; its client goes to the end of the line."""
+        with self._lock:
+            for client in list(self._waiting):
+                queue = self._waiting.pop(client)
+                ticket = queue.popleft()
+                if queue:
+                    self._waiting[client] = queue
+                self._running.append(ticket)
+                return ticket
+        return None
+
+    def _next(self) -> None:
+        """Answer one request, in the engine's thread."""
+        ticket = self._take()
+        if ticket is None:
+            return
+        result = Result()
+        told = 0
+        error: Exception | None = None
+        try:
+            for text in self.engine.answer(ticket.request, result):
+                ticket.listener.wrote(text, result.tokens[told:], result.logprobs[told:])
+                told = len(result.tokens)
+        except Exception as failure:  # noqa: BLE001 - the asker must hear of it, and the next one be served
+            error = failure
+        with self._lock:
+            self._running.remove(ticket)
+            self._seconds += 0.2 * (monotonic() - ticket.asked - self._seconds)
+        ticket.listener.ended(result, error)
