@@ -142,8 +142,8 @@ class GrammarState:
     def accept(self, token: int) -> None:
         if token in self._ends and self.finished:
             return
-        if not self._matcher.consume_token(token):
-            raise EdgespecError(f"The grammar does not allow token {token} here: {_refusal(self._matcher)}.")
+        self._matcher.consume_token(token)
+        self._check()
 
     def forced(self, limit: int, after: Sequence[int] = ()) -> tuple[int, ...]:
         matcher = self._matcher
@@ -182,8 +182,8 @@ class GrammarState:
         return taken
 
     def _back(self, taken: int) -> None:
-        if taken and not self._matcher.rollback(taken):
-            self._check()
+        if taken:
+            self._matcher.rollback(taken)
         self._check()
 
     def _check(self) -> None:

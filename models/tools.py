@@ -309,9 +309,10 @@ class CallParser:
                 return False
             self._left, self._ending = self._left[found.end() :], False
             return True
-        found = (self._again if self._calls else self._first).match(self._left)
-        if found is None and self._calls:
-            found = self._first.match(self._left)
+        found = None
+        if not self._text:
+            found = self._again.match(self._left) if self._calls else None
+            found = found or self._first.match(self._left)
         if found is not None:
             events.append(Called(self._calls, _unquoted(found[1])))
             self._calls += 1

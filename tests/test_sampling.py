@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgespec.core import EdgespecError
+from edgespec.core import EdgespecError, Mask
 from edgespec.sampling import Sampler, Sampling, largest, token_logprob
 
 ROW = np.array([1.0, -2.0, 0.5, 3.0, -0.5], np.float32)
@@ -200,6 +201,105 @@ def test_accepted_tokens_are_scored_before_any_setting() -> None:
     sampler.accept(0, ROW)
     assert sampler.logprobs == [token_logprob(ROW, 3, 1), token_logprob(ROW, 0, 1)]
     assert sampler.logprobs[0].top[0][0] == 3
+
+
+class Masked:
+    """A Constraint that always allows the same tokens."""
+
+    finished = False
+
+    def __init__(self, allowed: Sequence[int] | None, size: int) -> None:
+        self.accepted: list[int] = []
+        self._mask = None
+        if allowed is not None:
+            bits = np.zeros(32 * -(-size // 32), np.uint8)
+            bits[list(allowed)] = 1
+            self._mask = np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
+
+    def mask(self) -> Mask | None:
+        return self._mask
+
+    def accept(self, token: int) -> None:
+        self.accepted.append(token)
+
+    def forced(self, limit: int, after: Sequence[int] = ()) -> tuple[int, ...]:
+        return ()
+
+    def admits(self, tokens: Sequence[int]) -> int:
+        return len(tokens)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.sampled_from([3, 31, 32, 33, 64, 1000]),
+    st.sampled_from([0.01, 0.3, 0.7, 0.99]),
+    st.integers(0, 10_000),
+    st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.7, 3.0]),
+        top_k=st.sampled_from([0, 1, 5, 2000]),
+        top_p=st.sampled_from([0.5, 0.95, 1.0]),
+        min_p=st.sampled_from([0.0, 0.1]),
+        repetition_penalty=st.sampled_from([1.0, 2.0]),
+        logit_bias=st.dictionaries(st.integers(0, 2), st.sampled_from([-4.0, 0.5, 9.0])),
+    ),
+)
+def test_a_mask_is_minus_infinity_for_what_it_refuses(
+    size: int, share: float, seed: int, sampling: Sampling
+) -> None:
+    rng = np.random.default_rng(seed)
+    row = (rng.integers(-40, 40, size) / 4).astype(np.float32)
+    allowed = sorted({int(rng.integers(size)), *np.flatnonzero(rng.random(size) < share).tolist()})
+    dense = np.full(size, -np.inf, np.float32)
+    biased = row.copy()
+    free = Sampler(sampling, [0, 1])
+    if sampling.changes_logits:
+        biased = free._adjusted(row)
+    dense[allowed] = biased[allowed]
+    settled = replace(sampling, repetition_penalty=1.0, logit_bias={})
+    want = Sampler(settled).distribution(dense)
+    got = Sampler(sampling, [0, 1], Masked(allowed, size)).distribution(row)
+    np.testing.assert_allclose(
+        [got.prob(t) for t in range(size)], [want.prob(t) for t in range(size)], rtol=1e-5, atol=1e-7
+    )
+    assert (np.diff(got.ids) > 0).all()
+    assert got.probs.sum(dtype=np.float64) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_one_token_allowed_is_certain_whatever_the_model_says() -> None:
+    for row in (ROW, np.full(5, np.nan, np.float32), np.full(5, -np.inf, np.float32)):
+        for token in range(5):
+            for sampling in (Sampling(), Sampling(2.0, logit_bias={token: -math.inf})):
+                p = Sampler(sampling, (), Masked([token], 5)).distribution(row)
+                assert (p.ids.tolist(), p.probs.tolist()) == ([token], [1.0])
+
+
+def test_no_token_allowed_is_an_error() -> None:
+    for sampling in (Sampling(), Sampling(1.0)):
+        with pytest.raises(EdgespecError, match="allows no token at all"):
+            Sampler(sampling, (), Masked([], 5)).distribution(ROW)
+        banned = replace(sampling, logit_bias={1: -math.inf, 2: -math.inf})
+        with pytest.raises(EdgespecError, match="logit_bias forbids every token"):
+            Sampler(banned, (), Masked([1, 2], 5)).distribution(ROW)
+        with pytest.raises(EdgespecError, match="logits are not numbers"):
+            Sampler(sampling, (), Masked([1, 2], 5)).distribution(np.full(5, np.nan, np.float32))
+
+
+def test_without_a_mask_a_constraint_only_follows() -> None:
+    constraint = Masked(None, 5)
+    sampler = Sampler(Sampling(0.7, logprobs=1), (), constraint)
+    free = Sampler(Sampling(0.7))
+    assert sampler.distribution(ROW).probs.tolist() == free.distribution(ROW).probs.tolist()
+    sampler.accept(3, ROW)
+    sampler.accept(1, ROW)
+    assert constraint.accepted == [3, 1]
+
+
+def test_logprobs_are_those_of_the_row_before_the_mask() -> None:
+    sampler = Sampler(Sampling(logprobs=2), (), Masked([0, 1], 5))
+    assert sampler.distribution(ROW).ids.tolist() == [0]
+    sampler.accept(0, ROW)
+    assert sampler.logprobs == [token_logprob(ROW, 0, 2)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgespec.verify as rules
-from edgespec.core import Distribution, Draft
+from edgespec.constrain import Constrained
+from edgespec.core import Distribution, Draft, Mask, Round
+from edgespec.costs import CostCurve
 from edgespec.fakes import noise_script
 from edgespec.sampling import Row, Sampler, Sampling
 
@@ -129,10 +131,11 @@ def target_row(path: Path) -> Row:
 class Paths:
     """What verify asks of a Sampler; the distribution of a row after a path is computed once."""
 
-    def __init__(self, sampling: Sampling, seed: int) -> None:
+    def __init__(self, sampling: Sampling, seed: int, grammar: bool = False) -> None:
         self.uniform = random.Random(seed).random
         self.path: Path = ()
         self._sampling = sampling
+        self._grammar = grammar
         self._known: dict[tuple[Path, bytes], Distribution] = {}
 
     def accept(self, token: int, row: Row) -> None:
@@ -142,11 +145,38 @@ class Paths:
     def distribution(self, row: Row) -> Distribution:
         key = self.path, row.tobytes()
         if key not in self._known:
-            sampler = Sampler(self._sampling, PROMPT)
+            sampler = Sampler(self._sampling, PROMPT, TwoThirds() if self._grammar else None)
             for token in self.path:
                 sampler.accept(token, row)
             self._known[key] = sampler.distribution(row)
         return self._known[key]
+
+
+class TwoThirds:
+    """A Constraint that refuses every third token, others after each path."""
+
+    finished = False
+
+    def __init__(self, path: Path = ()) -> None:
+        self.path = path
+
+    def allowed(self, path: Path) -> list[bool]:
+        return [(token + sum(path) + len(path)) % 3 > 0 for token in range(VOCAB)]
+
+    def mask(self) -> Mask:
+        bits = sum(1 << token for token, good in enumerate(self.allowed(self.path)) if good)
+        return np.array([bits], np.uint32)
+
+    def accept(self, token: int) -> None:
+        assert self.allowed(self.path)[token]
+        self.path += (token,)
+
+    def forced(self, limit: int, after: Sequence[int] = ()) -> Path:
+        return ()
+
+    def admits(self, tokens: Sequence[int]) -> int:
+        good = [self.allowed(self.path + tuple(tokens[:i]))[token] for i, token in enumerate(tokens)]
+        return [*good, False].index(False)
 
 
 class Sampled:
@@ -180,9 +210,9 @@ def point_mass(path: Path, limit: int) -> Draft:
     return Draft(RATIO(path, limit).tokens, (1.0,) * limit)
 
 
-def texts(draft: Drafting, sampling: Sampling, count: int) -> Counter[Path]:
+def texts(draft: Drafting, sampling: Sampling, count: int, grammar: bool = False) -> Counter[Path]:
     """`count` texts of LENGTH tokens, decoded round by round with drafts as long as there is room for."""
-    sampler, found = Paths(sampling, seed=1), Counter[Path]()
+    sampler, found = Paths(sampling, seed=1, grammar=grammar), Counter[Path]()
     for _ in range(count):
         sampler.path = start = ()
         while len(start) < LENGTH:
@@ -196,14 +226,19 @@ def texts(draft: Drafting, sampling: Sampling, count: int) -> Counter[Path]:
 
 
 @cache
-def expected(name: str) -> dict[Path, float]:
+def expected(name: str, grammar: bool = False) -> dict[Path, float]:
     """The probability of every text of LENGTH tokens."""
+
+    def row(path: Path) -> list[float]:
+        good = TwoThirds().allowed(path) if grammar else [True] * VOCAB
+        return [score if fine else -math.inf for score, fine in zip(target_row(path), good, strict=True)]
+
     probs: dict[Path, float] = {(): 1.0}
     for _ in range(LENGTH):
         probs = {
             (*path, token): before * p
             for path, before in probs.items()
-            for token, p in enumerate(reference(target_row(path), SETTINGS[name], PROMPT, path))
+            for token, p in enumerate(reference(row(path), SETTINGS[name], PROMPT, path))
             if p > 0
         }
     assert math.isclose(sum(probs.values()), 1.0)
@@ -255,6 +290,53 @@ def unnormalised(path: Path, limit: int) -> Draft:
     draft = RATIO(path, limit)
     probs = tuple(WHOLE.q(path + draft.tokens[:i])[0] for i in range(len(draft.tokens)))
     return Draft(draft.tokens, draft.confidence, probs=probs)
+
+
+class Drafts:
+    """A Controller of drafts as the tests here make them."""
+
+    def __init__(self, draft: Drafting) -> None:
+        self._draft = draft
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        return self._draft(tuple(context), limit)
+
+    def observe(self, round_: Round) -> None: ...
+
+
+def admitted(draft: Drafting) -> Drafting:
+    """`draft` as far as it is checked under the grammar."""
+    costs = CostCurve(dict.fromkeys(range(1, 9), 1.0))
+
+    def drafting(path: Path, limit: int) -> Draft:
+        constrained = Constrained(Drafts(draft), TwoThirds(path), lambda: costs)
+        return constrained.propose(path, limit) if limit else Draft()
+
+    return drafting
+
+
+@pytest.mark.parametrize("name", ["temperature", "top-p", "all"])
+@pytest.mark.parametrize("draft", [point_mass, RATIO], ids=["point mass", "ratio"])
+@pytest.mark.parametrize("cut", [admitted, lambda draft: draft], ids=["cut", "whole"])
+def test_texts_under_a_grammar_have_the_masked_distribution(
+    draft: Drafting, name: str, cut: Callable[[Drafting], Drafting]
+) -> None:
+    found = texts(cut(draft), SETTINGS[name], TEXTS, grammar=True)
+    assert abs(surprise(found, expected(name, grammar=True))) < 4.5
+
+
+def refusing(path: Path, limit: int) -> Draft:
+    """Wrong: drafts end before the sampled token that the grammar refuses."""
+    draft = RATIO(path, limit)
+    n = TwoThirds(path).admits(draft.tokens)
+    assert draft.probs is not None
+    return Draft(draft.tokens[:n], draft.confidence[:n], probs=draft.probs[:n])
+
+
+@pytest.mark.parametrize("name", ["temperature", "all"])
+def test_dropping_what_was_sampled_and_refused_is_seen(name: str) -> None:
+    found = texts(refusing, SETTINGS[name], TEXTS, grammar=True)
+    assert surprise(found, expected(name, grammar=True)) > 10
 
 
 def accept_always(p: Distribution, q: Distribution, token: int, sampler: Sampler) -> int:
