@@ -204,7 +204,7 @@ class _Tokenizer:
             for token, piece in enumerate(pieces)
         ]
         # Some tokenizers put a space before every text, which a text in the middle does not have.
-        self._lead = "" if self._spell("a") == b"a" else "\n"
+        self._lead = "" if self._spell("a") == b"a" else "\x02"  # merges with nothing
         self._skip = len(vocab.tokenize(self._lead)) if self._lead else 0
 
     def __call__(self, text: bytes) -> list[int]:

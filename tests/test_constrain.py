@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,7 @@ from edgespec.decode import generate
 from edgespec.drafting import ModelDrafter
 from edgespec.fakes import ScriptedDrafter, ScriptedModel
 from edgespec.models.grammar import Grammar, GrammarCompiler, GrammarState
+from edgespec.models.llama import LlamaModel
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 
@@ -65,6 +68,8 @@ class Alone:
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         return self._drafter.propose(context, limit)
+
+    def beside(self, texts: int, rows: int) -> None: ...
 
     def observe(self, round_: Round) -> None:
         self.rounds.append(round_)
@@ -157,8 +162,38 @@ def test_what_is_forced_after_a_guess_is_drafted_with_it() -> None:
 
 def test_the_end_takes_no_pass() -> None:
     text, rounds = answer(GRAMMARS["object"], Sampling(), None)
-    assert VOCAB.detokenize(text).endswith("}")
+    assert VOCAB.detokenize(text[-1:]).endswith("}")
     assert rounds[-1].done
+
+
+def test_a_real_model_writes_what_the_schema_asks_for(starter: LlamaModel) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "city": {"enum": ["Paris", "Rome"]},
+            "country_name": {"enum": ["France", "Italy"]},
+            "is_the_capital": {"type": "boolean"},
+        },
+        "required": ["city", "country_name", "is_the_capital"],
+    }
+    vocab = starter.vocab
+    grammar = GrammarCompiler(vocab).compile("json_schema", schema)
+    prompt = vocab.tokenize("Paris is the capital of France. As JSON: ")
+    costs = CostCurve(FLAT)
+    texts, rounds = [], []
+    for making in (CONTROLLERS["nothing"], CONTROLLERS["suffix"]):
+        sequence, state = starter.sequence(), grammar.start()
+        controller = making(costs)
+        if making is CONTROLLERS["suffix"]:
+            controller = Constrained(controller, state, lambda: costs)
+        context, sampler = list(prompt), Sampler(Sampling(), prompt, state)
+        done = until_finished(state, vocab.is_end)
+        rounds.append(len(list(generate(sequence, context, controller, sampler, done, 60))))
+        sequence.close()
+        texts.append(vocab.detokenize(context[len(prompt) :]))
+    for text in texts:
+        jsonschema.validate(json.loads(text), schema)
+    assert rounds[1] < 0.7 * rounds[0]
 
 
 class Recorder(Alone):

@@ -23,6 +23,8 @@ from edgespec.models.llama import LlamaModel
 VOCAB = ToyVocab()
 TOY = GrammarCompiler(VOCAB)
 
+CLOSED = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+
 names = st.sampled_from(["a", "name", "é", 'q"', "ab c", "\\"])
 leaves: st.SearchStrategy[Any] = st.one_of(
     st.just({"type": "boolean"}),
@@ -112,6 +114,30 @@ def test_texts_are_valid(schema: dict[str, Any], seed: int) -> None:
     value = json.loads(text)
     jsonschema.validate(value, schema)
     assert text == json.dumps(value, ensure_ascii=False) or "\\" in text or "\x7f" in text
+
+
+def test_what_is_forced_is_forced_as_the_tokenizer_writes_it() -> None:
+    state = TOY.compile("json_schema", {**CLOSED, "properties": {"a": {"const": "hello"}}}).start()
+    tokens = VOCAB.tokenize('{"a": "hello"}')
+    assert state.admits(tokens) == len(tokens)
+    for i, token in enumerate(tokens):
+        others = [t for t in allowed(state) if t != token]
+        spelled_out = list(VOCAB.pieces()[token][:1])
+        assert others == []
+        assert state.admits(spelled_out) == (spelled_out == [token]), i
+        state.accept(token)
+
+
+class Spaced(ToyVocab):
+    """Puts a space before every text, as SentencePiece does."""
+
+    def tokenize(self, text: str) -> list[int]:
+        return super().tokenize(" " + text)
+
+
+def test_a_tokenizer_that_adds_a_space_adds_none_inside_a_text() -> None:
+    state = GrammarCompiler(Spaced()).compile("regex", 'x: "hello" [ab]').start()
+    assert state.forced(99) == tuple(VOCAB.tokenize('x: "hello" '))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -217,6 +243,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("regex", "(a?){5000}a{5000}", "repeats more than"),
     ("regex", "((a{100}){100}){100}", "repeats more than"),
     ("regex", "a{99999999999}", "repeats more than"),
+    ("regex", "a{100}{100}{100}", "repeats more than"),
     ("regex", "(a", "cannot be used"),
     ("regex", "(?=a)b", "cannot be used"),
     ("regex", "(" * 8000 + "a" + ")" * 8000, "cannot be used"),
@@ -306,9 +333,6 @@ def test_a_compilation_without_end_is_left_behind(monkeypatch: pytest.MonkeyPatc
             TOY.build('start: "never compiled before"')
     finally:
         release.set()
-
-
-CLOSED = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
 
 
 @pytest.mark.parametrize(
