@@ -49,13 +49,13 @@ class Constrained:
         self._constraint = constraint
         self._costs = costs
         self._written = self._spent = 0.0
-        self._length = 0
+        self._length = self._texts = self._beside = 0
         self._forced = 0  # tokens that the draft begins with and the other controller took for context
         self._guess: Draft | None = Draft()  # its part of the draft, None if it planned for another place
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         costs = self._costs()
-        limit = min(limit, costs.largest - 1)
+        limit = min(limit, costs.largest - self._beside - 1)
         self._length, self._forced, self._guess = len(context), 0, Draft()
         if limit < 1:
             return Draft()
@@ -64,7 +64,7 @@ class Constrained:
         if len(forced) < limit:
             text = [*context, *forced] if forced else context
             guess = self._controller.propose(text, limit - len(forced))
-        if not costs.size(len(forced) + guess.rows - guess.padding, limit + 1):
+        if not self._size(len(forced) + guess.rows - guess.padding, limit + 1, costs):
             guess = Draft()
         guess, whole = self._admitted(forced, guess)
         tokens = forced + guess.tokens
@@ -77,21 +77,27 @@ class Constrained:
         self._guess = guess if self._forced == len(forced) else None
         return _cut(draft, kept, rows)
 
+    def beside(self, texts: int, rows: int) -> None:
+        self._texts, self._beside = texts, rows
+        self._controller.beside(texts, rows)
+
     def observe(self, round_: Round) -> None:
-        self._written += len(round_.tokens)
+        self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds
         forced, guess = self._forced, self._guess
         if not forced:
             self._controller.observe(round_)
             return
         costs = self._costs()
-        costs.observe(round_.draft.rows, self._length, round_.waiting)
+        if round_.beside_rows is not None:
+            costs.observe(round_.draft.rows + round_.beside_rows, self._length, round_.waiting)
         if guess is None or round_.accepted < forced:
             return
         # As if what was forced had been part of the context, and the pass as long as one without it.
         accepted = min(round_.accepted - forced, len(guess.tokens))
-        guess = _cut(guess, len(guess.tokens), costs.size(len(guess.tokens) + 1, costs.largest))
-        waiting = costs.seconds(guess.rows, self._length + forced)
+        rows = self._size(len(guess.tokens) + 1, costs.largest - self._beside, costs)
+        guess = _cut(guess, len(guess.tokens), rows)
+        waiting = costs.seconds(guess.rows + (round_.beside_rows or 0), self._length + forced)
         self._controller.observe(
             replace(
                 round_,
@@ -112,15 +118,19 @@ class Constrained:
             n += 1
         return _cut(guess, n), False
 
+    def _size(self, rows: int, most: int, costs: CostCurve) -> int:
+        """The cheapest batch of at least `rows` and at most `most` rows of this text, 0 if there is none."""
+        return max(0, costs.size(rows + self._beside, most + self._beside) - self._beside)
+
     def _best(self, draft: Draft, least: int, most: int, costs: CostCurve) -> tuple[int, int]:
         """How many tokens of `draft`, at least `least`, and rows, at most `most`, bring most."""
-        plain = costs.seconds(1, self._length)
+        plain = costs.seconds(1 + self._texts, self._length) / (1 + self._texts)
         rate = max(1.0 / plain, (_PRIOR + self._written) / (_PRIOR * plain + self._spent))
         expected = list(accumulate(accumulate(draft.confidence, mul), initial=1.0))
         plans = (
-            (expected[k] - rate * costs.seconds(rows, self._length), k, rows)
+            (expected[k] - rate * costs.seconds(rows + self._beside, self._length), k, rows)
             for k in range(least, len(expected))
-            if (rows := costs.size(k + 1, most))
+            if (rows := self._size(k + 1, most, costs))
         )
         _, kept, rows = max(plans, default=(0.0, 0, 1))
         return kept, rows

@@ -103,6 +103,7 @@ class Planner:
         self._written, self._spent = 0.0, 0.0
         self._rate = 0.0
         self._length = 0  # of the context planned for; 0: the round was not planned
+        self._texts = self._beside = 0  # others in the same pass, and their rows
         self._found = Draft()  # what the suffix drafter said
         self._drafting = 0.0  # seconds the model was planned to take in this round
         self._steps = 0  # forward passes it made, if each was about one row
@@ -116,10 +117,13 @@ class Planner:
             self._written = self._spent = 0.0
         self._budget, self._costs = budget, costs
 
+    def beside(self, texts: int, rows: int) -> None:
+        self._texts, self._beside = texts, rows
+
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         self._length = len(context)
         self._rate = self._running_rate()
-        left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - 1)
+        left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - self._beside - 1)
         if limit < 1:
             return Draft()
         if self._suffix is not None:
@@ -134,13 +138,16 @@ class Planner:
             return
         length, self._length = self._length, 0
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
-        price = self._price(rows, length, self._drafting)
-        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - price / self._price(1, length))
+        more = self._price(rows, length, self._drafting) - self._price(1, length)
+        self._caution.observe(
+            drafted, round_.accepted, len(round_.tokens) - 1 - more * self._plain_rate(length)
+        )
         if self._steps:
             self._model_costs.observe(1, 0, round_.drafting / self._steps)
         self._drafting, self._steps = 0.0, 0
-        self._costs.observe(rows, length, round_.waiting)
-        self._written += len(round_.tokens)
+        if round_.beside_rows is not None:
+            self._costs.observe(rows + round_.beside_rows, length, round_.waiting)
+        self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds * self._weight(rows)
         if self._written > _RATE_MEMORY:
             self._spent *= _RATE_MEMORY / self._written
@@ -161,8 +168,13 @@ class Planner:
 
     def _running_rate(self) -> float:
         """Tokens a second of this text (of processor time, to save it), at least plain decoding's."""
-        plain = 1.0 / self._price(1, self._length)
+        plain = self._plain_rate(self._length)
         return max(plain, (_RATE_PRIOR + self._written) / (_RATE_PRIOR / plain + self._spent))
+
+    def _plain_rate(self, length: int) -> float:
+        """The same of all texts in the pass, if none of them guessed."""
+        rows = 1 + self._texts
+        return rows / (self._weight(rows) * self._costs.seconds(rows, length))
 
     def _value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
         """Tokens expected of a round beyond what its time is worth elsewhere; 0 rows: no such batch."""
@@ -172,7 +184,12 @@ class Planner:
 
     def _price(self, rows: int, length: int, drafting: float = 0.0) -> float:
         """Seconds of a round that checks `rows` after `length` tokens; of processor time, to save it."""
+        rows += self._beside
         return self._weight(rows) * self._costs.seconds(rows, length) + self._weight(1) * drafting
+
+    def _size(self, rows: int, most: int) -> int:
+        """The cheapest batch of at least `rows` and at most `most` rows of this text, 0 if there is none."""
+        return max(0, self._costs.size(rows + self._beside, most + self._beside) - self._beside)
 
     def _weight(self, rows: int) -> float:
         """What a second is worth: compute threads wait busily, so that all of them use it."""
@@ -188,7 +205,7 @@ class Planner:
         for k, (confidence, source) in enumerate(zip(draft.confidence, draft.sources, strict=True), start=1):
             stands *= self._acceptance.probability(source, confidence)
             expected += stands
-            size = self._costs.size(k + 1, limit + 1)
+            size = self._size(k + 1, limit + 1)
             value = self._value(expected, size)
             if value > best and k >= least:
                 best, kept, rows = value, k, size
@@ -220,7 +237,7 @@ class Planner:
                 expected.append(expected[-1] + chances[-1])
             if len(confidence) >= limit:
                 return False
-            sizes = (self._costs.size(i, limit + 1) for i in range(1, len(expected) + 1))
+            sizes = (self._size(i, limit + 1) for i in range(1, len(expected) + 1))
             now = max(map(self._value, expected, sizes))
             return (
                 not confidence or outlook.value(expected[-1], chances[-1], len(expected), outlook.step) > now
@@ -244,6 +261,9 @@ class FixedLength:
 
     def spend(self, budget: Budget, costs: CostCurve) -> None:
         """Does nothing: a fixed length knows no costs."""
+
+    def beside(self, texts: int, rows: int) -> None:
+        """Does nothing either."""
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         limit = min(limit, self._length)
@@ -281,9 +301,7 @@ class _Outlook:
         for size in range(rows + 1, min(rows + _AHEAD, self.most) + 1):
             stands *= self.level
             expected += stands
-            best = max(
-                best, self.planner._value(expected, self.planner._costs.size(size, self.most), drafting)
-            )
+            best = max(best, self.planner._value(expected, self.planner._size(size, self.most), drafting))
             drafting += self.step
         return best
 

@@ -180,7 +180,8 @@ class Round:
 
     `seconds` runs from asking the drafter to the verdict. `drafting` and `waiting` (for the target's logits)
     are parts of it; what remains is Edgespec's own bookkeeping. `done`: the last token ends the generation.
-    `tokens` are the accepted ones of `draft`, then the target's own.
+    `tokens` are the accepted ones of `draft`, then the target's own. In a pass shared with other texts
+    `beside_rows` were theirs (None: prompts were read in it, too) and brought them `beside_tokens`.
     """
 
     tokens: tuple[int, ...]
@@ -191,6 +192,8 @@ class Round:
     waiting: float
     done: bool = False
     logprobs: tuple[TokenLogprob, ...] = ()
+    beside_rows: int | None = 0
+    beside_tokens: int = 0
 
 
 class LanguageModel(Protocol):
@@ -263,6 +266,9 @@ class Controller(Drafter, Protocol):
 
     def observe(self, round_: Round) -> None:
         """Called once after each round."""
+
+    def beside(self, texts: int, rows: int) -> None:
+        """The next round shares its pass with `texts` others, which take `rows` rows of it so far."""
 
 
 Done = Callable[[int], bool]

@@ -1,12 +1,13 @@
 """The decoding loop. One round: guess, check the guess in one batch, keep what the target agrees with.
 
-`speculate` is the algorithm, without a model: a generator that asks for one forward pass and returns a Round,
-so that one conversation or many in a batch can drive it. `generate` drives it for one conversation.
+`speculate` is the algorithm, without a model: a generator that asks for one forward pass and returns a Round.
+`advance` drives it for any number of texts in one pass, `generate` for one text to its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from time import perf_counter
 
 from edgespec.core import (
@@ -23,6 +24,10 @@ from edgespec.core import (
 from edgespec.sampling import Sampler
 from edgespec.verify import verify
 
+Request = tuple[LanguageModel, Sequence[int], int]
+ForwardAll = Callable[[Sequence[Request]], Sequence[Logits]]
+"""LanguageModel.forward of several sequences at once: (sequence, new tokens, rows wanted) of each."""
+
 
 def speculate(
     context: list[int], drafter: Drafter, limit: int, sampler: Sampler, done: Done
@@ -33,7 +38,7 @@ def speculate(
     asked = perf_counter()
     logits = yield Forward(draft.tokens, draft.padding)
     answered = perf_counter()
-    verdict = verify(draft, logits, sampler, done)
+    verdict = verify(draft, logits[: len(draft.tokens) + 1], sampler, done)
     logprobs, sampler.logprobs = tuple(sampler.logprobs), []
     return Round(
         tokens=(*draft.tokens[: verdict.accepted], verdict.next),
@@ -47,6 +52,97 @@ def speculate(
     )
 
 
+class Text:
+    """A text being written: `context` grows round by round until `done` or `max_tokens` say so.
+
+    After every pass target.tokens is context[:-1] or, before its first round has ended, a prefix of it. The
+    first round drafts nothing: no drafter reads a prompt before the target has answered it.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        context: list[int],
+        controller: Controller,
+        sampler: Sampler,
+        done: Done,
+        max_tokens: int,
+    ) -> None:
+        """`context` holds at least one token."""
+        self.target, self.context, self.controller = target, context, controller
+        self._sampler, self._done = sampler, done
+        self._first, self._end = len(context), len(context) + max_tokens
+        self.over = max_tokens < 1
+        target.rollback(common_prefix(target.tokens, context[:-1]))
+
+    @property
+    def lacking(self) -> int:
+        """Tokens of the context that the target has not read, the last one aside."""
+        return len(self.context) - 1 - len(self.target.tokens)
+
+    def plan(self, rows: int) -> tuple[Generator[Forward, Logits, Round], Forward]:
+        """A round of at most `rows` rows, and what it asks of the target."""
+        limit = min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
+        step = speculate(self.context, self.controller, limit, self._sampler, self._done)
+        return step, next(step)
+
+    def take(self, round_: Round) -> None:
+        """A round is over."""
+        self.context.extend(round_.tokens)
+        self.target.rollback(len(self.context) - 1)
+        self.over = round_.done or len(self.context) >= self._end
+        self.controller.observe(round_)
+
+    def undo(self) -> None:
+        """A pass failed: keep of what it evaluated only what belongs to the context."""
+        self.target.rollback(min(len(self.target.tokens), len(self.context) - 1))
+
+
+def advance(
+    texts: Sequence[Text], forward: ForwardAll, rows: int = 1 << 30, chunk: int = 1 << 30
+) -> list[Round | None]:
+    """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
+
+    At most `rows` rows of logits, which is no less than the number of texts. A text that lacks more than
+    `chunk` tokens only reads so many, so that the others need not wait for all of it.
+    """
+    reading = [text.lacking > chunk for text in texts]
+    steps: list[Generator[Forward, Logits, Round] | None] = []
+    requests: list[Request] = []
+    taken = 0
+    try:
+        for i, text in enumerate(texts):
+            if reading[i]:
+                held = len(text.target.tokens)
+                steps.append(None)
+                requests.append((text.target, text.context[held : held + chunk], 1))
+                taken += 1
+                continue
+            others = len(texts) - i - 1
+            text.controller.beside(len(texts) - 1 - sum(reading), taken + others - sum(reading))
+            step, ask = text.plan(rows - taken - others)
+            new = [*text.context[len(text.target.tokens) :], *ask.draft, *[text.context[-1]] * ask.padding]
+            steps.append(step)
+            requests.append((text.target, new, 1 + len(ask.draft) + ask.padding))
+            taken += requests[-1][2]
+        answers = forward(requests)
+        rounds = [step and _answer(step, logits) for step, logits in zip(steps, answers, strict=True)]
+    except BaseException:
+        for text in texts:
+            text.undo()
+        raise
+    written = sum(len(round_.tokens) for round_ in rounds if round_ is not None)
+    for i, (text, round_) in enumerate(zip(texts, rounds, strict=True)):
+        if round_ is not None:
+            round_ = rounds[i] = replace(
+                round_,
+                beside_rows=None if any(reading) else taken - requests[i][2],
+                beside_tokens=written - len(round_.tokens),
+            )
+            text.take(round_)
+    return rounds
+
+
 def generate(
     target: LanguageModel,
     context: list[int],
@@ -58,29 +154,17 @@ def generate(
     """Append to `context` (at least one token) round by round until `done` or `max_tokens` say so.
 
     At every yield, and whenever the loop is left, target.tokens is context[:-1] or, before the first round
-    has ended, a prefix of it. The first round drafts nothing: no drafter reads a prompt before the target
-    has answered it.
+    has ended, a prefix of it.
     """
-    target.rollback(common_prefix(target.tokens, context[:-1]))
-    end = len(context) + max_tokens
-    first = len(context)
-    while len(context) < end:
-        limit = end - len(context) - 1 if len(context) > first else 0
-        step = speculate(context, controller, limit, sampler, done)
-        try:
-            ask = next(step)
-            new = [*context[len(target.tokens) :], *ask.draft, *[context[-1]] * ask.padding]
-            logits = target.forward(new, 1 + len(ask.draft) + ask.padding)
-            round_ = _answer(step, logits[: len(ask.draft) + 1])
-        except BaseException:
-            target.rollback(min(len(target.tokens), len(context) - 1))
-            raise
-        context.extend(round_.tokens)
-        target.rollback(len(context) - 1)
-        controller.observe(round_)
-        yield round_
-        if round_.done:
-            return
+    text = Text(target, context, controller, sampler, done, max_tokens)
+
+    def forward(requests: Sequence[Request]) -> Sequence[Logits]:
+        return [target.forward(new, last) for _, new, last in requests]
+
+    while not text.over:
+        for round_ in advance([text], forward):
+            assert round_ is not None
+            yield round_
 
 
 def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:

@@ -640,7 +640,7 @@ class Timed:
 
     def __init__(self, one: Planner, shape: Sequence[float]) -> None:
         self._planner, self._shape = one, shape
-        self.propose = one.propose
+        self.propose, self.beside = one.propose, one.beside
 
     def observe(self, round_: Round) -> None:
         seconds = self._shape[round_.draft.rows - 1]

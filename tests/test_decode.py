@@ -99,6 +99,8 @@ class Lengths:
         draft = self._drafter.propose(context, tokens) if tokens else Draft()
         return dataclasses.replace(draft, padding=min(padding, limit - len(draft.tokens)))
 
+    def beside(self, texts: int, rows: int) -> None: ...
+
     def observe(self, round_: Round) -> None:
         self.observed.append(round_)
 

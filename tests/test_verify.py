@@ -301,6 +301,8 @@ class Drafts:
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         return self._draft(tuple(context), limit)
 
+    def beside(self, texts: int, rows: int) -> None: ...
+
     def observe(self, round_: Round) -> None: ...
 
 
