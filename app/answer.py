@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,13 @@ class Request:
         if self._interrupt is not None:
             self._interrupt()
 
+    def arm(self, interrupt: Callable[[], None]) -> None:
+        """`interrupt` is how `cancel` reaches a pass under way."""
+        self._interrupt = interrupt
+
+    def disarm(self) -> None:
+        self._interrupt = None
+
 
 @dataclass(slots=True)
 class Result:
@@ -50,6 +57,7 @@ class Result:
     tokens: list[int] = field(default_factory=list)
     stop_reason: StopReason = "length"
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, that were not read again
     rounds: int = 0
     written: int = 0  # tokens of all rounds, the one that ended the answer included
     drafted: int = 0
@@ -119,6 +127,7 @@ class Result:
             "accepted": self.accepted,
             "stop_reason": self.stop_reason,
             "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
             "tokens_per_round": round(self.tokens_per_round, 3),
             "mode": [{"mode": mode, "reason": reason} for mode, reason in self.modes],
             "reading": told_fields(self.reading),
@@ -158,10 +167,10 @@ class Ending:
             self._reason = "stop"
         return self._reason is not None
 
-    def new_text(self) -> Iterator[str]:
-        if text := self._stream.take():
-            self._result.text += text
-            yield text
+    def new_text(self) -> str:
+        text = self._stream.take()
+        self._result.text += text
+        return text
 
     def finish(self) -> None:
         self._stream.push(b"", final=True)

@@ -8,30 +8,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Self
 
 from edgespec.acceptance import Acceptance
 from edgespec.app import profile
-from edgespec.app.answer import Ending, Request, Result
+from edgespec.app.answer import Request, Result
 from edgespec.app.corpus import index_for
 from edgespec.app.steering import Steering
+from edgespec.app.writing import Slot, Writing, choose_slot
 from edgespec.control import FixedLength, Planner, best_case
-from edgespec.core import Cancelled, EdgespecError
+from edgespec.core import Cancelled, EdgespecError, Round
 from edgespec.costs import CostCurve
-from edgespec.decode import generate
+from edgespec.decode import advance
 from edgespec.drafting import ModelDrafter
 from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.native import library
 from edgespec.models.trimmed import open_draft
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
 from edgespec.retrieval import SuffixDrafter
-from edgespec.sampling import Sampler, Sampling
+from edgespec.sampling import Sampling
 
+_CHUNK = 64  # tokens of a prompt that are read in a pass which others wait for
 WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
 
 
@@ -47,17 +49,19 @@ class Engine:
         max_draft: int = 31,
         mode: Mode = "auto",
         exact: bool = False,
+        parallel: int = 1,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no guess can change.
 
-        `mode` is the governor's; `choose` changes it.
+        `mode` is the governor's; `choose` changes it. `parallel` texts fit in at once, each with a context of
+        `options.context` tokens.
 
         Raises EdgespecError for what the user can mend, Cancelled when `progress` returns False.
         """
         self.notes: list[str] = []
-        options = options or LlamaOptions()
+        options = _for_several(options or LlamaOptions(), parallel)
         self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
         self.draft: LlamaModel | None = None
         self._steering: Steering | None = None
@@ -66,7 +70,12 @@ class Engine:
         self._suffix = suffix
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
-            self._sequence = self.model.sequence()
+            self._parallel = parallel
+            self._resting: Round | None = None
+            pooled = parallel if self.model.library.shares_cache else 1
+            self.context_length = self.model.context_length // pooled
+            self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
+            self._sequence = self.slots[0].sequence
             if reason := self.model.rollback_refusal:
                 self.notes.append(f"Decoding without speculation: {reason}.")
                 self._suffix, draft = False, None
@@ -106,7 +115,7 @@ class Engine:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = replace(self._draft_options, context=self.model.context_length, sequences=1)
+        options = replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
         summary = check_gguf(path)
         known = profile.known_curve(summary, options)
         fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
@@ -121,15 +130,17 @@ class Engine:
                     f"{path.name} cannot draft for {self.model.path.name}: {reason}. "
                     "Choose another with --draft, or none with --draft none."
                 )
-            sequence = draft.sequence()
-            costs = profile.curve(sequence, self.notes.append)
+            sequences = [draft.sequence() for _ in self.slots]
+            costs = profile.curve(sequences[0], self.notes.append)
         except BaseException:
             draft.close()
             raise
         if self._is_hopeless(path, costs):
             draft.close()
             return
-        self.draft, self._draft_sequence, self._draft_costs = draft, sequence, costs
+        self.draft, self._draft_sequence, self._draft_costs = draft, sequences[0], costs
+        for slot, sequence in zip(self.slots, sequences, strict=True):
+            slot.drafting = sequence
         self._draft_threads = draft.threads  # that the curve is of
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
@@ -186,9 +197,8 @@ class Engine:
 
     def forget(self) -> None:
         """Empty the caches: the next answer reads its whole prompt."""
-        self._sequence.rollback(0)
-        if self.draft is not None:
-            self._draft_sequence.rollback(0)
+        for slot in self.slots:
+            slot.forget()
 
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
@@ -210,56 +220,73 @@ class Engine:
 
         Raises EdgespecError when the prompt does not fit. A cancelled answer ends early and keeps its text.
         """
+        writing = self.begin(request, result, [self.slots[0]])
+        try:
+            while not writing.over:
+                for _, text in self.advance([writing]):
+                    if text:
+                        yield text
+        finally:
+            rest = self.finish(writing)
+        if rest:
+            yield rest
+
+    def begin(self, request: Request, result: Result, free: Sequence[Slot]) -> Writing:
+        """An answer to be written in that one of the `free` slots which holds most of its prompt.
+
+        Raises EdgespecError when the prompt does not fit.
+        """
         prompt = request.prompt
-        room = self.model.context_length - len(prompt)
+        room = self.context_length - len(prompt)
         if not prompt:
             raise EdgespecError("The prompt is empty: write something for the model to answer.")
         if room < 1:
-            raise EdgespecError(
-                f"The prompt has {len(prompt)} tokens and the context holds {self.model.context_length}: "
+            raise ContextFullError(
+                f"The prompt has {len(prompt)} tokens and the context holds {self.context_length}: "
                 f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})."
             )
-        max_tokens = min(request.max_tokens or room, room)
-        result.prompt_tokens = len(prompt)
+        slot = choose_slot(free, prompt)
+        planner = self._planner(request, slot)
+        writing = Writing(request, result, slot, planner, self.model.vocab, room, lambda: self.steering.costs)
         self._arm(request)
-        ending = Ending(self.model.vocab.is_end, self.model.vocab.piece, request.stops, result)
-        planner, steering = self._planner(request), self.steering
-        steering.begin(planner, self.draft)
-        start = perf_counter()
-        rounds = generate(
-            self._sequence,
-            list(prompt),
-            planner,
-            Sampler(request.sampling, prompt),
-            ending,
-            max_tokens,
-        )
-        result.stop_reason = (
-            "length" if request.max_tokens and max_tokens == request.max_tokens else "context"
-        )
+        self.steering.begin(planner, self.draft)
+        return writing
+
+    def advance(self, writings: Sequence[Writing]) -> list[tuple[Writing, str]]:
+        """One forward pass for all of `writings`, none of which is over: those it brought on, and their text.
+
+        When one of them is cancelled, the pass may be cut short and bring on none.
+        """
+        if self._resting is not None:  # only now: what the last pass brought was heard of before
+            self.steering.rest(self._resting, lambda: any(one.request.cancelled for one in writings))
         try:
-            while not request.cancelled and (round_ := next(rounds, None)) is not None:
-                result.seconds = perf_counter() - start
-                if not result.rounds:
-                    result.seconds_to_first_token = result.seconds
-                    steering.mark()
-                result.count(round_)
-                yield from ending.new_text()
-                if result.rounds > 1:  # the first one read the prompt
-                    steering.after(round_, planner, self.draft)
-                steering.rest(round_, lambda: request.cancelled)
-                steering.steer(planner, self.draft)
+            rounds = advance(
+                [writing.text for writing in writings],
+                self.model.forward_texts,
+                self.model.options.max_rows,
+                _CHUNK if len(writings) > 1 else self.context_length,
+            )
         except Cancelled:
-            pass  # what the model holds is known, and the answer keeps what it has
-        finally:
-            request._interrupt = None
-            rounds.close()
-        if request.cancelled:
-            result.stop_reason = "cancelled"
-        steering.report(result)
-        ending.finish()
+            return []
+        done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
+        news = [(writing, writing.took(round_)) for writing, round_ in done]
+        planners = [writing.planner for writing in writings]
+        for writing, round_ in done:
+            if writing.first is round_:
+                self.steering.mark(writing.result)
+        # A pass that read a prompt says nothing of what rows cost.
+        if done and all(writing.first is not round_ for writing, round_ in done):
+            self.steering.after(done[0][1], planners, self.draft)
+        self.steering.steer(planners, self.draft)
+        self._resting = done[0][1] if done else None
+        return news
+
+    def finish(self, writing: Writing) -> str:
+        """An answer is over or given up: keep what it taught, and return the rest of its text."""
+        self.steering.report(writing.result)
+        rest = writing.end()
         self._keep()
-        yield from ending.new_text()
+        return rest
 
     def _keep(self) -> None:
         """Save what this answer taught of costs and acceptance."""
@@ -279,23 +306,34 @@ class Engine:
             for model in models:
                 model.cancel()
 
-        request._interrupt = interrupt
+        request.arm(interrupt)
 
-    def _planner(self, request: Request) -> Planner | FixedLength:
+    def _planner(self, request: Request, slot: Slot) -> Planner | FixedLength:
         suffix = SuffixDrafter(self._corpus) if request.speculate and self._suffix else None
         model = None
-        if request.speculate and self.draft is not None:
+        if request.speculate and self.draft is not None and slot.drafting is not None:
             settings = request.sampling
             # With a seed the text must not depend on how far was guessed, which the ratio rule would make it.
             q = Sampling()
             if settings.seed is None and settings.temperature > 0:
                 q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
             model = ModelDrafter(
-                self._draft_sequence, self.draft.context_length, q, is_end=self.model.vocab.is_end
+                slot.drafting, self.draft.context_length // self._parallel, q, is_end=self.model.vocab.is_end
             )
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
-        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, self._max_draft)
+        most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
+        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most)
+
+
+class ContextFullError(EdgespecError):
+    """A prompt that does not fit into the context."""
+
+
+def _for_several(options: LlamaOptions, texts: int) -> LlamaOptions:
+    """`options` with room for several texts; what they share is a pool of all their contexts."""
+    pooled = texts if library(options.engine).shares_cache else 1
+    return replace(options, sequences=texts, context=options.context * pooled)
 
 
 def _next_size(tokens: int) -> int:

@@ -15,6 +15,7 @@ from typing import Protocol
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import Engine
 from edgespec.app.worker import EngineThread
+from edgespec.app.writing import Writing
 from edgespec.core import EdgespecError, TokenLogprob
 
 
@@ -64,10 +65,14 @@ class Service:
     All methods may be called from any thread.
     """
 
-    def __init__(self, engine: Engine, *, parallel: int = 1, queue: int = 64) -> None:
-        """At most `queue` requests wait. The engine belongs to this service from now on."""
+    def __init__(self, engine: Engine, *, parallel: int = 0, queue: int = 64) -> None:
+        """At most `parallel` run in one batch (0: as many as `engine` has slots), at most `queue` wait.
+
+        More slots than that keep what earlier conversations have read. The engine belongs to this service
+        from now on.
+        """
         self.engine = engine
-        self.parallel, self._most = parallel, queue
+        self.parallel, self._most = parallel or len(engine.slots), queue
         self._waiting: dict[str, deque[Ticket]] = {}  # by client, in the order of their turns
         self._running: list[Ticket] = []
         self._lock = threading.Lock()
@@ -90,7 +95,7 @@ class Service:
             if waiting >= self._most:
                 raise BusyError(waiting, max(1.0, self._seconds * waiting / self.parallel))
             self._waiting.setdefault(client, deque()).append(ticket)
-        self._thread.submit(self._next)
+        self._thread.submit(self._work)
         return ticket
 
     def close(self, timeout: float = 5.0) -> None:
@@ -118,21 +123,61 @@ class Service:
                 return ticket
         return None
 
-    def _next(self) -> None:
-        """Answer one request, in the engine's thread."""
-        ticket = self._take()
-        if ticket is None:
-            return
-        result = Result()
-        told = 0
-        error: Exception | None = None
+    def _work(self) -> None:
+        """Answer until nothing waits: one pass after the other for all that run. In the engine's thread."""
+        writings: dict[Writing, _Told] = {}
+        while True:
+            while len(writings) < self.parallel and (ticket := self._take()) is not None:
+                self._begin(ticket, writings)
+            if not writings:
+                return
+            for writing in [one for one in writings if one.over]:
+                self._end(writings.pop(writing), writing)
+            if not writings:
+                continue
+            try:
+                for writing, text in self.engine.advance(list(writings)):
+                    writings[writing].tell(text)
+            except Exception as error:  # noqa: BLE001 - every asker must hear of it, and the next be served
+                for writing, told in writings.items():
+                    self._end(told, writing, error)
+                writings.clear()
+
+    def _begin(self, ticket: Ticket, writings: dict[Writing, _Told]) -> None:
+        told = _Told(ticket)
+        busy = [writing.slot for writing in writings]
         try:
-            for text in self.engine.answer(ticket.request, result):
-                ticket.listener.wrote(text, result.tokens[told:], result.logprobs[told:])
-                told = len(result.tokens)
-        except Exception as failure:  # noqa: BLE001 - the asker must hear of it, and the next one be served
-            error = failure
+            free = [slot for slot in self.engine.slots if slot not in busy]
+            writings[self.engine.begin(ticket.request, told.result, free)] = told
+        except Exception as error:  # noqa: BLE001
+            self._gone(told, error)
+
+    def _end(self, told: _Told, writing: Writing, error: Exception | None = None) -> None:
+        try:
+            rest = self.engine.finish(writing)
+            if error is None:
+                told.tell(rest)
+        except Exception as failure:  # noqa: BLE001
+            error = error or failure
+        self._gone(told, error)
+
+    def _gone(self, told: _Told, error: Exception | None) -> None:
         with self._lock:
-            self._running.remove(ticket)
-            self._seconds += 0.2 * (monotonic() - ticket.asked - self._seconds)
-        ticket.listener.ended(result, error)
+            self._running.remove(told.ticket)
+            self._seconds += 0.2 * (monotonic() - told.ticket.asked - self._seconds)
+        told.ticket.listener.ended(told.result, error)
+
+
+class _Told:
+    """A request under way, and what its listener has heard."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self.ticket, self.result = ticket, Result()
+        self._tokens = self._logprobs = 0
+
+    def tell(self, text: str) -> None:
+        result = self.result
+        tokens, logprobs = result.tokens[self._tokens :], result.logprobs[self._logprobs :]
+        if text or tokens:
+            self._tokens, self._logprobs = len(result.tokens), len(result.logprobs)
+            self.ticket.listener.wrote(text, tokens, logprobs)

@@ -6,7 +6,7 @@ Belongs to the thread that owns the models. Nothing here changes what an answer 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edgespec.app import profile
@@ -15,7 +15,7 @@ from edgespec.control import FixedLength, Planner
 from edgespec.core import Reading, Round
 from edgespec.costs import CostCurve
 from edgespec.crowd import Crowd
-from edgespec.energy import Meter
+from edgespec.energy import Mark, Meter
 from edgespec.governor import LADDER, Decision, Governor, Mode, best_threads
 from edgespec.models.llama import LlamaModel, LlamaSequence
 from edgespec.watch import Watch
@@ -44,6 +44,7 @@ class Steering:
         self._sequence, self._model, self._note = sequence, sequence.model, note
         self._loaded = self._model.threads
         self._curves = {self._loaded: costs}
+        self._costs = costs
         self._fixed = fixed_threads
         self._measurable = costs.largest > 1  # a model that cannot be rolled back is not
         self._crowd: Crowd | None = None
@@ -51,7 +52,7 @@ class Steering:
         self.governor = Governor(mode, most=most)
         self.watch = watch or Watch()
         self.meter = Meter(self.watch.latest)
-        self._mark = self.meter.mark()
+        self._marks: dict[int, Mark] = {}  # by identity of the result
         self._read: Reading | None = None
         self._decisions: list[tuple[Mode, str]] = []
         self.watch.start()
@@ -59,34 +60,41 @@ class Steering:
     def close(self) -> None:
         self.watch.close()
 
+    @property
+    def costs(self) -> CostCurve:
+        """The curve in force."""
+        return self._costs
+
     def begin(self, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
         """An answer begins. What the mode needs to know of other thread counts is measured first, once."""
         if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
-        self._mark, self._read, self._decisions = self.meter.mark(), None, []
-        self.steer(planner, drafting)
+        self._read, self._decisions = None, []
+        self.steer([planner], drafting)
 
-    def steer(self, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
-        """Before a round: what the newest reading asks for."""
+    def steer(self, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None) -> None:
+        """Before a pass: what the newest reading asks for, told to the planners of all its texts."""
         latest = self.watch.latest()
         if self._read is not None and latest.time == self._read.time:
             return
         self.meter.tick(latest)
         curve = self._curves.get(self._model.threads)
         self._read = replace(latest, slowdown=curve.slowdown if curve and not self._crowd else None)
-        self._apply(self.governor.decide(self._read), planner, drafting)
+        self._apply(self.governor.decide(self._read), planners, drafting)
 
-    def after(self, round_: Round, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
-        """After a round: among other programs, the thread count for the next one is found by trying."""
-        if self._crowd is None:
+    def after(
+        self, round_: Round, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None
+    ) -> None:
+        """After a pass, of which `round_` is one text's: try thread counts among other programs."""
+        if self._crowd is None or round_.beside_rows is None:
             return
-        threads = self._crowd.threads
-        expected = self._curves[self._loaded].seconds(round_.draft.rows, len(self._sequence.tokens))
-        slowness = self._crowd.observe(expected, round_.waiting)
+        threads, calm = self._crowd.threads, self._curves[self._loaded]
+        rows = round_.draft.rows + round_.beside_rows
+        slowness = self._crowd.observe(calm.seconds(rows, len(self._sequence.tokens)), round_.waiting)
         if slowness is not None:
-            self._crowd_curves[threads].pace = slowness * self._curves[self._loaded].pace
+            self._crowd_curve(threads).pace = slowness * calm.pace
         if threads != self._crowd.threads:
-            self._apply(self.governor.decision, planner, drafting)
+            self._apply(self.governor.decision, planners, drafting)
 
     def rest(self, round_: Round, cancelled: Callable[[], bool]) -> None:
         """After a round: the pause that its budget asks for."""
@@ -94,13 +102,14 @@ class Steering:
         while not cancelled() and (left := end - time.monotonic()) > 0.0:
             time.sleep(min(left, _SLICE))
 
-    def mark(self) -> None:
-        """Count what is spent from here."""
-        self._mark = self.meter.mark()
+    def mark(self, result: Result) -> None:
+        """Count what is spent on `result` from here; others that are written meanwhile count in."""
+        self._marks[id(result)] = self.meter.mark()
 
     def report(self, result: Result) -> None:
         """Write into `result` what was spent since `mark`, and why so."""
-        result.energy = self.meter.since(self._mark)
+        if (mark := self._marks.pop(id(result), None)) is not None:
+            result.energy = self.meter.since(mark)
         result.modes = self._decisions
         result.reading = self._read
 
@@ -116,7 +125,9 @@ class Steering:
             mode == "auto" and self.watch.latest().plugged is not None  # there is a battery
         )
 
-    def _apply(self, decision: Decision, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
+    def _apply(
+        self, decision: Decision, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None
+    ) -> None:
         threads = decision.budget.threads
         if threads == (0, 0):
             threads = self._loaded
@@ -133,7 +144,9 @@ class Steering:
             self._model.set_threads(*threads)
             if drafting is not None:
                 drafting.set_threads(*threads)
-        planner.spend(replace(decision.budget, threads=threads), curve)
+        self._costs = curve
+        for planner in planners:
+            planner.spend(replace(decision.budget, threads=threads), curve)
         if not self._decisions or self._decisions[-1][0] != decision.mode:
             self._decisions.append((decision.mode, decision.reason))
 

@@ -15,6 +15,7 @@ from edgespec.core import (
     Done,
     Draft,
     Drafter,
+    EdgespecError,
     Forward,
     LanguageModel,
     Logits,
@@ -73,6 +74,7 @@ class Text:
         self._sampler, self._done = sampler, done
         self._first, self._end = len(context), len(context) + max_tokens
         self.over = max_tokens < 1
+        self.error: EdgespecError | None = None
         target.rollback(common_prefix(target.tokens, context[:-1]))
 
     @property
@@ -80,11 +82,14 @@ class Text:
         """Tokens of the context that the target has not read, the last one aside."""
         return len(self.context) - 1 - len(self.target.tokens)
 
-    def plan(self, rows: int) -> tuple[Generator[Forward, Logits, Round], Forward]:
+    def plan(self, rows: int) -> tuple[Generator[Forward, Logits, Round], Request]:
         """A round of at most `rows` rows, and what it asks of the target."""
         limit = min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
         step = speculate(self.context, self.controller, limit, self._sampler, self._done)
-        return step, next(step)
+        ask = next(step)
+        padding = [self.context[-1]] * ask.padding
+        new = [*self.context[len(self.target.tokens) :], *ask.draft, *padding]
+        return step, (self.target, new, 1 + len(ask.draft) + ask.padding)
 
     def take(self, round_: Round) -> None:
         """A round is over."""
@@ -92,6 +97,11 @@ class Text:
         self.target.rollback(len(self.context) - 1)
         self.over = round_.done or len(self.context) >= self._end
         self.controller.observe(round_)
+
+    def fail(self, error: EdgespecError) -> None:
+        """It cannot go on."""
+        self.error, self.over = error, True
+        self.undo()
 
     def undo(self) -> None:
         """A pass failed: keep of what it evaluated only what belongs to the context."""
@@ -104,42 +114,51 @@ def advance(
     """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
 
     At most `rows` rows of logits, which is no less than the number of texts. A text that lacks more than
-    `chunk` tokens only reads so many, so that the others need not wait for all of it.
+    `chunk` tokens only reads so many, so that the others need not wait for all of it. An EdgespecError of one
+    text ends that text alone, and is its `error`; what the pass itself raises is raised.
     """
     reading = [text.lacking > chunk for text in texts]
-    steps: list[Generator[Forward, Logits, Round] | None] = []
+    alone = not any(text.lacking for text in texts)  # with their rows: no prompts are read beside them
+    steps: list[Generator[Forward, Logits, Round] | None] = [None] * len(texts)
     requests: list[Request] = []
+    asking: list[int] = []
     taken = 0
+    rounds: list[Round | None] = [None] * len(texts)
     try:
         for i, text in enumerate(texts):
+            others = len(texts) - i - 1
             if reading[i]:
                 held = len(text.target.tokens)
-                steps.append(None)
-                requests.append((text.target, text.context[held : held + chunk], 1))
-                taken += 1
-                continue
-            others = len(texts) - i - 1
-            text.controller.beside(len(texts) - 1 - sum(reading), taken + others - sum(reading))
-            step, ask = text.plan(rows - taken - others)
-            new = [*text.context[len(text.target.tokens) :], *ask.draft, *[text.context[-1]] * ask.padding]
-            steps.append(step)
-            requests.append((text.target, new, 1 + len(ask.draft) + ask.padding))
-            taken += requests[-1][2]
-        answers = forward(requests)
-        rounds = [step and _answer(step, logits) for step, logits in zip(steps, answers, strict=True)]
+                request: Request = (text.target, text.context[held : held + chunk], 1)
+            else:
+                text.controller.beside(len(texts) - 1 - sum(reading), taken + others - sum(reading))
+                try:
+                    steps[i], request = text.plan(rows - taken - others)
+                except EdgespecError as error:
+                    text.fail(error)
+                    continue
+            requests.append(request)
+            asking.append(i)
+            taken += request[2]
+        answers = forward(requests) if requests else []
+        for i, logits in zip(asking, answers, strict=True):
+            if (step := steps[i]) is not None:
+                try:
+                    rounds[i] = _answer(step, logits)
+                except EdgespecError as error:
+                    texts[i].fail(error)
     except BaseException:
         for text in texts:
             text.undo()
         raise
     written = sum(len(round_.tokens) for round_ in rounds if round_ is not None)
-    for i, (text, round_) in enumerate(zip(texts, rounds, strict=True)):
-        if round_ is not None:
+    for i, request in zip(asking, requests, strict=True):
+        if (round_ := rounds[i]) is not None:
+            beside = taken - request[2] if alone else None
             round_ = rounds[i] = replace(
-                round_,
-                beside_rows=None if any(reading) else taken - requests[i][2],
-                beside_tokens=written - len(round_.tokens),
+                round_, beside_rows=beside, beside_tokens=written - len(round_.tokens)
             )
-            text.take(round_)
+            texts[i].take(round_)
     return rounds
 
 
@@ -162,9 +181,11 @@ def generate(
         return [target.forward(new, last) for _, new, last in requests]
 
     while not text.over:
-        for round_ in advance([text], forward):
-            assert round_ is not None
-            yield round_
+        (round_,) = advance([text], forward)
+        if text.error is not None:
+            raise text.error
+        assert round_ is not None
+        yield round_
 
 
 def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:

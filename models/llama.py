@@ -9,11 +9,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 
-from edgespec.core import Cancelled, EdgespecError, Logits
+from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.native import Handle, LlamaOptions, library
 from edgespec.models.vocab import Vocab
@@ -134,6 +134,10 @@ class LlamaModel:
         if self.library.shares_cache:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]
+
+    def forward_texts(self, requests: Sequence[tuple[LanguageModel, Sequence[int], int]]) -> list[Logits]:
+        """`forward` for the decoding loop, which knows sequences as LanguageModels."""
+        return self.forward([(cast(LlamaSequence, one), new, last) for one, new, last in requests])
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""

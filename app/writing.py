@@ -1,0 +1,101 @@
+"""An answer on its way: one slot of a model, the text that grows in it, and what is heard of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+
+from edgespec.app.answer import Ending, Request, Result, StopReason
+from edgespec.constrain import Constrained, until_finished
+from edgespec.control import FixedLength, Planner
+from edgespec.core import Round, common_prefix
+from edgespec.costs import CostCurve
+from edgespec.decode import Text
+from edgespec.models.llama import LlamaSequence
+from edgespec.models.vocab import Vocab
+from edgespec.sampling import Sampler
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """Room for one text: a sequence of the target and one of the draft model, with what they hold."""
+
+    sequence: LlamaSequence
+    drafting: LlamaSequence | None = None
+    used: float = 0.0
+
+    def forget(self) -> None:
+        self.sequence.rollback(0)
+        if self.drafting is not None:
+            self.drafting.rollback(0)
+
+
+def choose_slot(slots: Sequence[Slot], prompt: Sequence[int]) -> Slot:
+    """The one that holds most of `prompt`; of equal ones an empty one, then the one not used for longest."""
+
+    def rank(slot: Slot) -> tuple[int, bool, float]:
+        held = slot.sequence.tokens
+        return common_prefix(held, prompt), not held, -slot.used
+
+    return max(slots, key=rank)
+
+
+class Writing:
+    """One answer. `text` is what `decode.advance` drives; `took` and `end` follow what comes of it."""
+
+    def __init__(
+        self,
+        request: Request,
+        result: Result,
+        slot: Slot,
+        planner: Planner | FixedLength,
+        vocab: Vocab,
+        room: int,
+        costs: Callable[[], CostCurve],
+    ) -> None:
+        """`room` tokens fit into the context after the prompt."""
+        self.request, self.result, self.slot, self.planner = request, result, slot, planner
+        self.first: Round | None = None
+        most = min(request.max_tokens or room, room)
+        result.prompt_tokens = len(request.prompt)
+        result.cached_tokens = min(
+            common_prefix(slot.sequence.tokens, request.prompt), len(request.prompt) - 1
+        )
+        result.stop_reason = "length" if request.max_tokens and most == request.max_tokens else "context"
+        self._ending = Ending(vocab.is_end, vocab.piece, request.stops, result)
+        constraint = request.constraint() if request.constraint is not None else None
+        self.text = Text(
+            slot.sequence,
+            list(request.prompt),
+            planner if constraint is None else Constrained(planner, constraint, costs),
+            Sampler(request.sampling, request.prompt, constraint),
+            self._ending if constraint is None else until_finished(constraint, self._ending),
+            most,
+        )
+        self._start = perf_counter()
+
+    @property
+    def over(self) -> bool:
+        return self.text.over or self.request.cancelled
+
+    def took(self, round_: Round) -> str:
+        """Count a round; returns text that can no longer change."""
+        result = self.result
+        result.seconds = perf_counter() - self._start
+        if self.first is None:
+            self.first, result.seconds_to_first_token = round_, result.seconds
+        result.count(round_)
+        return self._ending.new_text()
+
+    def end(self) -> str:
+        """The answer is over, whatever ended it; returns the rest of the text. Raises what made it fail."""
+        self.slot.used = monotonic()
+        self.request.disarm()
+        self._ending.finish()
+        if self.request.cancelled:
+            cancelled: StopReason = "cancelled"
+            self.result.stop_reason = cancelled
+        if self.text.error is not None:
+            raise self.text.error
+        return self._ending.new_text()
