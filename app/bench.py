@@ -20,6 +20,7 @@ from rich.table import Table
 
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import Engine
+from edgespec.app.readings import told_fields
 from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 from edgespec.sensors import peak_memory
@@ -150,7 +151,30 @@ def report(engine: Engine, pairs: Sequence[Pair], *, greedy: bool) -> dict[str, 
         "differences": differences,
         "bookkeeping_share": round(median(pair.speculative.bookkeeping_share for pair in pairs), 5),
         "memory": _memory(engine),
+        "governor": _governed(pairs),
+        "energy": {
+            "plain": _energy([p.plain for p in pairs]),
+            "speculative": _energy([p.speculative for p in pairs]),
+        },
     }
+
+
+def _governed(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Every mode that answers were written in with its reason, and the last reading."""
+    modes = {
+        mode: reason for pair in pairs for one in (pair.plain, pair.speculative) for mode, reason in one.modes
+    }
+    return {"modes": modes, "reading": told_fields(pairs[-1].speculative.reading)}
+
+
+def _energy(results: Sequence[Result]) -> dict[str, float]:
+    """Medians a token after the first round: processor time, and joules where always metered."""
+    joules = [one.joules_per_token for one in results]
+    metered = [one for one in joules if one is not None]
+    told = {"cpu_seconds_per_token": round(median(one.cpu_seconds_per_token for one in results), 5)}
+    if len(metered) == len(results):
+        told["joules_per_token"] = round(median(metered), 4)
+    return told
 
 
 def _summary(pairs: Sequence[Pair]) -> dict[str, float]:
