@@ -1,0 +1,181 @@
+"""Several texts in one pass: each becomes what it becomes alone, whatever the company."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgespec.acceptance import Acceptance
+from edgespec.control import Planner
+from edgespec.core import Cancelled, Draft, EdgespecError, LanguageModel, Logits, Round
+from edgespec.costs import CostCurve
+from edgespec.decode import Request, Text, advance, generate
+from edgespec.fakes import ScriptedModel, noise_script
+from edgespec.retrieval import SuffixDrafter
+from edgespec.sampling import Sampler, Sampling
+
+VOCAB, GREEDY = 8, Sampling()
+SCRIPT = noise_script(VOCAB, seed=5, memory=2)
+SHAPE = (1, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.6)
+
+
+def curve() -> CostCurve:
+    return CostCurve({n: cost / 100 for n, cost in enumerate(SHAPE, 1)})
+
+
+def planner() -> Planner:
+    return Planner(curve(), Acceptance(), SuffixDrafter())
+
+
+def together(requests: Sequence[Request]) -> list[Logits]:
+    return [model.forward(new, last) for model, new, last in requests]
+
+
+def alone(prompt: list[int], count: int, sampling: Sampling) -> list[int]:
+    context = list(prompt)
+    for _ in generate(
+        ScriptedModel(SCRIPT), context, planner(), Sampler(sampling, prompt), lambda _: False, count
+    ):
+        pass
+    return context
+
+
+def text_of(
+    prompt: list[int], count: int, sampling: Sampling = GREEDY, model: LanguageModel | None = None
+) -> Text:
+    return Text(
+        model or ScriptedModel(SCRIPT),
+        list(prompt),
+        planner(),
+        Sampler(sampling, prompt),
+        lambda _: False,
+        count,
+    )
+
+
+ways = st.sampled_from([Sampling(), Sampling(0.9, seed=3), Sampling(0.7, top_k=3, seed=4)])
+prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.tuples(prompts, st.integers(1, 40), ways), min_size=1, max_size=5),
+    st.integers(5, 12),
+    st.integers(1, 9),
+)
+def test_each_text_becomes_what_it_is_alone(asked, rows, chunk):
+    texts = [text_of(*one) for one in asked]
+    running = list(texts)
+    passes = 0
+    while running:
+
+        def forward(requests: Sequence[Request]) -> list[Logits]:
+            assert sum(last for _, _, last in requests) <= rows
+            if len(requests) > 1:
+                assert all(len(new) <= chunk + rows for _, new, _ in requests)
+            return together(requests)
+
+        for text, round_ in zip(running, advance(running, forward, rows, chunk), strict=True):
+            assert list(text.target.tokens) == text.context[: len(text.target.tokens)]
+            if round_ is not None:
+                assert list(text.target.tokens) == text.context[:-1]
+        running = [text for text in running if not text.over]
+        passes += 1
+        assert passes < 1000
+    for text, one in zip(texts, asked, strict=True):
+        assert text.context == alone(*one)
+        assert text.error is None
+
+
+def test_company_is_told_to_planners_and_in_rounds():
+    told: list[tuple[int, int]] = []
+
+    class Recorder(Planner):
+        def beside(self, texts: int, rows: int) -> None:
+            told.append((texts, rows))
+            super().beside(texts, rows)
+
+        def propose(self, context: Sequence[int], limit: int) -> Draft:
+            return Draft((0, 1), (0.5, 0.5), ("x", "x"))
+
+    texts = [
+        Text(
+            ScriptedModel(SCRIPT),
+            [1, 2, n],
+            Recorder(curve(), Acceptance()),
+            Sampler(Sampling()),
+            lambda _: False,
+            30,
+        )
+        for n in range(3)
+    ]
+    first = advance(texts, together)
+    assert [round_ and round_.beside_rows for round_ in first] == [None] * 3  # prompts were read in it
+    told.clear()
+    rounds = advance(texts, together)
+    # Each is told of the rows taken before it, and of one for each that is still to come.
+    assert told == [(2, 2), (2, 4), (2, 6)]
+    assert [round_ and round_.beside_rows for round_ in rounds] == [6, 6, 6]
+    written = sum(len(round_.tokens) for round_ in rounds if round_)
+    assert [round_ and round_.beside_tokens for round_ in rounds] == [
+        round_ and written - len(round_.tokens) for round_ in rounds
+    ]
+
+
+def test_a_long_prompt_is_read_piece_by_piece_beside_others():
+    long, short = text_of([1] * 50, 5), text_of([1, 2], 20)
+    rounds: list[Sequence[Round | None]] = [advance([long, short], together, 12, 16) for _ in range(4)]
+    assert [len(r[0].tokens) if r[0] else 0 for r in rounds] == [0, 0, 0, 1]
+    assert all(r[1] for r in rounds)
+
+
+class Broken(ScriptedModel):
+    """Its logits are no numbers from the second pass on."""
+
+    def forward(self, new: Sequence[int], last: int = 1) -> Logits:
+        logits = super().forward(new, last)
+        return logits if len(self.evaluated) == 1 else logits * float("nan")
+
+
+def test_an_error_of_one_text_ends_that_one_alone():
+    good, bad = text_of([1, 2], 20), text_of([3], 20, model=Broken(SCRIPT))
+    while not good.over:
+        advance([text for text in (good, bad) if not text.over], together)
+    assert isinstance(bad.error, EdgespecError)
+    assert len(bad.context) == 2
+    assert list(bad.target.tokens) == [3]
+    assert good.context == alone([1, 2], 20, GREEDY)
+
+
+def test_what_the_pass_raises_leaves_every_text_as_it_was():
+    texts = [text_of([1, 2], 20), text_of([3, 4, 5], 20)]
+    advance(texts, together)
+    before = [list(text.context) for text in texts]
+
+    def cut_short(requests: Sequence[Request]) -> list[Logits]:
+        together(requests)
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        advance(texts, cut_short)
+    assert [text.context for text in texts] == before
+    assert [list(text.target.tokens) for text in texts] == [context[:-1] for context in before]
+    while any(not text.over for text in texts):
+        advance([text for text in texts if not text.over], together)
+    assert texts[1].context == alone([3, 4, 5], 20, GREEDY)
+
+
+def test_the_planner_drafts_less_where_others_fill_the_batch():
+    """Rows are free up to eight: alone a text drafts them all, beside six others it leaves them theirs."""
+    costs = CostCurve({n: 0.010 if n <= 8 else 0.010 * n / 4 for n in range(1, 17)})
+    acceptance = Acceptance()
+    drafted = {}
+    for others in (0, 6):
+        one = Planner(costs, acceptance, SuffixDrafter())
+        one.beside(others, others)
+        drafted[others] = len(one.propose([1, 2, 3, 4, 5, 6, 7] * 6, 12).tokens)
+    assert drafted[0] == 7
+    assert drafted[6] == 1
