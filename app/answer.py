@@ -62,6 +62,7 @@ class Result:
     written: int = 0  # tokens of all rounds, the one that ended the answer included
     drafted: int = 0
     accepted: int = 0
+    drafters: dict[str, tuple[int, int]] = field(default_factory=dict)  # drafted and accepted, of each
     seconds_to_first_token: float = 0.0
     seconds: float = 0.0
     bookkeeping: float = 0.0
@@ -114,6 +115,9 @@ class Result:
         self.written += len(round_.tokens)
         self.drafted += len(round_.draft.tokens)
         self.accepted += round_.accepted
+        for i, source in enumerate(round_.draft.sources):
+            drafted, accepted = self.drafters.get(source, (0, 0))
+            self.drafters[source] = drafted + 1, accepted + (i < round_.accepted)
         self.logprobs.extend(round_.logprobs)
 
     def as_json(self) -> dict[str, Any]:

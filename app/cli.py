@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import bench_cli, config, corpus_cli, doctor, quant_cli, tune_cli
+from edgespec.app import bench_cli, config, corpus_cli, doctor, quant_cli, serve_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -42,6 +42,7 @@ app.add_typer(corpus_cli.app, name="corpus")
 app.command()(tune_cli.tune)
 app.command()(doctor.doctor)
 app.command()(bench_cli.bench)
+app.command()(serve_cli.serve)
 
 
 def main() -> None:

@@ -104,6 +104,7 @@ def load_engine(
     engine: Backend = "auto",
     exact: bool = False,
     mode: Mode | None = None,
+    parallel: int = 1,
 ) -> Engine:
     """Resolve names and load, with the settings `edgespec tune` found where none are given here.
 
@@ -131,6 +132,7 @@ def load_engine(
         max_draft=0 if draft == "none" else max_draft,
         mode=mode or config.load().mode,
         exact=exact,
+        parallel=parallel,
         options=options,
         progress=progress,
     )

@@ -65,6 +65,7 @@ class Writing:
         result.stop_reason = "length" if request.max_tokens and most == request.max_tokens else "context"
         self._ending = Ending(vocab.is_end, vocab.piece, request.stops, result)
         constraint = request.constraint() if request.constraint is not None else None
+        self._constraint = constraint
         self.text = Text(
             slot.sequence,
             list(request.prompt),
@@ -92,6 +93,8 @@ class Writing:
         """The answer is over, whatever ended it; returns the rest of the text. Raises what made it fail."""
         self.slot.used = monotonic()
         self.request.disarm()
+        if self._constraint is not None and self._constraint.finished:
+            self.result.stop_reason = "end"
         self._ending.finish()
         if self.request.cancelled:
             cancelled: StopReason = "cancelled"

@@ -1,0 +1,122 @@
+"""`edgespec serve` and `edgespec mcp`: the model for other programs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgespec.app import options as opt
+from edgespec.app.terminal import one_line
+
+if TYPE_CHECKING:
+    from edgespec.app.listen import Bound
+
+Parallel = Annotated[int, typer.Option(min=1, max=64, help="Most answers written at the same time.")]
+Queue = Annotated[int, typer.Option(min=0, max=10_000, help="Most requests that wait; more are refused.")]
+
+
+def serve(
+    model: opt.Model = "",
+    socket: Annotated[
+        Path | None,
+        typer.Option(help="The Unix socket.", show_default="edgespec.sock in the user's runtime folder"),
+    ] = None,
+    tcp: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Listen here too; asks for a token.", show_default=False)
+    ] = "",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --tcp be an address that other machines reach.")
+    ] = False,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that TCP clients may call this server by; repeatable.", show_default=False),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that the model answers to; repeatable.", show_default=False),
+    ] = None,
+    parallel: Parallel = 1,
+    queue: Queue = 64,
+    draft: opt.Draft = "auto",
+    max_draft: opt.MaxDraft = 31,
+    exact: opt.Exact = False,
+    context: opt.Context = 4096,
+    threads: opt.Threads = 0,
+    engine: opt.Native = "auto",
+    mode: opt.Governed = None,
+) -> None:
+    """Serve the model to programs: OpenAI's and Anthropic's APIs on a socket of yours."""
+    from edgespec.app import listen
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    with ExitStack() as stack:
+        # Bound before threads start and before the model is read: what is wrong shows at once, and who
+        # connects early waits.
+        bound = listen.inherited(allow_remote)
+        for one in bound:
+            stack.callback(one.close)
+        if socket is not None or not bound:
+            bound.append(listen.bind_unix(socket or listen.default_path()))
+            stack.callback(bound[-1].close)
+        if tcp:
+            bound.append(listen.bind_tcp(tcp, allow_remote))
+            stack.callback(bound[-1].close)
+        token = _token() if any(one.is_tcp for one in bound) else None
+        name = model or opt.default_model()
+        loaded = opt.load_engine(
+            name, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode, parallel=parallel
+        )
+        for note in loaded.notes:
+            _say(note)
+        names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
+        _run(loaded, bound, names, token, [*(host_name or [])], parallel, queue, allow_remote)
+
+
+def _run(loaded, bound: list[Bound], names, token, hosts, parallel, queue, allow_remote) -> None:  # type: ignore[no-untyped-def]
+    from edgespec.app.connections import make_server
+    from edgespec.app.desk import Desk
+    from edgespec.app.guard import own_names
+    from edgespec.app.metrics import Metrics
+    from edgespec.app.server import make_app
+    from edgespec.app.service import Service
+
+    service = Service(loaded, parallel=parallel, queue=queue)
+    try:
+        metrics = Metrics(service)
+        desk = Desk(service, metrics)
+        if allow_remote:
+            hosts = [*hosts, *own_names()]
+        server = make_server(make_app(desk, metrics, names, token=token, hosts=hosts), desk.stop)
+        for one in bound:
+            _say(f"{names[0]} is served on {one.address}")
+        # uvicorn answers a signal by stopping, then sends it again: it must not end the process then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        server.run([one.socket for one in bound])
+    finally:
+        service.close()
+
+
+def _token() -> str:
+    from edgespec.app import listen
+    from edgespec.app.history import data_folder
+
+    token, path = listen.token(data_folder())
+    _say(f"TCP clients need the token in {path} as their API key")
+    return token
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"edgespec: {one_line(text)}\n")
+    sys.stderr.flush()
+
+
+def _leave(number: int, _frame: object) -> None:
+    """A signal while the model is still loading: leave by the way that removes the socket."""
+    sys.exit(0 if number == signal.SIGTERM else 130)
