@@ -56,6 +56,7 @@ class Result:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stop_reason: StopReason = "length"
+    stopped_by: str | None = None  # the stop string that was written
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, that were not read again
     rounds: int = 0
@@ -178,6 +179,7 @@ class Ending:
 
     def finish(self) -> None:
         self._stream.push(b"", final=True)
+        self._result.stopped_by = self._stream.stopped
         if self._reason is not None:
             self._result.stop_reason = self._reason
 

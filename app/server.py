@@ -21,8 +21,10 @@ import edgespec
 from edgespec.app.desk import Desk
 from edgespec.app.errors import ApiError, as_api_error, error_body, first_fault
 from edgespec.app.guard import Guard
+from edgespec.app.messages_api import CountRequest, MessagesRequest, count, messages
 from edgespec.app.metrics import Metrics
 from edgespec.app.openai_api import chat, complete
+from edgespec.app.responses_api import ResponsesRequest, respond
 from edgespec.app.streams import Json, Served
 from edgespec.app.wire import Body, ChatRequest, CompletionRequest
 from edgespec.core import EdgespecError
@@ -70,6 +72,9 @@ class DetokenizeRequest(Body):
     tokens: list[int]
 
 
+_STREAMS: Any = {200: {"description": "The answer.", "content": {"text/event-stream": {}}}}
+
+
 def make_app(
     desk: Desk,
     metrics: Metrics,
@@ -96,21 +101,34 @@ def make_app(
     served = Served(desk, names)
     _add_errors(app)
     _add_openai(app, served)
+    _add_anthropic(app, served)
     _add_rest(app, served, metrics)
     _describe(app)
     return metrics.counting(Guard(app, token, hosts), {route.path for route in app.routes})  # type: ignore[attr-defined]
 
 
 def _add_openai(app: FastAPI, served: Served) -> None:
-    streams: Any = {200: {"description": "The answer.", "content": {"text/event-stream": {}}}}
-
-    @app.post("/v1/chat/completions", responses=streams)
+    @app.post("/v1/chat/completions", responses=_STREAMS)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         return await chat(served, body, request)
 
-    @app.post("/v1/completions", responses=streams)
+    @app.post("/v1/completions", responses=_STREAMS)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         return await complete(served, body, request)
+
+    @app.post("/v1/responses", responses=_STREAMS)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        return await respond(served, body, request)
+
+
+def _add_anthropic(app: FastAPI, served: Served) -> None:
+    @app.post("/v1/messages", responses=_STREAMS)
+    async def create_message(body: MessagesRequest, request: Request) -> Response:
+        return await messages(served, body, request)
+
+    @app.post("/v1/messages/count_tokens")
+    async def count_tokens(body: CountRequest, request: Request) -> Response:
+        return await count(served, body, request)
 
 
 def _add_rest(app: FastAPI, served: Served, metrics: Metrics) -> None:
