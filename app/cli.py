@@ -43,6 +43,7 @@ app.command()(tune_cli.tune)
 app.command()(doctor.doctor)
 app.command()(bench_cli.bench)
 app.command()(serve_cli.serve)
+app.command()(serve_cli.mcp)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 
 if TYPE_CHECKING:
+    from edgespec.app.engine import Engine
     from edgespec.app.listen import Bound
 
 Parallel = Annotated[int, typer.Option(min=1, max=64, help="Most answers written at the same time.")]
@@ -52,6 +53,7 @@ def serve(
 ) -> None:
     """Serve the model to programs: OpenAI's and Anthropic's APIs on a socket of yours."""
     from edgespec.app import listen
+    from edgespec.app.guard import own_names
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
@@ -75,23 +77,65 @@ def serve(
         for note in loaded.notes:
             _say(note)
         names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
-        _run(loaded, bound, names, token, [*(host_name or [])], parallel, queue, allow_remote)
+        hosts = [*(host_name or []), *(own_names() if allow_remote else ())]
+        _run(loaded, bound, names, token, hosts, queue)
 
 
-def _run(loaded, bound: list[Bound], names, token, hosts, parallel, queue, allow_remote) -> None:  # type: ignore[no-untyped-def]
+def mcp(
+    model: opt.Model = "",
+    parallel: Parallel = 1,
+    draft: opt.Draft = "auto",
+    max_draft: opt.MaxDraft = 31,
+    exact: opt.Exact = False,
+    context: opt.Context = 4096,
+    threads: opt.Threads = 0,
+    engine: opt.Native = "auto",
+    mode: opt.Governed = None,
+) -> None:
+    """Lend the model to agents, as tools of the Model Context Protocol on standard input and output."""
+    from edgespec.app import mcp_server
+    from edgespec.app.desk import Desk
+    from edgespec.app.service import Service
+    from edgespec.models.catalog import resolve
+
+    name = model or opt.default_model()
+    resolve(name)  # what is wrong with it should show now
+    services: list[Service] = []
+
+    def load() -> Desk:
+        loaded = opt.load_engine(
+            name, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode, parallel=parallel
+        )
+        for note in loaded.notes:
+            _say(note)
+        services.append(Service(loaded, parallel=parallel))
+        return Desk(services[0])
+
+    try:
+        mcp_server.run(load, Path(name).name)
+    finally:
+        for service in services:
+            service.close()
+
+
+def _run(
+    loaded: Engine,
+    bound: list[Bound],
+    names: list[str],
+    token: str | None,
+    hosts: list[str],
+    queue: int,
+) -> None:
     from edgespec.app.connections import make_server
     from edgespec.app.desk import Desk
-    from edgespec.app.guard import own_names
     from edgespec.app.metrics import Metrics
     from edgespec.app.server import make_app
     from edgespec.app.service import Service
 
-    service = Service(loaded, parallel=parallel, queue=queue)
+    service = Service(loaded, queue=queue)
     try:
         metrics = Metrics(service)
         desk = Desk(service, metrics)
-        if allow_remote:
-            hosts = [*hosts, *own_names()]
         server = make_server(make_app(desk, metrics, names, token=token, hosts=hosts), desk.stop)
         for one in bound:
             _say(f"{names[0]} is served on {one.address}")
