@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
@@ -15,7 +16,8 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgespec.app.listen import Bound, peer_of
+from edgespec.app.errors import ApiError, dumps, error_body
+from edgespec.app.listen import peer_of
 
 REQUEST_SECONDS = 10.0  # from the first byte of a request to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of its body
@@ -58,6 +60,13 @@ class Connection(H11Protocol):
             self._expect(BODY_SECONDS)
         if self.cycle is not None and not self.cycle.more_body:
             self._expect(None)
+
+    def send_400_response(self, msg: str) -> None:
+        self._expect(None)
+        body = dumps(error_body(ApiError(400, msg), "")).encode()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        self.transport.write(f"{head}\r\nconnection: close\r\n\r\n".encode() + body)
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self._expect(None)
@@ -106,6 +115,8 @@ def make_server(
     app: Callable[..., Awaitable[None]], stopping: Callable[[], None], most: int = 2048
 ) -> Server:
     """A server of `app` for at most `most` connections, and no more than there are descriptors for."""
+    # Anyone could fill it with requests that are none.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     Connection.limit = min(most, _descriptors() - 64)
     config = uvicorn.Config(
         app,
@@ -138,7 +149,3 @@ def _descriptors() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return 8192 if soft == resource.RLIM_INFINITY else soft
-
-
-def sockets(bound: list[Bound]) -> list[Any]:
-    return [one.socket for one in bound]
