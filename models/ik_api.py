@@ -7,7 +7,7 @@ names, and lacks most of what is needed. Functions are given llama.cpp's names w
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_uint32, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int8, c_int32, c_size_t, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -87,6 +87,9 @@ _RENAMED = {
     "llama_model_free": "llama_free_model",
     "llama_tokenize": "llama_vocab_tokenize",
     "llama_token_to_piece": "llama_token_to_piece_vocab",
+    "llama_state_seq_get_size_ext": "llama_state_seq_get_size",
+    "llama_state_seq_get_data_ext": "llama_state_seq_get_data",
+    "llama_state_seq_set_data_ext": "llama_state_seq_set_data",
 }
 # The result, then the arguments.
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -108,6 +111,9 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_decode": (_I, _P, llama_batch),
     "llama_get_logits": (POINTER(c_float), _P),
     "llama_kv_cache_seq_rm": (_B, _P, _I, _I, _I),
+    "llama_state_seq_get_size_ext": (c_size_t, _P, _I, c_uint32),
+    "llama_state_seq_get_data_ext": (c_size_t, _P, _P, c_size_t, _I, c_uint32),
+    "llama_state_seq_set_data_ext": (c_size_t, _P, _P, c_size_t, _I, c_uint32),
     "llama_model_chat_template": (_S, _P, _S),
     "llama_model_has_encoder": (_B, _P),
     "llama_model_is_recurrent": (_B, _P),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
@@ -257,6 +258,33 @@ class LlamaSequence:
             self.model._cut(self.id, 0)
             length = 0
         del self._tokens[length:]
+
+    def state(self) -> npt.NDArray[np.uint8]:
+        """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
+        C = self.model._C  # noqa: N806
+        context, native_id = self.model._slot(self.id)
+        data = np.empty(C.llama_state_seq_get_size_ext(context, native_id, 0), np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = C.llama_state_seq_get_data_ext(context, pointer, len(data), native_id, 0)
+        return data[:written]
+
+    def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
+        """Hold `tokens` again, whose `state` was `data`. False if the engine refuses: then it is empty.
+
+        Only for data of the same file, engine and cache types: the engine trusts its shape.
+        """
+        C = self.model._C  # noqa: N806
+        self.rollback(0)
+        if len(tokens) > self.model.context_length:
+            return False
+        context, native_id = self.model._slot(self.id)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = C.llama_state_seq_set_data_ext(context, pointer, len(data), native_id, 0)
+        if read != len(data):
+            self.model._cut(self.id, 0)
+            return False
+        self._tokens = list(tokens)
+        return True
 
     def close(self) -> None:
         """Give the sequence's cells back to the pool."""

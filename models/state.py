@@ -1,0 +1,105 @@
+"""KV caches on disk: a conversation that is opened again goes on without reading its prompt anew.
+
+One file a conversation. What it holds is a conversation's content, so it is its owner's alone; it is checked
+whole before an engine sees it, since engines trust what they are given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from edgespec.models.llama import LlamaSequence
+
+_MAGIC = b"edgespec-state-1\n"
+_MOST_HEADER = 10_000_000  # bytes
+
+
+def state_key(sequence: LlamaSequence) -> str:
+    """Identifies what a state fits: weights, engine build, cache types.
+
+    The file is told by its length and the digests of its tokenizer and of its tensors' places.
+    """
+    model = sequence.model
+    options, summary = model.options, model.summary
+    parts = (
+        model.library.build, options.type_k, options.type_v, options.flash_attention,
+        model.path.stat().st_size, summary.tokenizer_digest,
+        sorted((name, one.offset) for name, one in summary.tensors.items()),
+        _sample(model.path),
+    )  # fmt: skip
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _sample(path: Path) -> str:
+    """A digest of 64 places of a file: two fine-tunings of a model differ in all of them."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for i in range(64):
+            file.seek(size * i // 64)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
+def save_state(sequence: LlamaSequence, path: Path) -> bool:
+    """Write what `sequence` holds to `path`, whole or not at all. False where that cannot be done."""
+    if not sequence.tokens:
+        return False
+    data = sequence.state()
+    header = json.dumps(
+        {
+            "key": state_key(sequence),
+            "tokens": list(sequence.tokens),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+    ).encode()
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_MAGIC + header + b"\n")
+                file.write(data.data)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError:
+        return False
+    return True
+
+
+def load_state(sequence: LlamaSequence, path: Path) -> bool:
+    """Let `sequence` hold what `save_state` wrote to `path`. False, and empty, for anything else."""
+    sequence.rollback(0)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with path.open("rb") as file:
+            if file.readline(len(_MAGIC)) != _MAGIC:
+                return False
+            header = json.loads(file.readline(_MOST_HEADER))
+            tokens, size = header["tokens"], header["bytes"]
+            if header["key"] != state_key(sequence) or not _fits(sequence, tokens, size):
+                return False
+            data = np.fromfile(file, np.uint8, size + 1)
+        if len(data) == size and hashlib.sha256(data).hexdigest() == header["sha256"]:
+            return sequence.restore(tokens, data)
+    return False
+
+
+def _fits(sequence: LlamaSequence, tokens: object, size: object) -> bool:
+    model = sequence.model
+    most = 2 * model.cache_bytes + (1 << 20)
+    return (
+        isinstance(tokens, list)
+        and 0 < len(tokens) <= model.context_length
+        and all(type(one) is int and 0 <= one < sequence.vocab_size for one in tokens)
+        and type(size) is int
+        and 0 < size <= most
+    )
