@@ -48,7 +48,7 @@ def ask(
     elif result.text and not result.text.endswith("\n"):
         print()
     if stats:
-        sys.stderr.write(_stats(result))
+        sys.stderr.write(_stats(result) + _unloaded(engine))
     return 130 if result.stop_reason == "cancelled" else 0
 
 
@@ -76,6 +76,14 @@ def _stats(result: Result) -> str:
         f"ended by: {result.stop_reason}\n"
         f"{_spent(result)}\n"
     )
+
+
+def _unloaded(engine: Engine) -> str:
+    """A draft model that cannot pay on this machine, and the memory that this saves."""
+    path = engine.draft_path
+    if path is None or engine.draft is not None:
+        return ""
+    return f"draft model not loaded: {path.stat().st_size / 1e6:,.0f} MB of memory saved\n"
 
 
 def _spent(result: Result) -> str:

@@ -60,6 +60,21 @@ def test_run_streams_an_answer(starter_path):
     assert "<|" not in done.stdout
 
 
+def test_stats_say_mode_energy_and_what_a_draft_that_cannot_pay_saves(tiny_llama):
+    """A model that drafts for itself costs as much as it saves, and is not loaded."""
+    done = edgespec(
+        "run", "-m", str(tiny_llama), "--draft", str(tiny_llama), "a b c", "--raw", "--max-tokens", "4",
+        "--stats", "--mode", "balanced",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "stays unloaded" in done.stderr
+    lines = done.stderr.splitlines()
+    assert "mode balanced (chosen by the user); " in lines[-2]
+    assert "ms of processor time a token" in lines[-2]
+    megabytes = round(tiny_llama.stat().st_size / 1e6)
+    assert lines[-1] == f"draft model not loaded: {megabytes} MB of memory saved"
+
+
 def test_run_json_has_the_promised_keys_and_appends_piped_input(starter_path):
     arguments = ["run", "-m", str(starter_path), "Repeat this:", "--max-tokens", "16", "--json"]
     done = edgespec(*arguments, stdin="blue elephants")
