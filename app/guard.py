@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_BODY = 8_000_000  # bytes of one request
 MAX_BODIES = 64_000_000  # of all that are held at once
+MAX_HEAD = 32_768  # bytes of headers, and of the request's target
 _UNIX = "unix"
 _DRAIN_SECONDS = 3.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -136,7 +137,11 @@ def own_names(bound_to: str = "") -> set[str]:
 
 
 def _single(scope: Scope) -> dict[str, str]:
-    """Headers by name. What decides who asks must not come twice: two readers could take different ones."""
+    """Headers by name, bounded. What decides who asks must not come twice: two readers could differ."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+        raise ApiError(431, f"The headers are longer than {MAX_HEAD:,} bytes.")
+    if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > MAX_HEAD:
+        raise ApiError(431, f"The request's target is longer than {MAX_HEAD:,} bytes.")
     found: dict[str, str] = {}
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").lower()
@@ -145,6 +150,10 @@ def _single(scope: Scope) -> dict[str, str]:
         found[name] = value.decode("latin-1")
     if not scope["path"].startswith("/"):
         raise ApiError(400, "The request's target must be a path.")
+    if scope.get("http_version") not in ("1.0", "1.1"):
+        raise ApiError(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    if "transfer-encoding" in found and "content-length" in found:
+        raise ApiError(400, "The body's length is told in two ways.")
     return found
 
 

@@ -38,6 +38,7 @@ _ERRORS = {
     413: "The request is too large.",
     415: "The body is not JSON.",
     429: "Too many requests wait: ask again after Retry-After seconds.",
+    431: "The headers, or the request's target, are too long.",
     500: "A mistake of the server.",
     503: "The server is stopping, or short of memory.",
 }

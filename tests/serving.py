@@ -20,7 +20,10 @@ from typing import Any
 import httpx2
 
 MODEL = "smollm2-135m"
-COMMAND = [sys.executable, "-m", "edgespec.app.cli"]
+
+
+def command(patch: str = "") -> list[str]:
+    return [sys.executable, "-c", f"{patch}\nfrom edgespec.app.cli import main\nmain()"]
 
 
 @dataclass
@@ -74,12 +77,24 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, *options: str, tcp: bool = True, env: dict[str, str] | None = None
+    folder: Path, *options: str, tcp: bool = True, env: dict[str, str] | None = None, patch: str = ""
 ) -> Iterator[Running]:
+    """A server that has the model, until the block is left. `patch` is Python to run in it first."""
     path = folder / "edgespec.sock"
     listening = ["--tcp", "127.0.0.1:0"] if tcp else []
     process = subprocess.Popen(
-        [*COMMAND, "serve", "-m", MODEL, "--socket", str(path), "--threads", "1", *listening, *options],
+        [
+            *command(patch),
+            "serve",
+            "-m",
+            MODEL,
+            "--socket",
+            str(path),
+            "--threads",
+            "1",
+            *listening,
+            *options,
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "EDGESPEC_DATA": str(folder), **(env or {})},
