@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
+
+if TYPE_CHECKING:
+    from edgespec.app.bench import Prompt
+    from edgespec.app.engine import Engine
 
 
 def bench(
@@ -43,6 +47,10 @@ def bench(
     ] = "usual",
     energy: Annotated[
         bool, typer.Option("--energy", help="Compare what a token costs in energy, in each mode.")
+    ] = False,
+    schemas: Annotated[
+        bool,
+        typer.Option("--schemas", help="Extract JSON by schema from the suite's texts, also with --against."),
     ] = False,
     busy: Annotated[
         bool,
@@ -88,6 +96,14 @@ def bench(
     say = _say if sys.stderr.isatty() else None
     # By default at full speed: what an unplugged charger changes is no property of the program.
     mode = mode or "performance"
+    if schemas:
+        _schemas(
+            lambda: opt.load_engine(
+                model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
+            ),
+            prompts, against or [], modes, repetitions, as_json,
+        )  # fmt: skip
+        return
     if not against:
         with opt.load_engine(
             model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
@@ -130,6 +146,37 @@ def bench(
         sys.exit(130)
     if report["stopped"] is not None:
         raise EdgespecError(report["stopped"])
+
+
+def _schemas(
+    load: Callable[[], Engine],
+    prompts: Sequence[Prompt],
+    against: Sequence[str],
+    modes: str,
+    repetitions: int,
+    as_json: bool,
+) -> None:
+    from edgespec.app import bench_json, peers
+
+    programs = [peers.parse_peer(text) for text in against]
+    with load() as loaded:
+        draft = loaded.draft_path
+        servers = [
+            peers.LlamaServer(
+                program,
+                mode,
+                loaded.model.path.absolute(),
+                draft.absolute() if draft else None,
+                context=loaded.context_length,
+                threads=loaded.model.threads,
+            )
+            for _, program in programs
+            for mode in peers.choose_modes(modes, draft is not None)
+        ]
+        asked = bench_json.extractions(prompts)
+        say = _say if sys.stderr.isatty() else None
+        report = bench_json.measure_json(loaded, asked, servers, say, repetitions)
+    print(json.dumps(report, indent=2) if as_json else bench_json.json_table(report))
 
 
 def _replay(trace: str, mode: Any, chart: Path | None, as_json: bool) -> None:

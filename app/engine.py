@@ -14,6 +14,7 @@ from edgespec.acceptance import Acceptance
 from edgespec.app import profile
 from edgespec.app.answer import Request, Result
 from edgespec.app.corpus import index_for
+from edgespec.app.shelf import Shelf
 from edgespec.app.steering import Steering
 from edgespec.app.writing import Slot, Writing, choose_slot
 from edgespec.control import FixedLength, Planner, best_case
@@ -61,6 +62,7 @@ class Engine:
         Raises EdgespecError for what the user can mend, Cancelled when `progress` returns False.
         """
         self.notes: list[str] = []
+        self.shelf: Shelf | None = None  # for those who answer several conversations in turn
         options = _for_several(options or LlamaOptions(), parallel)
         self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
         self.draft: LlamaModel | None = None
@@ -153,6 +155,8 @@ class Engine:
         return best < WORTH_LOADING
 
     def close(self) -> None:
+        if self.shelf is not None:
+            self.shelf.close()
         if self._steering is not None:
             self._steering.close()
         self.model.close()
@@ -245,7 +249,7 @@ class Engine:
                 f"The prompt has {len(prompt)} tokens and the context holds {self.context_length}: "
                 f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})."
             )
-        slot = choose_slot(free, prompt)
+        slot = self.shelf.arrange(free, prompt) if self.shelf is not None else choose_slot(free, prompt)
         planner = self._planner(request, slot)
         writing = Writing(request, result, slot, planner, self.model.vocab, room, lambda: self.steering.costs)
         self._arm(request)

@@ -14,8 +14,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -196,8 +196,9 @@ class LlamaServer:
             time.sleep(0.05)
         raise TimeoutError
 
-    def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
-        question = {
+    def ask(self, prompt: Sequence[int], max_tokens: int, schema: Mapping[str, Any] | None = None) -> Answer:
+        """As a System; with a JSON `schema`, an answer that keeps to it."""
+        question: dict[str, Any] = {
             "prompt": list(prompt),
             "n_predict": max_tokens,
             "temperature": 0.0,
@@ -205,6 +206,7 @@ class LlamaServer:
             "ignore_eos": False,
             "return_tokens": True,
             "stream": True,
+            **({"json_schema": schema} if schema is not None else {}),
         }
         try:
             return self._read(tuple(prompt), json.dumps(question).encode())
@@ -222,18 +224,20 @@ class LlamaServer:
         connection = self._connect(self._patience)
         try:
             tokens: list[int] = []
+            text = ""
             first = last = 0.0
             start = perf_counter()
             connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
             for event in _events(connection.getresponse()):
                 now = perf_counter() - start
                 written = int(event["tokens_predicted"])
+                text += str(event.get("content", ""))
                 if written > len(tokens):
                     first, last = first or now, now
                     told = [int(token) for token in event["tokens"]]
                     tokens += [UNKNOWN] * (written - len(tokens) - len(told)) + told
                 if event["stop"]:
-                    return self._checked(prompt, tokens, first, last, event)
+                    return replace(self._checked(prompt, tokens, first, last, event), text=text)
         finally:
             connection.close()
         raise http.client.HTTPException("the answer broke off")

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import Engine
+from edgespec.app.shelf import Shelf
 from edgespec.app.worker import EngineThread
 from edgespec.app.writing import Writing
 from edgespec.core import EdgespecError, TokenLogprob
@@ -68,10 +69,11 @@ class Service:
     def __init__(self, engine: Engine, *, parallel: int = 0, queue: int = 64) -> None:
         """At most `parallel` run in one batch (0: as many as `engine` has slots), at most `queue` wait.
 
-        More slots than that keep what earlier conversations have read. The engine belongs to this service
-        from now on.
+        More slots than that keep what earlier conversations have read, and so does the disk. The engine
+        belongs to this service from now on.
         """
         self.engine = engine
+        engine.shelf = engine.shelf or Shelf()
         self.parallel, self._most = parallel or len(engine.slots), queue
         self._waiting: dict[str, deque[Ticket]] = {}  # by client, in the order of their turns
         self._running: list[Ticket] = []

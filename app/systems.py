@@ -31,6 +31,7 @@ class Answer:
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
+    text: str = ""  # where a server tells it
 
     @property
     def tokens_per_second(self) -> float:

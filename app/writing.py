@@ -69,7 +69,9 @@ class Writing:
         self.text = Text(
             slot.sequence,
             list(request.prompt),
-            planner if constraint is None else Constrained(planner, constraint, costs),
+            Constrained(planner, constraint, costs)
+            if constraint is not None and request.speculate
+            else planner,
             Sampler(request.sampling, request.prompt, constraint),
             self._ending if constraint is None else until_finished(constraint, self._ending),
             most,

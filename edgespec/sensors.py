@@ -77,6 +77,11 @@ def peak_memory() -> int | None:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024
 
 
+def process_runs(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    return psutil.pid_exists(pid)
+
+
 def process_memory(pid: int) -> int | None:
     """The resident memory of another process in bytes, None if it is gone."""
     try:

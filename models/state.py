@@ -57,7 +57,7 @@ def save_state(sequence: LlamaSequence, path: Path) -> bool:
             "key": state_key(sequence),
             "tokens": list(sequence.tokens),
             "bytes": len(data),
-            "sha256": hashlib.sha256(data).hexdigest(),
+            "sha256": hashlib.sha256(data.data).hexdigest(),
         }
     ).encode()
     try:
@@ -88,7 +88,7 @@ def load_state(sequence: LlamaSequence, path: Path) -> bool:
             if header["key"] != state_key(sequence) or not _fits(sequence, tokens, size):
                 return False
             data = np.fromfile(file, np.uint8, size + 1)
-        if len(data) == size and hashlib.sha256(data).hexdigest() == header["sha256"]:
+        if len(data) == size and hashlib.sha256(data.data).hexdigest() == header["sha256"]:
             return sequence.restore(tokens, data)
     return False
 

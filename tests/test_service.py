@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +14,7 @@ import pytest
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import ContextFullError, Engine
 from edgespec.app.service import BusyError, Service
+from edgespec.app.shelf import Shelf
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.llama import LlamaOptions
 from edgespec.sampling import Sampling
@@ -136,6 +140,57 @@ def test_a_conversation_that_goes_on_reads_only_what_is_new(engine, service):
     longer = [*prompt, *answer.tokens, *engine.model.vocab.tokenize(" And then?")]
     service.submit(Request(longer, max_tokens=5), more)
     assert more.wait().cached_tokens >= len(prompt) + len(answer.tokens) - 1
+
+
+def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tmp_path):
+    """One slot, two long conversations in turn: the second turn of each reads only what is new."""
+    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.shelf = Shelf(folder=tmp_path)
+        prompts = [prompt_of(engine, f"{topic}. " * 120) for topic in ("Apples fall", "Rain is wet")]
+        answers = []
+        for prompt in prompts:
+            result = Result()
+            for _ in engine.answer(Request(prompt, max_tokens=4), result):
+                pass
+            answers.append(result.tokens)
+        assert len(list(tmp_path.rglob("*.state"))) == 1
+        for prompt, tokens in zip(prompts, answers, strict=True):
+            again, cold = Result(), Result()
+            longer = [*prompt, *tokens, 5]
+            for _ in engine.answer(Request(longer, max_tokens=8), again):
+                pass
+            assert again.cached_tokens >= len(prompt)
+            engine.shelf, shelf = None, engine.shelf
+            engine.forget()
+            for _ in engine.answer(Request(longer, max_tokens=8), cold):
+                pass
+            engine.shelf = shelf
+            assert cold.cached_tokens == 0
+            assert again.tokens == cold.tokens
+    assert list(tmp_path.rglob("*.state")) == []
+
+
+def test_what_a_killed_program_left_is_swept(starter_path, tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    left, ours = tmp_path / f"{done.pid}-abc", tmp_path / f"{os.getpid()}-abc"
+    for folder in (left, ours):
+        folder.mkdir()
+        (folder / "1.state").write_text("x")
+    shelf = Shelf(folder=tmp_path)
+    assert shelf._place() is not None
+    assert not left.exists()
+    assert ours.exists()
+    shelf.close()
+
+
+def test_the_disk_keeps_what_was_used_last(starter_path, tmp_path):
+    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.shelf = Shelf(most=1, folder=tmp_path)
+        for topic in ("Apples fall", "Rain is wet", "Snow melts"):
+            for _ in engine.answer(Request(prompt_of(engine, f"{topic}. " * 120), max_tokens=2), Result()):
+                pass
+            assert list(tmp_path.rglob("*.state")) == []
 
 
 def test_cancelled_ones_end_and_the_others_go_on(engine, service):
