@@ -7,114 +7,66 @@ what was written.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
-from markdown_it import MarkdownIt
-from markdown_it.rules_core import StateCore
-from markdown_it.token import Token
-from textual import events
+from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.message import Message
-from textual.widgets import Label, Markdown, ProgressBar, Static, TextArea
-from textual.widgets.markdown import MarkdownStream
+from textual.containers import Horizontal, Vertical
+from textual.theme import Theme
+from textual.widgets import Label, ProgressBar, TextArea
 
-from edgespec.app.session import Ended, Load, Loaded, LoadFailed, Session, Turn, Written
+from edgespec.app import chat_commands as commands
+from edgespec.app import chat_models, config
+from edgespec.app.chat_commands import TABLE
+from edgespec.app.chat_files import find, unfolded_question, with_files
+from edgespec.app.chat_hint import Hint, completions
+from edgespec.app.chat_input import MessageInput
+from edgespec.app.chat_items import Changed, Ended, Event, Item, Loaded, LoadFailed, Outgrown, Told, Written
+from edgespec.app.chat_panel import EnginePanel
+from edgespec.app.chat_sidebar import Sidebar
+from edgespec.app.chat_status import figures, machine
+from edgespec.app.chat_view import ConversationView
+from edgespec.app.chat_writer import Load
+from edgespec.app.session import Session
 from edgespec.app.terminal import clean, one_line
+from edgespec.core import EdgespecError
 
-if TYPE_CHECKING:  # these import numpy and llama.cpp
+if TYPE_CHECKING:  # these import llama.cpp or SQLite
+    from edgespec.app.chat_store import Store
+    from edgespec.app.history import History
     from edgespec.governor import Mode
     from edgespec.sampling import Sampling
 
+T = TypeVar("T")
 _FRAMES_PER_SECOND = 20
-
-
-def _markdown() -> MarkdownIt:
-    """A parser whose output is clean too: Markdown's own `&#x202e;` writes what was not in the source."""
-
-    def scrub(state: StateCore) -> None:
-        def walk(tokens: list[Token]) -> None:
-            for token in tokens:
-                token.content = clean(token.content)
-                token.attrs = {k: one_line(v) if isinstance(v, str) else v for k, v in token.attrs.items()}
-                walk(token.children or [])
-                if token.type in ("fence", "code_block") and not token.info.strip():
-                    token.info = "text"  # guessing the language at every new piece is far too slow
-
-        walk(state.tokens)
-
-    # Without html, since `<int>` and `<think>` would vanish from the screen with it.
-    parser = MarkdownIt("gfm-like", {"html": False})
-    parser.core.ruler.push("scrub", scrub)
-    return parser
-
-
-class MessageInput(TextArea):
-    """Enter sends, other ways of Enter make a new line."""
-
-    class Sent(Message):
-        def __init__(self, text: str) -> None:
-            super().__init__()
-            self.text = text
-
-    async def _on_key(self, event: events.Key) -> None:
-        if event.key == "enter":
-            event.prevent_default().stop()
-            if self.text.strip():
-                self.post_message(self.Sent(self.text.strip("\n")))
-                self.clear()
-        elif event.key in ("ctrl+j", "shift+enter", "alt+enter", "ctrl+enter"):
-            event.prevent_default().stop()
-            self.insert("\n")
-
-    async def _on_paste(self, event: events.Paste) -> None:
-        event.text = clean(event.text)  # TextArea's own handler runs next
-
-
-class TurnView(Vertical):
-    """A question, the answer as it grows, and a line if it did not end well."""
-
-    def __init__(self, turn: Turn) -> None:
-        super().__init__()
-        self._turn = turn
-        self._stream: MarkdownStream | None = None
-        # Held, not looked up: the last news may come when the app is closing and the children are gone.
-        self._answer = Markdown(parser_factory=_markdown, open_links=False)
-        self._outcome = Static("", classes="outcome", markup=False)
-
-    def compose(self) -> ComposeResult:
-        yield Static(clean(self._turn.question), classes="question", markup=False)
-        yield self._answer
-        yield self._outcome
-
-    async def write(self, text: str) -> None:
-        if self._stream is None:
-            self._stream = Markdown.get_stream(self._answer)
-        await self._stream.write(clean(text))
-
-    async def end(self, event: Ended) -> None:
-        stopped = event.result is None or event.result.stop_reason == "cancelled"
-        full = event.result is not None and event.result.stop_reason == "context"
-        ending = "Stopped." if stopped else "The context is full: Ctrl+L begins anew." if full else ""
-        self._outcome.update(clean(event.error) or ending)
-        self._outcome.set_class(bool(event.error or ending), "-shown").set_class(bool(event.error), "-error")
-        if self._stream is not None:
-            await self._stream.stop()
+_THEMES = {"dark": "textual-dark", "light": "textual-light", "contrast": "contrast"}
+_CONTRAST = Theme(
+    "contrast", primary="#ffff00", secondary="#00ffff", foreground="#ffffff", background="#000000",
+    surface="#000000", panel="#000000", boost="#202020", success="#00ff00", warning="#ffff00",
+    error="#ff8080", accent="#00ffff", dark=True, variables={"text-muted": "#ffffff"},
+)  # fmt: skip
 
 
 class ChatApp(App[int]):
-    """The chat screen. `load` is called in the engine's thread; `run()` returns the exit code."""
+    """The chat screen. `load` is called in the engine's thread; `run()` returns the exit code.
+
+    `opener` gives what loads another model by its name. `reopen` is a conversation's number, 0 the last one.
+    """
 
     CSS_PATH = "chat.tcss"
-    ENABLE_COMMAND_PALETTE = False
     AUTO_FOCUS = "#input"
+    COMMANDS = {commands.CommandPalette}  # noqa: RUF012 - as in Textual
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "stop", "Stop", priority=True),
-        Binding("ctrl+l", "restart", "New conversation", priority=True),
-        Binding("f3", "mode", "Mode", priority=True),
-        Binding("pageup", "page(-1)", "Back", priority=True),
-        Binding("pagedown", "page(1)", "Forth", priority=True),
+        *(
+            Binding(one.key, f"command('{one.name}')", one.about, priority=True, show=False)
+            for one in TABLE.values()
+            if one.key
+        ),
+        Binding("ctrl+down", "pick(1)", "Next message", priority=True, show=False),
+        Binding("pageup", "page(-1)", "Back", priority=True, show=False),
+        Binding("pagedown", "page(1)", "Forth", priority=True, show=False),
     ]
 
     def __init__(
@@ -122,112 +74,304 @@ class ChatApp(App[int]):
         load: Load,
         title: str,
         *,
-        system: str | None = None,
+        system: str = "",
+        persona: str = "",
         sampling: Sampling | None = None,
         max_tokens: int = 0,
         mode: Mode = "auto",
+        settings: config.Config | None = None,
+        opener: Callable[[str], Load] | None = None,
+        reopen: int | None = None,
+        store: Store | None = None,
     ) -> None:
         super().__init__()
         self.title = one_line(title)
-        self._session = Session(load, system, sampling, max_tokens, mode)
-        self._views: dict[Turn, TurnView] = {}
+        self.settings = settings or config.Config()
+        self.session = Session(
+            load, title, system=system, persona=persona, sampling=sampling, max_tokens=max_tokens,
+            mode=mode, store=store,
+        )  # fmt: skip
+        self.opener, self._reopen = opener, reopen
+        self._editing: Item | None = None
+        self._fetching = ""
 
     def compose(self) -> ComposeResult:
-        yield VerticalScroll(id="conversation", can_focus=False)
-        hint = "Enter sends · Ctrl+J new line · Esc stops · Ctrl+L new · Ctrl+Q quits"
-        yield MessageInput(id="input", placeholder=hint, highlight_cursor_line=False)
+        self.sidebar = Sidebar(self.session.store)
+        self.view = ConversationView()
+        self.panel = EnginePanel(self.session)
+        self._input = MessageInput(completions, placeholder="Enter sends · Ctrl+J new line · F1 help")
+        self._hint = Hint(self.session)
+        self._head, self._machine = Label("", id="head", markup=False), Label("", id="machine", markup=False)
+        self._bar = ProgressBar(total=1.0, show_percentage=False, show_eta=False, id="loading")
+        self._model = Label(self.title, id="name", markup=False)
+        self._figures = Label("", id="state", markup=False)
+        with Horizontal(id="header"):
+            yield self._head
+            yield self._machine
+        with Horizontal(id="middle"):
+            yield self.sidebar
+            with Vertical():
+                yield self.view
+                yield self.panel
+        yield self._input
+        yield self._hint
         with Horizontal(id="status"):
-            yield Label(self.title, id="name", markup=False)
-            yield ProgressBar(total=1.0, show_percentage=False, show_eta=False, id="loading")
-            yield Label("", id="state", markup=False)
+            yield self._model
+            yield self._bar
+            yield self._figures
 
     def on_mount(self) -> None:
-        self._conversation = self.query_one("#conversation", VerticalScroll)
-        self._bar, self._state = self.query_one("#loading", ProgressBar), self.query_one("#state", Label)
-        self._conversation.anchor()
+        self.register_theme(_CONTRAST)
+        self.theme = _THEMES[self.settings.theme]
+        self.sidebar.display = self.panel.display = False
         self._show_status()
         self._clock = self.set_interval(1 / _FRAMES_PER_SECOND, self._tick)
+        self.set_interval(1.0, self._show_status)
         # Imports hold the interpreter, so they wait for the first frame.
-        self.call_after_refresh(self._session.start)
+        self.call_after_refresh(self._start)
+
+    def _start(self) -> None:
+        if self.title:
+            self.session.start()
+        else:
+            self.run_command("model")
+        if self._reopen:
+            self.session.open(self._reopen)
+        elif self._reopen == 0:
+            self.session.open_last()
 
     async def on_unmount(self) -> None:
         self._clock.stop()
-        self._views.clear()
-        await asyncio.to_thread(self._session.close)
+        await asyncio.to_thread(self.session.close)
+
+    # --- what the user does ---
 
     async def on_message_input_sent(self, message: MessageInput.Sent) -> None:
-        turn = self._session.send(message.text)
-        self._views[turn] = view = TurnView(turn)
-        await self._conversation.mount(view)
-        self._conversation.anchor()
+        text = message.text
+        if text.startswith("/") and not text.startswith("//"):
+            name, _, argument = text[1:].partition(" ")
+            if name in TABLE:
+                self.run_command(name, argument.strip())
+            else:
+                self._input.put(text)
+                self.say(f"There is no command /{name}: F1 lists them, // sends a slash.", bad=True)
+            return
+        text = text.removeprefix("/")
+        files = await asyncio.to_thread(find, text) if "@" in text else []
+        if wrong := [one for one in files if one.error]:
+            self._input.put(message.text)
+            self.say(f"@{wrong[0].name} {wrong[0].error}.", bad=True)
+            return
+        text = with_files(text, files)
+        if self._editing is not None:
+            item, self._editing = self._editing, None
+            self._input.border_title = ""
+            self.session.edit(item, text)
+        else:
+            self.session.send(text)
         self._wake()
 
-    def action_stop(self) -> None:
-        self._session.stop()
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        if event.text_area is self._input:
+            self._hint.look_at(self._input.text)
+
+    def on_sidebar_opened(self, event: Sidebar.Opened) -> None:
+        self.session.open(event.conversation, event.message)
+        if event.message is None:
+            self._input.focus()
         self._wake()
 
-    async def action_restart(self) -> None:
-        self._session.restart()
-        self._views.clear()
-        await self._conversation.remove_children()
-        self._conversation.anchor()
+    def on_sidebar_wanted(self, event: Sidebar.Wanted) -> None:
+        self._to_conversation(event.what, event.conversation)
+
+    @work
+    async def _to_conversation(self, what: str, number: int) -> None:
+        await commands.TO_CONVERSATION[what](self, number)
+        self.sidebar.refill()
         self._wake()
 
-    def action_mode(self) -> None:
-        self._session.next_mode()
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """With a screen over the chat, keys are for that screen, but for Ctrl+Q."""
+        if action in ("command", "pick", "page") and len(self.screen_stack) > 1:
+            return parameters == ("quit",)
+        if action == "command" and parameters == ("edit",) and self.sidebar.has_focus_within:
+            return False  # F2 renames there
+        return super().check_action(action, parameters)
+
+    def action_command(self, name: str) -> None:
+        self.run_command(name)
+
+    @work
+    async def run_command(self, name: str, argument: str = "") -> None:
+        """Do what `name` in the table of commands says."""
+        try:
+            await TABLE[name].run(self, argument)
+        except EdgespecError as error:
+            self.say(str(error), bad=True)
+        if self.is_running:
+            self.sidebar.refill()
+            self._wake()
+
+    def action_message(self, what: str) -> None:
+        """Do something to the focused message."""
+        item = self.view.focused_item
+        if item is None:
+            return
+        if what == "copy":
+            self.copy(item.text, "The message")
+        elif what in ("previous", "next"):
+            self.session.switch(item, 1 if what == "next" else -1)
+        elif what == "edit" and item.role == "user":
+            self.begin_edit(item, unfolded_question(item.text))
+        elif what == "regenerate" and item.role == "assistant":
+            self.session.regenerate(item)
         self._wake()
 
-    def action_page(self, direction: int) -> None:
-        scroll = self._conversation
-        (scroll.scroll_page_up if direction < 0 else scroll.scroll_page_down)(animate=False)
+    async def action_page(self, direction: int) -> None:
+        await self.view.page(direction)
+
+    def action_pick(self, step: int) -> None:
+        self.view.pick(step)
 
     async def action_quit(self) -> None:
-        self._session.stop()
+        self.session.stop()
         self.exit(0)
+
+    def leave(self) -> bool:
+        """Go back to the input from wherever the focus is, or give up editing. False if nothing was to do."""
+        if self._editing is not None:
+            self._editing, self._input.border_title = None, ""
+            self._input.put("")
+            return True
+        if self._input.has_focus:
+            return False
+        self._input.focus()
+        return True
+
+    def begin_edit(self, item: Item, text: str) -> None:
+        self._editing = item
+        self._input.border_title = "asked differently: Enter branches, Esc leaves it"
+        self._input.put(text)
+        self._input.focus()
+
+    def copy(self, text: str, what: str) -> None:
+        self.copy_to_clipboard(clean(text))
+        self.say(f"{what} is in the clipboard.")
+
+    def say(self, note: str, bad: bool = False) -> None:
+        self.notify(one_line(note), severity="error" if bad else "information", markup=False)
+
+    def show_sidebar(self, shown: bool, query: str | None = None) -> None:
+        self.sidebar.display = shown
+        if shown:
+            self.sidebar.begin(query)
+        else:
+            self._input.focus()
+
+    async def kept(self, job: Callable[[History], T]) -> T | None:
+        """What `job` found in the history; None if that failed, which the user is told."""
+        try:
+            return await asyncio.wrap_future(self.session.store.do(job))
+        except EdgespecError as error:
+            self.say(str(error), bad=True)
+            return None
+
+    def apply(self, settings: config.Config) -> None:
+        """Let changed settings hold from now on."""
+        self.settings = settings
+        self.theme = _THEMES[settings.theme]
+        self.session.apply(settings)
+
+    def fetch(self, name: str) -> None:
+        """Load a model as soon as it is fetched."""
+
+        def tell(what: Callable[..., None], *values: object) -> None:
+            if self.is_running:
+                self.call_from_thread(what, *values)
+
+        self._fetching = name
+        chat_models.fetch(
+            name,
+            lambda share: tell(self._show_fetched, share),
+            lambda error: tell(self._fetched, name, error),
+        )
+
+    def _show_fetched(self, share: float) -> None:
+        self._bar.display = True
+        self._bar.update(progress=share)
+        self._figures.update(one_line(f"fetching {self._fetching} {share:.0%}"))
+
+    def _fetched(self, name: str, error: str) -> None:
+        self._fetching = ""
+        if error:
+            self.say(error, bad=True)
+        else:
+            self.use(name)
+
+    def use(self, name: str) -> None:
+        """Go on with another model."""
+        assert self.opener is not None
+        started, self.title = bool(self.title), one_line(name)
+        self._model.update(self.title)
+        self.session.reload(self.opener(name), name)
+        if not started:
+            self.session.start()
+        self._wake()
+
+    # --- what happens ---
 
     def _wake(self) -> None:
         self._show_status()
         self._clock.resume()
 
     async def _tick(self) -> None:
-        news = self._session.poll()
+        news = self.session.poll()
         for event in news:
-            match event:
-                case Written(turn, text) if turn in self._views:
-                    await self._views[turn].write(text)
-                case Ended(turn) if turn in self._views:
-                    await self._views.pop(turn).end(event)
-                case Loaded(notes=notes):
-                    await self._tell("note", *notes)
-                case LoadFailed(error):
-                    await self._tell("error", f"{error} Nothing can be answered: Ctrl+Q quits.")
+            await self._show(event)
         if news:
             self._show_status()
-        if self._session.quiet:
+        if self.session.quiet:
             self._clock.pause()
 
-    async def _tell(self, kind: str, *lines: str) -> None:
-        await self._conversation.mount_all(Static(one_line(x), classes=kind, markup=False) for x in lines)
+    async def _show(self, event: Event) -> None:
+        match event:
+            case Changed(keep, at):
+                await self.view.show(self.session.items, keep, at)
+                if not keep:
+                    self._input.remember([i.text for i in self.session.items if i.role == "user"])
+                self.sidebar.refill()
+            case Written(item, text):
+                self.view.write(item, text)
+            case Ended():
+                await self.view.end(event)
+                self.sidebar.refill()
+            case Loaded(notes=notes):
+                for note in notes:
+                    await self.view.tell(note)
+            case LoadFailed(error):
+                await self.view.tell(
+                    f"{error} Nothing can be answered: F4 chooses a model, Ctrl+Q quits.", bad=True
+                )
+            case Outgrown():
+                self._offer(event)
+            case Told(note, bad, text):
+                await self.view.tell(note, bad)
+                if text and not self._input.text:
+                    self._input.put(text)
+
+    @work
+    async def _offer(self, event: Outgrown) -> None:
+        await commands.offer(self, event)
+        self._wake()
 
     def _show_status(self) -> None:
-        session = self._session
-        self._bar.display = session.state == "loading"
+        session = self.session
+        if self._fetching:
+            return
+        self._bar.display = session.state == "loading" and bool(self.title)
         self._bar.update(progress=session.share)
-        self._state.update(status(session))
-
-
-def status(session: Session) -> str:
-    """The state in words, and the figures of the last answer."""
-    parts: list[str] = [session.state]
-    if session.state == "loading":
-        parts = [f"loading {session.share:.0%}"]
-    if result := session.result:
-        parts.append(f"{result.tokens_per_second:.1f} tokens/s")
-        parts.append(f"{result.tokens_per_round:.1f}/round")
-        parts.append(f"{result.acceptance:.0%} accepted")
-    decision = session.decision
-    if decision is not None and (decision.mode != "performance" or session.mode == "performance"):
-        parts.append(f"{decision.mode}: {decision.reason}")
-    if session.context:
-        parts.append(f"{session.used}/{session.context}")
-    return " · ".join(parts)
+        width = self.size.width
+        self._figures.update(figures(session, max(20, width - min(len(self.title), 24) - 6)))
+        self._machine.update(machine(session, max(20, width - 24)))
+        persona = f"[{one_line(session.chat.persona)}] " if session.chat.persona else ""
+        self._head.update(persona + (one_line(session.chat.title) or "New conversation"))

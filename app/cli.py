@@ -7,7 +7,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import bench_cli, config, corpus_cli, doctor, quant_cli, serve_cli, tune_cli
+from edgespec.app import bench_cli, chat_cli, config, corpus_cli, doctor, quant_cli, serve_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -39,6 +38,8 @@ app = typer.Typer(
 )
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
+app.command()(chat_cli.chat)
+app.command("config")(config.command)
 app.command()(tune_cli.tune)
 app.command()(doctor.doctor)
 app.command()(bench_cli.bench)
@@ -142,49 +143,6 @@ def run(
             stats=stats, as_json=as_json,
         )  # fmt: skip
     sys.exit(code)
-
-
-@app.command()
-def chat(
-    model: opt.Model = "",
-    draft: opt.Draft = "auto",
-    max_draft: opt.MaxDraft = 31,
-    exact: opt.Exact = False,
-    system: opt.System = "",
-    max_tokens: opt.MaxTokens = 0,
-    context: opt.Context = 4096,
-    threads: opt.Threads = 0,
-    engine: opt.Native = "auto",
-    mode: opt.Governed = None,
-    temperature: opt.Temperature = 0.7,
-    top_k: opt.TopK = 40,
-    top_p: opt.TopP = 0.95,
-    min_p: opt.MinP = 0.0,
-    repetition_penalty: opt.RepetitionPenalty = 1.0,
-    frequency_penalty: opt.FrequencyPenalty = 0.0,
-    presence_penalty: opt.PresencePenalty = 0.0,
-    seed: opt.Seed = None,
-) -> None:
-    """Open the terminal chat."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise EdgespecError("chat needs a terminal; in a script, use `edgespec run`.")
-    sampling = Sampling(
-        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed=seed
-    )
-    name, chosen = model or opt.default_model(), mode or config.load().mode
-    from edgespec.app.chat import ChatApp
-
-    chat_app = ChatApp(
-        lambda progress: opt.load_engine(
-            name, draft, max_draft, context, threads, progress, engine=engine, exact=exact, mode=chosen
-        ),
-        Path(name).name,
-        system=system or None,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        mode=chosen,
-    )
-    sys.exit(chat_app.run() or 0)
 
 
 @app.command()

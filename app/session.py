@@ -1,176 +1,281 @@
-"""A conversation with a model that may still be loading: the terminal chat's domain.
+"""Conversations with a model that may still be loading: the terminal chat's domain.
 
-Knows no widgets. What happens in the engine's thread waits in a queue until it is asked for, so that a fast
-model cannot flood a screen and nothing of a screen is touched from another thread.
+Knows no widgets. What happens in other threads waits in a queue until it is asked for, so that a fast model
+cannot flood a screen and nothing of a screen is touched from another thread. What is shown as sent is in the
+history before its answer begins.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgespec.app.terminal import one_line
-from edgespec.app.worker import EngineThread
+from edgespec.app.chat_items import (
+    SINCE,
+    Changed,
+    Chat,
+    Ended,
+    Event,
+    Item,
+    Loaded,
+    LoadFailed,
+    Loading,
+    Offer,
+    Outgrown,
+    Told,
+    Written,
+    figures,
+    joined,
+    merged,
+)
+from edgespec.app.chat_store import Store
+from edgespec.app.chat_writer import Load, Writer, explain
 
 if TYPE_CHECKING:  # these import numpy and llama.cpp
-    from edgespec.app.answer import Request, Result
+    from edgespec.app.answer import Request
+    from edgespec.app.chat_engine import Traced
+    from edgespec.app.config import Config
+    from edgespec.app.history import History
+    from edgespec.app.history_rows import Conversation, Message
+    from edgespec.core import Reading
     from edgespec.governor import Decision, Mode
     from edgespec.sampling import Sampling
 
+T = TypeVar("T")
 State = Literal["loading", "ready", "writing", "stopped", "failed"]
-Progress = Callable[[float], bool]
-"""Hears fractions from 0 to 1, returns False to give up loading."""
+Kept = tuple["Conversation", list["Message"], int | None]
+"""What a change left in the history: the conversation, its branch, and the answer that is to be written."""
 
-
-class Context(Protocol):
-    """How much text the model can hold."""
-
-    @property
-    def context_length(self) -> int: ...
-
-
-class ChatEngine(Protocol):
-    """What a chat needs of an engine. All of it is called in the engine's thread."""
-
-    @property
-    def model(self) -> Context: ...
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Sentences the user should read once."""
-
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
-
-    def answer(self, request: Request, result: Result) -> Iterator[str]:
-        """Pieces of text; ends soon after `request.cancel()`."""
-
-    def choose(self, mode: Mode) -> Decision:
-        """Change what the machine may give, from the next second on. Any thread may call this."""
-
-    @property
-    def decision(self) -> Decision:
-        """What it gives at this moment, and why."""
-
-    def close(self) -> None: ...
-
-
-Load = Callable[[Progress], ChatEngine]
-
-
-@dataclass(slots=True, eq=False)
-class Turn:
-    """A message of the user and what the model wrote to it so far."""
-
-    question: str
-    answer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    context: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    turn: Turn
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The turn is over: with a result, with an error, or withdrawn before it began."""
-
-    turn: Turn
-    result: Result | None = None
-    error: str = ""
-
-
-Event = Loading | Loaded | LoadFailed | Written | Ended
+MODES: tuple[Mode, ...] = ("auto", "performance", "balanced", "saver")
+_CHECKPOINT = 0.25  # seconds of an answer that a kill may cost
 
 
 class Session:
-    """One conversation after another with one model. To be used in one thread, which `poll`s for news.
-
-    A turn without a word of answer (an error, or stopped before it began) is not told to the model again.
-    """
+    """One conversation after another with one model. To be used in one thread, which `poll`s for news."""
 
     def __init__(
         self,
         load: Load,
-        system: str | None,
-        sampling: Sampling | None,
-        max_tokens: int,
+        name: str = "",
+        *,
+        system: str = "",
+        persona: str = "",
+        sampling: Sampling | None = None,
+        max_tokens: int = 0,
         mode: Mode = "auto",
+        store: Store | None = None,
     ) -> None:
+        self.name = name
         self.state: State = "loading"
         self.share = 0.0
         self.context = self.used = 0
-        self.result: Result | None = None
-        self._load, self._system, self._sampling, self._max_tokens = load, system, sampling, max_tokens
-        self._turns: list[Turn] = []
-        self._waiting: deque[Turn] = deque()
+        self.result: Traced | None = None  # of the answer under way, else of the last one
+        self.sampling, self.max_tokens, self.mode = sampling, max_tokens, mode
+        self.system, self.persona = system, persona  # of new conversations
+        self.chat = Chat(None, system, persona)
+        self.store = store or Store()
+        self._load = load
+        self._waiting: deque[tuple[Chat, Item]] = deque()
         self._request: Request | None = None
-        self._events: SimpleQueue[Event] = SimpleQueue()
-        self._thread: EngineThread | None = None
-        self._engine: ChatEngine | None = None  # of the engine's thread, but for `choose` and `decision`
-        self.mode = mode
+        self._writing: Item | None = None
+        self._checked = 0.0
+        self._pending = 0  # jobs of the history whose outcome is not known yet
+        self._events: SimpleQueue[Event | Callable[[], list[Event]]] = SimpleQueue()
+        self._writer = Writer(self._events.put)
         self._closing = False
 
     @property
-    def messages(self) -> list[dict[str, str]]:
-        """The conversation as the model gets it."""
-        system = [{"role": "system", "content": self._system}] if self._system else []
-        return system + [
-            {"role": role, "content": text}
-            for turn in self._turns
-            if turn.answer
-            for role, text in (("user", turn.question), ("assistant", turn.answer))
-        ]
+    def items(self) -> list[Item]:
+        """The messages shown."""
+        return self.chat.items
 
     @property
     def quiet(self) -> bool:
-        """Nothing will happen until something is sent."""
-        return self.state != "loading" and self._request is None and self._events.empty()
+        """Nothing will happen until something is asked for."""
+        busy = self.state == "loading" or self._request is not None or self._pending
+        return not busy and self._events.empty()
+
+    @property
+    def writing(self) -> Item | None:
+        return self._writing
 
     @property
     def decision(self) -> Decision | None:
         """What the machine gives at this moment, None before the model is loaded."""
-        return self._engine.decision if self._engine is not None else None
+        engine = self._writer.engine
+        return engine.decision if engine is not None else None
+
+    @property
+    def reading(self) -> Reading | None:
+        engine = self._writer.engine
+        return engine.reading if engine is not None else None
 
     def next_mode(self) -> Mode | None:
         """Go on to the next of the governor's modes and return it, None before the model is loaded."""
-        if self._engine is None:
+        engine = self._writer.engine
+        if engine is None or engine.decision is None:
             return None
-        order: tuple[Mode, ...] = ("auto", "performance", "balanced", "saver")
-        self.mode = order[(order.index(self.mode) + 1) % len(order)]
-        self._engine.choose(self.mode)
+        self.mode = MODES[(MODES.index(self.mode) + 1) % len(MODES)]
+        engine.choose(self.mode)
         return self.mode
 
     def start(self) -> None:
-        """Begin to load the model."""
-        self._thread = EngineThread()
-        self._thread.submit(self._run_load)
+        """Begin to load the model, and open the history."""
+        self._writer.load(self._load)
+        self._do(lambda _: None, lambda _: [Told(self.store.note, bad=True)] if self.store.note else [])
 
-    def send(self, question: str) -> Turn:
-        """Answer `question` as soon as the model is there and has answered what was sent before."""
-        turn = Turn(question)
-        self._waiting.append(turn)
+    def reload(self, load: Load, name: str) -> None:
+        """Go on with another model."""
+        self.stop()
+        self._load, self.name = load, name
+        self.state, self.share, self.context, self.result = "loading", 0.0, 0, None
+        self._writer.load(load)
+
+    # --- conversations ---
+
+    def new(self) -> None:
+        """Stop, and begin a conversation."""
+        self.stop()
+        self.used, self.result = 0, None
+        self.chat = Chat(None, self.system, self.persona)
+        self._events.put(Changed(0))
+
+    def open(self, conversation: int, message: int | None = None) -> None:
+        """Stop, and show a conversation of the history; with `message`, the branch it is on."""
+        self.stop()
+        chat = Chat(conversation)
+
+        def job(history: History) -> Kept:
+            if message is not None:
+                history.switch(message)
+            return history.conversation(conversation), history.branch(conversation), None
+
+        def then(kept: Kept) -> list[Event]:
+            self.chat, self.used, self.result = chat, 0, None
+            return self._take(chat, kept, message)
+
+        self._do(job, then)
+
+    def open_last(self) -> None:
+        """Show the conversation that was written to last, if there is one."""
+
+        def then(found: list[Conversation]) -> list[Event]:
+            last = max(found, key=lambda one: one.updated, default=None)
+            if last is not None and not self.items:
+                self.open(last.id)
+            return []
+
+        self._do(lambda history: history.conversations(200), then)
+
+    def configure(self, *, system: str | None = None, persona: str | None = None) -> None:
+        """Change the settings of the conversation shown."""
+        chat = self.chat
+        chat.system = chat.system if system is None else system
+        chat.persona = chat.persona if persona is None else persona
+        self._settle(chat, lambda history, number: history.configure(number, system=system, persona=persona))
+
+    def drop(self, offer: Offer | None) -> None:
+        """Tell the model no more of the conversation shown than from `offer` on (None: all), and go on."""
+        chat, since = self.chat, offer.since if offer is not None else 0
+
+        def change(history: History, number: int) -> None:
+            about = history.conversation(number)
+            history.configure(number, sampling={**about.sampling, SINCE: since})
+
+        self._settle(chat, change, self.resume if offer is not None else lambda: None)
+
+    def offer(self) -> bool:
+        """Have `Outgrown` tell what of the conversation shown could be left out."""
+        last = self.items[-1] if self.items else None
+        if last is None or self._request is not None or self.state == "loading":
+            return False
+        return self._writer.offer(last, self.chat.system, self.chat.since)
+
+    def apply(self, settings: Config) -> None:
+        """Let changed settings hold from the next answer and the next conversation on."""
+        self.sampling, self.max_tokens = settings.sampling(), settings.max_tokens
+        self.persona = settings.persona
+        self.system = settings.prompt_of(settings.persona) if settings.persona else settings.system
+        if settings.mode != self.mode and self._writer.engine is not None:
+            self._writer.engine.choose(settings.mode)
+        self.mode = settings.mode
+
+    def _settle(
+        self, chat: Chat, change: Callable[[History, int], None], after: Callable[[], object] = lambda: None
+    ) -> None:
+        """Change what is kept of `chat`, if anything is, then do `after`."""
+        if chat.number is None:
+            return
+
+        def job(history: History) -> Kept:
+            assert chat.number is not None
+            change(history, chat.number)
+            return history.conversation(chat.number), history.branch(chat.number), None
+
+        def then(kept: Kept) -> list[Event]:
+            news = self._take(chat, kept)
+            after()
+            return news
+
+        self._do(job, then)
+
+    # --- messages ---
+
+    def send(self, text: str) -> None:
+        """Keep a question, and answer it once the model is there and has answered what was sent before."""
+        self._add(lambda history, number: _ask(history, number, text, "head"), text)
+
+    def edit(self, item: Item, text: str) -> None:
+        """Ask a question of the conversation differently, on a branch of its own."""
+        self.stop()
+        parent = item.parent.id if item.parent is not None else None
+        self._add(lambda history, number: _ask(history, number, text, parent), text)
+
+    def regenerate(self, item: Item | None = None) -> bool:
+        """Write an answer again, the last one if none is given, on a branch of its own."""
+        answer = item or self.last("assistant")
+        if answer is None or answer.parent is None:
+            return False
+        question = answer.parent.id
+        self.stop()
+        self._add(
+            lambda history, number: history.append(number, "assistant", parent=question, state="partial").id
+        )
+        return True
+
+    def resume(self) -> bool:
+        """Go on with an answer at the end of the branch that was stopped or ran out of room."""
+        last = self.items[-1] if self.items else None
+        if last is None or last.role != "assistant" or self._request is not None or self._waiting:
+            return False
+        last.error = ""
+        self._waiting.append((self.chat, last))
         self._next()
-        return turn
+        return True
+
+    def switch(self, item: Item, step: int) -> bool:
+        """Show the branch beside `item`, `step` further."""
+        chat = self.chat
+        if item.places < 2:
+            return False
+        self.stop()
+
+        def job(history: History) -> Kept:
+            beside = history.siblings(item.id)
+            chosen = beside[(beside.index(item.id) + step) % len(beside)]
+            history.switch(chosen)
+            about = history.message(chosen).conversation
+            return history.conversation(about), history.branch(about), None
+
+        self._do(job, lambda kept: self._take(chat, kept))
+        return True
+
+    def last(self, role: str) -> Item | None:
+        return next((item for item in reversed(self.items) if item.role == role), None)
 
     def stop(self) -> None:
         """End the answer under way within one round, keep its text, and withdraw what waits behind it."""
@@ -178,30 +283,33 @@ class Session:
         if self._request is not None:
             self._request.cancel()
 
-    def restart(self) -> None:
-        """Stop and forget the conversation."""
-        self.stop()
-        self._turns = []
-        self.used, self.result = 0, None
+    def count(self, text: str) -> Future[int]:
+        """Tokens of `text`, as soon as the engine has time to count them."""
+        return self._writer.count(text)
 
     def close(self) -> None:
-        """Give up what is under way and free the model. Waits a few seconds at most."""
+        """Give up what is under way, keep its text, and free the model. Waits a few seconds at most."""
         self._closing = True
         self.stop()
-        if self._thread is not None:
-            self._thread.submit(self._run_close)
-            self._thread.close()
+        self._writer.close()
+        self.poll()
+        self.store.close()
+        self.poll()
 
-    def poll(self) -> list[Event]:
-        """What happened since the last call, the text of a burst in one piece."""
-        news: list[Event] = []
+    # --- news ---
+
+    def poll(self, wait: float = 0.0) -> list[Event]:
+        """What happened since the last call, the text of a burst in one piece. Waits for it if asked to."""
+        happened: list[Event] = []
+        try:
+            first = self._events.get(timeout=wait) if wait else self._events.get_nowait()
+            happened += first() if callable(first) else [first]
+        except Empty:
+            pass
         while not self._events.empty():
-            event = self._events.get_nowait()
-            last = news[-1] if news else None
-            if isinstance(event, Written) and isinstance(last, Written) and last.turn is event.turn:
-                news[-1] = Written(event.turn, last.text + event.text)
-            else:
-                news.append(event)
+            one = self._events.get_nowait()
+            happened += one() if callable(one) else [one]
+        news = joined(happened)
         for event in news:
             self._apply(event)
         return news
@@ -216,78 +324,106 @@ class Session:
             case LoadFailed():
                 self.state = "failed"
                 self._next()
-            case Written(turn, text):
-                turn.answer += text
-            case Ended(turn, result) if turn in self._turns:
-                self._request = None
-                self.state = (
-                    "stopped" if result is not None and result.stop_reason == "cancelled" else "ready"
-                )
-                if result is not None:
-                    self.result, self.used = result, result.prompt_tokens + len(result.tokens)
-                self._next()
-            case Ended(_, result, error) if (
-                result is not None or error
-            ):  # of a conversation already forgotten
-                self._request = None
-                self.state = "ready" if self.state == "writing" else self.state
-                self._next()
+            case Written(item, text):
+                item.text += text
+                if monotonic() - self._checked > _CHECKPOINT:
+                    self._checkpoint(item)
+            case Ended(item, result, error):
+                self._finish(item, result, error)
+            case Outgrown(item):
+                self._request, self._writing, self.state = None, None, "stopped"
+                self._withdraw("")
+                self._do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
+
+    def _finish(self, item: Item, result: Any, error: str) -> None:
+        complete = result is not None and result.stop_reason in ("end", "stop", "length")
+        item.error, item.state = error, "complete" if complete else "stopped"
+        self._checkpoint(item)
+        state: Literal["complete", "stopped"] = "complete" if complete else "stopped"
+        number, stats, sources = item.id, None, None
+        if result is not None:
+            item.stats = stats = figures(result)
+            item.sources = sources = [*item.sources, *result.sources()]
+        self._do(lambda history: history.finish(number, state, stats=stats, sources=sources), lambda _: [])
+        if item is not self._writing:
+            return
+        self._request, self._writing = None, None
+        cancelled = result is not None and result.stop_reason == "cancelled"
+        self.state = "stopped" if cancelled and item in self.items else "ready"
+        if result is not None and item in self.items:
+            self.used = result.prompt_tokens + len(result.tokens)
+        self._next()
+
+    def _checkpoint(self, item: Item) -> None:
+        """Keep what came of an answer since the last time."""
+        self._checked = monotonic()
+        more, number = item.text[item.kept :], item.id
+        if more:
+            item.kept = len(item.text)
+            self._do(lambda history: history.append_text(number, more), lambda _: [])
 
     def _withdraw(self, error: str) -> None:
         while self._waiting:
-            self._events.put(Ended(self._waiting.popleft(), error=error))
+            self._events.put(Ended(self._waiting.popleft()[1], error=error))
+
+    def _add(self, job: Callable[[History, int], int], text: str = "") -> None:
+        """Append by `job` to the conversation shown, and write the answer whose number it returns."""
+        chat = self.chat
+        system, persona, model = chat.system, chat.persona, self.name
+
+        def run(history: History) -> Kept:
+            if chat.number is None:
+                chat.number = history.new(system=system, persona=persona, model=model).id
+            answer = job(history, chat.number)
+            return history.conversation(chat.number), history.branch(chat.number), answer
+
+        self._do(run, lambda kept: self._take(chat, kept), text)
+
+    def _take(self, chat: Chat, kept: Kept, at: int | None = None) -> list[Event]:
+        """Show what a change left in the history."""
+        chat.about, branch, answer = kept
+        chat.system, chat.persona = chat.about.system, chat.about.persona
+        chat.items, keep = merged(chat.items, branch)
+        for item in chat.items:
+            if item.id == answer:
+                self._waiting.append((chat, item))
+        if chat is not self.chat:  # the user went on to another one meanwhile
+            for one in [one for one in self._waiting if one[0] is chat]:
+                self._waiting.remove(one)
+                self._events.put(Ended(one[1]))
+            return []
+        self._next()
+        return [Changed(keep, at)]
+
+    def _do(self, job: Callable[[History], T], then: Callable[[T], list[Event]], text: str = "") -> None:
+        """Run `job` in the history's thread, then `then` here. `text` is given back if that fails."""
+        self._pending += 1
+
+        def outcome(future: Future[T]) -> list[Event]:
+            self._pending -= 1
+            error = future.exception()
+            if error is not None:
+                return [Told(explain(error), bad=True, text=text)]
+            return then(future.result())
+
+        self.store.do(job).add_done_callback(lambda future: self._events.put(lambda: outcome(future)))
 
     def _next(self) -> None:
         if self.state == "failed":
             self._withdraw("No model is loaded, so nothing can be answered.")
-        elif self.state != "loading" and self._request is None and self._waiting:
+        elif self.state != "loading" and self._request is None and self._waiting and not self._closing:
             from edgespec.app.answer import Request
+            from edgespec.app.chat_engine import Traced
             from edgespec.sampling import Sampling
 
-            assert self._thread is not None
-            turn = self._waiting.popleft()
-            messages = [*self.messages, {"role": "user", "content": turn.question}]
-            self._turns.append(turn)
-            request = Request((), self._sampling or Sampling(), self._max_tokens)
-            self._request, self.state = request, "writing"
-            self._thread.submit(lambda: self._run_answer(turn, messages, request))
-
-    # The rest runs in the engine's thread. A job must not raise, and whatever went wrong is worth showing.
-
-    def _run_load(self) -> None:
-        def progress(share: float) -> bool:
-            self._events.put(Loading(share))
-            return not self._closing
-
-        try:
-            import edgespec.app.engine  # noqa: F401 - here, so that the screen need not wait for it
-
-            self._engine = engine = self._load(progress)
-            self._events.put(Loaded(engine.model.context_length, tuple(engine.notes)))
-        except Exception as error:  # noqa: BLE001
-            self._events.put(LoadFailed(_explain(error)))
-
-    def _run_answer(self, turn: Turn, messages: list[dict[str, str]], request: Request) -> None:
-        from edgespec.app.answer import Result
-
-        result = Result()
-        try:
-            assert self._engine is not None
-            request.prompt = self._engine.chat_prompt(messages)
-            for text in self._engine.answer(request, result):
-                self._events.put(Written(turn, text))
-            self._events.put(Ended(turn, result))
-        except Exception as error:  # noqa: BLE001
-            self._events.put(Ended(turn, error=_explain(error)))
-
-    def _run_close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+            chat, item = self._waiting.popleft()
+            request = Request((), self.sampling or Sampling(), self.max_tokens)
+            result = Traced()
+            self._request, self._writing, self.result, self.state = request, item, result, "writing"
+            self._checked = monotonic()
+            self._writer.write(item, chat.system, chat.since, request, result)
 
 
-def _explain(error: Exception) -> str:
-    from edgespec.core import EdgespecError
-
-    if isinstance(error, EdgespecError):
-        return one_line(str(error))
-    return one_line(f"Edgespec made a mistake, please report it: {type(error).__name__}: {error}")
+def _ask(history: History, number: int, text: str, parent: int | Literal["head"] | None) -> int:
+    history.append(number, "user", text, parent=parent)
+    return history.append(number, "assistant", state="partial").id

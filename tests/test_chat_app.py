@@ -2,92 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
+from chats import SIZE, FakeEngine, app_of, say, shown, until
 from textual.events import Paste
-from textual.pilot import Pilot
 from textual.widgets import ProgressBar
 
-from edgespec.app.answer import Request, Result
-from edgespec.app.chat import ChatApp, MessageInput
-from edgespec.app.session import Progress
+from edgespec.app.chat import ChatApp
+from edgespec.app.chat_input import MessageInput
+from edgespec.app.chat_writer import Progress
 from edgespec.core import EdgespecError
-from edgespec.governor import Decision, Governor, Mode
-
-SIZE = (80, 24)
 
 
-@dataclass
-class FakeContext:
-    context_length: int = 512
-
-
-@dataclass
-class FakeEngine:
-    """Answers every prompt with `pieces`, or raises what stands among them."""
-
-    pieces: Sequence[str | Exception] = ("Hello ", "there.")
-    pause: float = 0.0
-    notes: Sequence[str] = ()
-    model: FakeContext = field(default_factory=FakeContext)
-    asked: list[list[dict[str, str]]] = field(default_factory=list)
-    given: int = 0
-    closed: bool = False
-    governor: Governor = field(default_factory=Governor)
-
-    def chat_prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        self.asked.append(list(messages))
-        return [1] * 10
-
-    def answer(self, request: Request, result: Result) -> Iterator[str]:
-        result.prompt_tokens = len(request.prompt)
-        for piece in self.pieces:
-            if request.cancelled:
-                result.stop_reason = "cancelled"
-                return
-            if isinstance(piece, Exception):
-                raise piece
-            result.tokens.append(2)
-            result.rounds, result.drafted, result.accepted = result.rounds + 1, result.drafted + 2, 1
-            result.written += 1
-            self.given += 1
-            yield piece
-            sleep(self.pause)
-        result.stop_reason = "end"
-
-    def choose(self, mode: Mode) -> Decision:
-        return self.governor.choose(mode)
-
-    @property
-    def decision(self) -> Decision:
-        return self.governor.decision
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def app_of(engine: FakeEngine) -> ChatApp:
-    return ChatApp(lambda progress: engine, "fake-model", system="Be kind.")
-
-
-def shown(app: ChatApp) -> str:
-    """The text on the screen, line by line."""
-    return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
-
-
-async def until(pilot: Pilot[int], ready: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = monotonic() + seconds
-    while not ready():
-        assert monotonic() < end, f"still waiting; the screen is\n{shown(pilot.app)}"  # type: ignore[arg-type]
-        await pilot.pause(0.02)
-
-
-async def say(pilot: Pilot[int], text: str) -> None:
-    pilot.app.query_one(MessageInput).insert(text)
-    await pilot.press("enter")
+@pytest.fixture(autouse=True)
+def _data_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path))
 
 
 async def test_screen_is_there_and_typing_works_before_the_model() -> None:
@@ -118,11 +49,11 @@ async def test_answer_streams_and_figures_follow() -> None:
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         await say(pilot, "Hi [red]x[/red]")
-        await until(pilot, lambda: "12/512" in shown(app))
+        await until(pilot, lambda: "22/512" in shown(app))
         screen = shown(app)
         assert "Hello there." in screen
         assert "Hi [red]x[/red]" in screen
-        assert "ready · 0.0 tokens/s · 1.0/round · 25% accepted · 12/512" in screen.splitlines()[-1]
+        assert "ready · 0.0 tokens/s · 1.0/round · 25% accepted · 22/512" in screen.splitlines()[-1]
         assert "fake-model" in screen.splitlines()[-1]
         await say(pilot, "More")
         await until(pilot, lambda: shown(app).count("Hello there.") == 2)
@@ -145,7 +76,7 @@ async def test_f3_goes_through_the_modes() -> None:
             "saver: chosen by the user",
         ):
             await pilot.press("f3")
-            await until(pilot, lambda mode=mode: mode in shown(app).splitlines()[-1])
+            await until(pilot, lambda mode=mode: mode in shown(app).splitlines()[0])
         assert engine.governor.mode == "saver"
         await pilot.press("f3")
         assert engine.governor.mode == "auto"
@@ -201,7 +132,7 @@ async def test_quit_while_writing_ends_app_and_engine_thread() -> None:
     assert monotonic() - start < 2
     assert app.return_value == 0
     assert engine.closed
-    thread = app._session._thread
+    thread = app.session._writer._thread
     assert thread is not None
     assert not thread._thread.is_alive()
 

@@ -1,0 +1,58 @@
+"""The history in a thread of its own: the screen never waits for a disk, or for another chat's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:  # imports numpy
+    from edgespec.app.history import History
+
+T = TypeVar("T")
+
+
+class Store:
+    """Runs jobs on one History, in order. It is opened by the first of them.
+
+    A history that cannot be opened is replaced by a temporary one, so that there is always a chat; `note`
+    then says so. It also says what else the user must know, and is complete once a job has run.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.note = ""
+        self._path = path
+        self._history: History | None = None
+        self._temporary: TemporaryDirectory[str] | None = None
+        self._thread = ThreadPoolExecutor(1, "edgespec-history")
+
+    def do(self, job: Callable[[History], T]) -> Future[T]:
+        """What `job` returns or raises, later."""
+        return self._thread.submit(lambda: job(self._open()))
+
+    def close(self) -> None:
+        """Wait for what was submitted, and close the file."""
+        self._thread.submit(self._close)
+        self._thread.shutdown()
+
+    def _open(self) -> History:
+        if self._history is None:
+            from edgespec.app.history import History
+            from edgespec.core import EdgespecError
+
+            try:
+                self._history = History(self._path)
+                self.note = self._history.note
+            except EdgespecError as error:
+                self._temporary = TemporaryDirectory(prefix="edgespec-")
+                self._history = History(Path(self._temporary.name) / "history.db")
+                self.note = f"{error} Until then nothing of this chat is kept."
+        return self._history
+
+    def _close(self) -> None:
+        if self._history is not None:
+            self._history.close()
+        if self._temporary is not None:
+            self._temporary.cleanup()
