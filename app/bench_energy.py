@@ -91,7 +91,7 @@ def energy_report(engine: Engine, results: Sequence[tuple[str, Mapping[str, Resu
         "model": engine.model.path.name,
         "draft": engine.draft.path.name if engine.draft else None,
         "unit": "J" if metered else "CPU-s",
-        "threads": {"performance": list(engine.model.threads), **{k: list(v) for k, v in threads.items()}},
+        "threads": {"performance": list(engine.steering.loaded), **{k: list(v) for k, v in threads.items()}},
         "answers": len(results),
         "tasks": {task: summary([row for name, row in results if name == task]) for task in tasks},
         "overall": summary([row for _, row in results]),

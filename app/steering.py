@@ -42,8 +42,8 @@ class Steering:
         `fixed_threads`: no mode may change them. `watch` is started here and closed by `close`.
         """
         self._sequence, self._model, self._note = sequence, sequence.model, note
-        self._loaded = self._model.threads
-        self._curves = {self._loaded: costs}
+        self.loaded = self._model.threads  # and of performance, in calm
+        self._curves = {self.loaded: costs}
         self._costs = costs
         self._fixed = fixed_threads
         self._measurable = costs.largest > 1  # a model that cannot be rolled back is not
@@ -88,7 +88,7 @@ class Steering:
         """After a pass, of which `round_` is one text's: try thread counts among other programs."""
         if self._crowd is None or round_.beside_rows is None:
             return
-        threads, calm = self._crowd.threads, self._curves[self._loaded]
+        threads, calm = self._crowd.threads, self._curves[self.loaded]
         rows = round_.draft.rows + round_.beside_rows
         slowness = self._crowd.observe(calm.seconds(rows, len(self._sequence.tokens)), round_.waiting)
         if slowness is not None:
@@ -130,13 +130,13 @@ class Steering:
     ) -> None:
         threads = decision.budget.threads
         if threads == (0, 0):
-            threads = self._loaded
+            threads = self.loaded
         if not decision.crowded or self._fixed or decision.budget.objective == "energy":
             self._crowd = None
             curve = self._curve(threads)
         else:
             if self._crowd is None:
-                self._crowd = Crowd(halves(self._loaded))
+                self._crowd = Crowd(halves(self.loaded))
                 self._crowd_curves = {}
             n = self._crowd.threads
             threads, curve = (n, n), self._crowd_curve(n)
@@ -153,7 +153,7 @@ class Steering:
     def _crowd_curve(self, threads: int) -> CostCurve:
         """A curve for the time that other programs are there. What they do to it is not kept."""
         if threads not in self._crowd_curves:
-            self._crowd_curves[threads] = self._curves[self._loaded].copy()
+            self._crowd_curves[threads] = self._curves[self.loaded].copy()
         return self._crowd_curves[threads]
 
     def _curve(self, threads: tuple[int, int]) -> CostCurve:
@@ -166,13 +166,13 @@ class Steering:
 
     def _measure_threads(self) -> None:
         """Measure other thread counts, and tell the governor."""
-        counts = halves(self._loaded)
+        counts = halves(self.loaded)
         try:
             for n in sorted(counts):
                 if (n, n) not in self._curves:
                     self._curves[n, n] = profile.curve(self._sequence, self._note, (n, n))
         finally:
-            self._model.set_threads(*self._loaded)
+            self._model.set_threads(*self.loaded)
         uniform = {n: self._curves[n, n] for n in counts}
         self.governor.threads = {mode: best_threads(uniform, mode) for mode in LADDER[1:]}
 

@@ -63,6 +63,7 @@ def test_every_way_is_measured_on_a_real_model(engine):
     assert all(one["per_token"] > 0 for one in report["overall"].values())
     assert report["overall"]["plain"]["to_plain"] == 1.0
     assert set(report["threads"]) == {"performance", "balanced", "saver"}
+    assert report["threads"]["performance"] == list(engine.steering.loaded)
     assert engine.steering.governor.mode == "performance"
 
 
