@@ -22,6 +22,7 @@ import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from edgespec.core import EdgespecError
@@ -121,8 +122,18 @@ def check_gguf(path: Path) -> GgufSummary:
     """Read the header of the GGUF file at `path` and check that llama.cpp can be trusted with it.
 
     Raises EdgespecError, one printable line, if it is anything but a well-formed single-file model. Opens
-    regular files only, so that a pipe or a device never blocks.
+    regular files only, so that a pipe or a device never blocks. A file that did not change is read once.
     """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return _checked(path, ())  # which says what is wrong
+    state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _checked(path, state)
+
+
+@lru_cache(8)
+def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
     with _map(path) as data:
         cursor = _Cursor(path, data)
         n_tensors, n_keys = _read_preamble(cursor)
