@@ -50,8 +50,9 @@ class Connection(H11Protocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
             # Nothing may follow a request that is not answered yet: while it waits here, nobody hears
-            # that the client went away.
-            self.transport.abort()
+            # that the client went away. Some end a request with an empty line too many.
+            if data.strip(b"\r\n"):
+                self.transport.abort()
             return
         if self._deadline is None and (cycle is None or cycle.response_complete):
             self._expect(REQUEST_SECONDS)

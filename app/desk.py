@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import ContextFullError
 from edgespec.app.errors import ApiError
 from edgespec.app.service import Service, Ticket
+from edgespec.app.worker import EngineThread
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.chat import Message
 from edgespec.models.grammar import Grammar, GrammarCompiler, Kind
@@ -39,6 +40,7 @@ from edgespec.sampling import Sampling
 __all__ = ["Answer", "Arguments", "Ask", "Called", "Choice", "Desk", "End", "Job", "Part", "Text"]
 
 
+T = TypeVar("T")
 _NO_TOOLS = Choice("none")
 
 
@@ -108,8 +110,8 @@ class Desk:
         self._vocab = service.engine.model.vocab
         self._watcher = watcher
         self._tickets: set[Ticket] = set()
-        self._rendering = threading.Lock()
-        self._compiling = threading.Lock()
+        # A thread each, so that neither a slow template nor a slow grammar keeps others waiting for long.
+        self._rendering, self._compiling = EngineThread(), EngineThread()
         self._compiler: GrammarCompiler | None = None
         self._stopped = False
 
@@ -119,7 +121,20 @@ class Desk:
 
     async def prepare(self, ask: Ask) -> Job:
         """Render, tokenize and compile, away from the event loop. Raises EdgespecError."""
-        return await asyncio.to_thread(self._prepare, ask)
+        self.check_tokens(list(ask.sampling.logit_bias))
+        named = read_tools(ask.tools)
+        tools = ask.tools if ask.choice.mode != "none" else ()
+        prompt = await _aside(self._rendering, lambda: self._prompt(ask, tools, named if tools else []))
+        if len(prompt) >= self.context_length:
+            raise ContextFullError(
+                f"This model's maximum context length is {self.context_length} tokens and the prompt has "
+                f"{len(prompt)}: shorten it, or start the server with a larger --context."
+            )
+        if not tools and (ask.choice.mode == "required" or ask.choice.named is not None):
+            raise EdgespecError("tool_choice asks for a call, but there are no tools.")
+        if not tools and ask.format is None:
+            return Job(ask, prompt)
+        return await _aside(self._compiling, lambda: self._constrained(ask, prompt, named if tools else []))
 
     def submit(self, job: Job, client: str = "") -> Answer:
         """Queue `job`: iterate over what this returns, and close it. Raises BusyError when too many wait."""
@@ -150,6 +165,12 @@ class Desk:
         for ticket in list(self._tickets):
             ticket.cancel()
 
+    def close(self) -> None:
+        """Stop, and wait for the threads that read the model's vocabulary: it may be freed after that."""
+        self.stop()
+        for thread in (self._rendering, self._compiling):
+            thread.close()
+
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         return self._vocab.tokenize(text, special=special, begin=begin)
 
@@ -179,33 +200,6 @@ class Desk:
             constraint=job.grammar.start if job.grammar is not None else None,
         )
 
-    def _prepare(self, ask: Ask) -> Job:
-        self.check_tokens(list(ask.sampling.logit_bias))
-        tools: Sequence[Mapping[str, Any]] = () if ask.choice.mode == "none" else ask.tools
-        named = read_tools(ask.tools)  # wrong ones are told of in any case
-        syntax = syntax_of(self._engine.model.chat_template) if tools else None
-        prompt = self._prompt(ask, tools, named if tools else [])
-        if len(prompt) >= self.context_length:
-            raise ContextFullError(
-                f"This model's maximum context length is {self.context_length} tokens and the prompt has "
-                f"{len(prompt)}: shorten it, or start the server with a larger --context."
-            )
-        made, trigger = None, None
-        if tools and syntax is not None:
-            if ask.format is not None:
-                raise EdgespecError("response_format together with tools is not supported: use one of them.")
-            trigger = self._trigger(syntax)
-            tokens = None if trigger is None else {syntax.trigger: trigger}
-            if text := grammar(syntax, named, ask.choice, tokens):
-                with self._compiling:
-                    made = self._grammars().build(text)
-        elif ask.choice.mode == "required" or ask.choice.named is not None:
-            raise EdgespecError("tool_choice asks for a call, but there are no tools.")
-        elif ask.format is not None:
-            with self._compiling:
-                made = self._grammars().compile(*ask.format)
-        return Job(ask, prompt, made, syntax, trigger)
-
     def _prompt(self, ask: Ask, tools: Sequence[Mapping[str, Any]], named: Sequence[Tool]) -> list[int]:
         if ask.messages is None:
             if isinstance(ask.prompt, str):
@@ -215,17 +209,22 @@ class Desk:
         messages = ask.messages
         if syntax_of(self._engine.model.chat_template).taught:
             messages, tools = folded(messages, named), ()
-        with self._rendering:
-            return self._engine.chat_prompt(messages, [*tools] or None)
+        return self._engine.chat_prompt(messages, [*tools] or None)
 
-    def _trigger(self, syntax: Syntax) -> int | None:
-        found = self._vocab.tokenize(syntax.trigger, special=True) if syntax.special else []
-        return found[0] if len(found) == 1 else None
-
-    def _grammars(self) -> GrammarCompiler:
+    def _constrained(self, ask: Ask, prompt: list[int], tools: Sequence[Tool]) -> Job:
+        """`ask` with the grammar of what it asks for: calls of `tools`, or a format."""
         if self._compiler is None:
             self._compiler = GrammarCompiler(self._vocab)
-        return self._compiler
+        if not tools:
+            kind, source = ask.format or ("json_object", None)
+            return Job(ask, prompt, self._compiler.compile(kind, source))
+        if ask.format is not None:
+            raise EdgespecError("response_format together with tools is not supported: use one of them.")
+        syntax = syntax_of(self._engine.model.chat_template)
+        found = self._vocab.tokenize(syntax.trigger, special=True) if syntax.special else []
+        trigger = found[0] if len(found) == 1 else None
+        text = grammar(syntax, tools, ask.choice, None if trigger is None else {syntax.trigger: trigger})
+        return Job(ask, prompt, self._compiler.build(text) if text else None, syntax, trigger)
 
 
 class Answer:
@@ -298,3 +297,18 @@ class _Ear:
         after = self._text_of(tokens[list(tokens).index(job.trigger) + 1 :])
         at = len(text) - len(after) if text.endswith(after) else 0
         return text[:at] + job.syntax.trigger + text[at:]
+
+
+async def _aside(thread: EngineThread, call: Callable[[], T]) -> T:
+    """What `call` returns, in `thread`; nobody has to wait for it, and if nobody does it is not begun."""
+    future: Future[T] = Future()
+
+    def job() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                future.set_exception(error)
+
+    thread.submit(job)
+    return await asyncio.wrap_future(future)

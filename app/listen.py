@@ -48,7 +48,7 @@ class Bound:
 
     @property
     def is_tcp(self) -> bool:
-        return self.socket.family != socket.AF_UNIX
+        return self.socket.family in (socket.AF_INET, socket.AF_INET6)
 
     @property
     def address(self) -> str:
@@ -87,6 +87,8 @@ def bind_unix(path: Path) -> Bound:
 
     Call it before other threads run: the mask of permissions belongs to the whole process.
     """
+    if not hasattr(socket, "AF_UNIX"):
+        raise EdgespecError("Python has no Unix sockets on this system: use --tcp 127.0.0.1:8080 alone.")
     path = Path(os.path.abspath(path))  # noqa: PTH100 - `resolve` would follow a link, which is refused
     if len(os.fsencode(path)) > MAX_PATH:
         raise EdgespecError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from contextlib import ExitStack
@@ -63,7 +64,7 @@ def serve(
         bound = listen.inherited(allow_remote)
         for one in bound:
             stack.callback(one.close)
-        if socket is not None or not bound:
+        if socket is not None or not (bound or (tcp and os.name != "posix")):
             bound.append(listen.bind_unix(socket or listen.default_path()))
             stack.callback(bound[-1].close)
         if tcp:
@@ -100,7 +101,7 @@ def mcp(
 
     name = model or opt.default_model()
     resolve(name)  # what is wrong with it should show now
-    services: list[Service] = []
+    desks: list[Desk] = []
 
     def load() -> Desk:
         loaded = opt.load_engine(
@@ -108,14 +109,15 @@ def mcp(
         )
         for note in loaded.notes:
             _say(note)
-        services.append(Service(loaded, parallel=parallel))
-        return Desk(services[0])
+        desks.append(Desk(Service(loaded)))
+        return desks[0]
 
     try:
         mcp_server.run(load, Path(name).name)
     finally:
-        for service in services:
-            service.close()
+        for desk in desks:
+            desk.close()
+            desk.service.close()
 
 
 def _run(
@@ -133,9 +135,9 @@ def _run(
     from edgespec.app.service import Service
 
     service = Service(loaded, queue=queue)
+    metrics = Metrics(service)
+    desk = Desk(service, metrics)
     try:
-        metrics = Metrics(service)
-        desk = Desk(service, metrics)
         server = make_server(make_app(desk, metrics, names, token=token, hosts=hosts), desk.stop)
         for one in bound:
             _say(f"{names[0]} is served on {one.address}")
@@ -144,6 +146,7 @@ def _run(
             signal.signal(number, lambda *_: None)
         server.run([one.socket for one in bound])
     finally:
+        desk.close()
         service.close()
 
 

@@ -85,6 +85,47 @@ def test_text_comes_back_whole(server: Running) -> None:
     assert b"\x1b" not in answer.content
 
 
+SCHEMAS: dict[str, Any] = {
+    "endless": {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
+    "recursive": {
+        "type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"],
+        "additionalProperties": False,
+    },
+    "another's file": {"$ref": "file:///etc/passwd"},
+    "another's server": {"$ref": "http://127.0.0.1:1/x"},
+    "10,000 values": {"enum": [f"value {i}" for i in range(10_000)]},
+    "10,000 properties": {"type": "object", "properties": {f"p{i}": {} for i in range(10_000)}},
+    "a catastrophic pattern": {"type": "string", "pattern": "^(a+)+(a|b|ab)*c{1,999}(x{1,99}){1,99}$"},
+    "all of many": {"allOf": [{"anyOf": [{"type": "string"}, {"type": "integer"}]}] * 500},
+    "a pattern that is none": {"type": "string", "pattern": "(("},
+    "nothing": {"not": {}},
+    "a wrong type": {"type": "thing"},
+    "deep": json.loads('{"items":' * 150 + "{}" + "}" * 150),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_hostile_schemas_are_refused_or_answered_in_time(name: str, server: Running) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMAS[name]}}
+    tool = {
+        "type": "function",
+        "function": {"name": "x", "parameters": {"type": "object", "properties": {"x": SCHEMAS[name]}}},
+    }
+    start = time.monotonic()
+    with server.client() as client, ThreadPoolExecutor() as pool:
+        asked = [
+            pool.submit(client.post, CHAT, json=question(8, response_format=form)),
+            pool.submit(client.post, CHAT, json=question(8, tools=[tool], tool_choice="required")),
+        ]
+        times = health_times(server, 10)
+        for one in asked:
+            answer = one.result()
+            assert answer.status_code in (200, 400), answer.text
+            assert answer.status_code == 200 or len(answer.json()["error"]["message"]) < 1000
+    assert time.monotonic() - start < 30
+    assert p95(times) < 0.5, times
+
+
 def send_much(connection: socket.socket, size: int, chunked: bool) -> None:
     part = b"x" * MB
     for _ in range(size // MB):
