@@ -56,7 +56,9 @@ def chat(
     max_draft: opt.MaxDraft = 31,
     exact: opt.Exact = False,
     system: Annotated[str | None, typer.Option(help="System prompt.", show_default=_SET)] = None,
-    persona: Annotated[str, typer.Option(help="One of [personas] in the settings.", show_default=_SET)] = "",
+    persona: Annotated[
+        str, typer.Option(help="A name in the table personas of the settings.", show_default=_SET)
+    ] = "",
     max_tokens: Tokens = None,
     context: Context = None,
     threads: opt.Threads = 0,

@@ -337,14 +337,15 @@ def help_text() -> str:
     """Every key and command."""
     lines = [
         "Enter sends, Ctrl+J makes a new line, Up brings back what was sent.",
-        "@path attaches a text file, Tab completes. // sends a message that begins with a slash.",
-        "Ctrl+Up goes to the messages: there e edits, r writes again, c copies, ← → switch branches.",
-        "Page up and Page down scroll. Ctrl+P opens the command palette.",
+        "@path attaches a text file, Tab completes, // begins with a slash.",
+        "Ctrl+Up goes to the messages: there e edits, r writes again, c copies,",
+        "left and right switch branches. Page up and Page down scroll.",
+        "Ctrl+P opens the command palette.",
         "",
     ]
     for one in TABLE.values():
-        key = one.key.replace("ctrl", "Ctrl").replace("alt", "Alt").replace("escape", "Esc")
-        lines.append(f"{key or '-':10} /{one.name} {one.argument}".ljust(34) + one.about)
+        key = one.key.title().replace("Escape", "Esc")
+        lines.append(f"{key:10}{f'/{one.name} {one.argument}':18}{one.about}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # imports numpy
 
 T = TypeVar("T")
 _MOST = 200
+_WIDTH = 32  # of a title, in cells
 
 
 class Sidebar(Vertical):
@@ -129,14 +130,13 @@ async def _asked(store: Store, job: Callable[[History], T]) -> T:
 
 
 def _title(title: str, pinned: bool) -> Text:
-    return Text(
-        ("* " if pinned else "  ") + (one_line(title) or "(untitled)"), overflow="ellipsis", no_wrap=True
-    )
+    mark = "* " if pinned else "  "
+    return _cut(Text(mark + (one_line(title) or "(untitled)")))
 
 
 def _hit(hit: Hit) -> Text:
     """The title, and under it where the words stand. Cleaned in the pieces between the matches."""
-    text = Text(one_line(hit.title) or "(untitled)", style="bold", overflow="ellipsis", no_wrap=True)
+    text = _cut(Text(one_line(hit.title) or "(untitled)", style="bold"))
     if hit.message is None:
         return text
     text.append("\n  ")
@@ -146,6 +146,11 @@ def _hit(hit: Hit) -> Text:
         text.append(_piece(hit.snippet[start:end]), "bold underline")
         at = end
     return text.append(_piece(hit.snippet[at:]), "not bold")
+
+
+def _cut(text: Text) -> Text:
+    text.truncate(_WIDTH, overflow="ellipsis")
+    return text
 
 
 def _piece(text: str) -> str:

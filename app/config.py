@@ -25,7 +25,7 @@ ABOUT = {
     "mode": "What the machine may give, as for --mode.",
     "model": "The model `chat` opens: a catalogue name or a .gguf file; empty: the starter.",
     "system": "The system prompt of new conversations.",
-    "persona": "The persona of new conversations, one of [personas].",
+    "persona": "The persona of new conversations, a name in the table personas.",
     "temperature": "chat: 0 takes the likeliest token every time.",
     "top_k": "chat: draw from the k likeliest tokens only; 0: off.",
     "top_p": "chat: draw from the likeliest tokens that sum to p only; 1: off.",

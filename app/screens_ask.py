@@ -21,6 +21,7 @@ T = TypeVar("T")
 class Choose(ModalScreen[T], Generic[T]):
     """One of several things, each with what is to be said of it."""
 
+    AUTO_FOCUS = "*"  # not the chat's own
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave")]
 
     def __init__(self, question: str, options: Sequence[tuple[T, str, str]]) -> None:
@@ -46,6 +47,7 @@ class Choose(ModalScreen[T], Generic[T]):
 class Ask(ModalScreen[str]):
     """A line of text."""
 
+    AUTO_FOCUS = "*"  # not the chat's own
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave")]
 
     def __init__(self, question: str, before: str = "") -> None:
@@ -65,6 +67,7 @@ class Ask(ModalScreen[str]):
 class Reading(ModalScreen[None]):
     """Text to read: help."""
 
+    AUTO_FOCUS = "*"  # not the chat's own
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,f1,enter", "dismiss(None)", "Leave"),
         Binding("up", "scroll(-1)", show=False),

@@ -18,6 +18,7 @@ from edgespec.core import EdgespecError
 class Settings(ModalScreen[config.Config | None]):
     """Gives back the settings as they were saved."""
 
+    AUTO_FOCUS = "Input"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "dismiss(None)", "Leave"),
         Binding("ctrl+s", "save", "Save"),

@@ -83,7 +83,7 @@ def shown(app: Any) -> str:
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
 
-async def until(pilot: Pilot[Any], ready: Callable[[], bool], seconds: float = 20.0) -> None:
+async def until(pilot: Pilot[Any], ready: Callable[[], bool], seconds: float = 10.0) -> None:
     end = monotonic() + seconds
     while not ready():
         assert monotonic() < end, f"still waiting; the screen is\n{shown(pilot.app)}"

@@ -19,7 +19,7 @@ from edgespec.models.native import EngineName
 def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What runs here neither uses nor changes what the user's own runs have learned."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("EDGESPEC_CACHE", "EDGESPEC_CORPUS"):
+        for name in ("EDGESPEC_CACHE", "EDGESPEC_CORPUS", "EDGESPEC_DATA", "EDGESPEC_CONFIG"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
         yield
 
