@@ -193,17 +193,17 @@ async def messages(served: Served, body: MessagesRequest, request: Request) -> R
         return Stream(_events(answer, message), [answer])
 
     async def whole() -> None:
-        with answer:
-            async for news in answer:
-                if not isinstance(news, End):
-                    for _ in message.part(news):
-                        pass
-                elif (error := failure(news)) is not None:
-                    raise error
-                else:
-                    message.end(news.result)
+        async for news in answer:
+            if not isinstance(news, End):
+                for _ in message.part(news):
+                    pass
+            elif (error := failure(news)) is not None:
+                raise error
+            else:
+                message.end(news.result)
 
-    await unless_gone(request, whole())
+    with answer:
+        await unless_gone(request, whole())
     return Json(message.body)
 
 

@@ -36,7 +36,8 @@ async def chat(served: Served, body: ChatRequest, request: Request) -> Response:
         return Stream(
             _chat_events(answer, ChatChunks(desk, body.model, logprobs, include), include), [answer]
         )
-    texts, results = await unless_gone(request, collect(answer))
+    with answer:
+        texts, results = await unless_gone(request, collect(answer))
     choices = [
         chat_choice(desk, i, text, result, logprobs)
         for i, (text, result) in enumerate(zip(texts, results, strict=True))

@@ -186,18 +186,18 @@ async def respond(served: Served, body: ResponsesRequest, request: Request) -> R
         return Stream(_stream(answer, response), [answer])
 
     async def whole() -> None:
-        with answer:
-            async for news in answer:
-                if not isinstance(news, End):
-                    for _ in response.part(news):
-                        pass
-                elif (error := failure(news)) is not None:
-                    raise error
-                else:
-                    for _ in response.end(news.result):
-                        pass
+        async for news in answer:
+            if not isinstance(news, End):
+                for _ in response.part(news):
+                    pass
+            elif (error := failure(news)) is not None:
+                raise error
+            else:
+                for _ in response.end(news.result):
+                    pass
 
-    await unless_gone(request, whole())
+    with answer:
+        await unless_gone(request, whole())
     return Json(response.body)
 
 

@@ -110,17 +110,16 @@ def failure(end: End) -> ApiError | None:
 
 
 async def collect(answer: Answer) -> tuple[list[Collected], list[Result]]:
-    """All of one job's answers. Raises ApiError if one fails."""
+    """All of one job's answers, which the caller closes. Raises ApiError if one fails."""
     count = answer.job.ask.count
     texts, results = [Collected() for _ in range(count)], [Result() for _ in range(count)]
-    with answer:
-        async for news in answer:
-            if not isinstance(news, End):
-                texts[news.index].add(news)
-            elif (error := failure(news)) is not None:
-                raise error
-            else:
-                results[news.index] = news.result
+    async for news in answer:
+        if not isinstance(news, End):
+            texts[news.index].add(news)
+        elif (error := failure(news)) is not None:
+            raise error
+        else:
+            results[news.index] = news.result
     return texts, results
 
 

@@ -89,7 +89,9 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(folder / "s"))
     code = (
-        "import sys; from pathlib import Path; from edgespec.app import listen; from edgespec.core import *\n"
+        "import sys, time; from pathlib import Path\n"
+        "from edgespec.app import listen; from edgespec.core import *\n"
+        "clear = listen._clear; listen._clear = lambda path: (clear(path), time.sleep(0.3))\n"
         "try: bound = listen.bind_unix(Path(sys.argv[1])); print('bound', flush=True); sys.stdin.read()\n"
         "except EdgespecError as e: print(e)"
     )
