@@ -16,7 +16,7 @@ from edgespec.app.answer import Request, Result
 from edgespec.app.corpus import index_for
 from edgespec.app.shelf import Shelf
 from edgespec.app.steering import Steering
-from edgespec.app.writing import Slot, Writing, choose_slot
+from edgespec.app.writing import Slot, Writing, borrow, choose_slot
 from edgespec.control import FixedLength, Planner, best_case
 from edgespec.core import Cancelled, EdgespecError, Round
 from edgespec.costs import CostCurve
@@ -250,6 +250,7 @@ class Engine:
                 f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})."
             )
         slot = self.shelf.arrange(free, prompt) if self.shelf is not None else choose_slot(free, prompt)
+        borrow(slot, self.slots, prompt)
         planner = self._planner(request, slot)
         writing = Writing(request, result, slot, planner, self.model.vocab, room, lambda: self.steering.costs)
         self._arm(request)

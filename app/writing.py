@@ -16,6 +16,8 @@ from edgespec.models.llama import LlamaSequence
 from edgespec.models.vocab import Vocab
 from edgespec.sampling import Sampler
 
+_WORTH_SHARING = 16  # tokens
+
 
 @dataclass(slots=True, eq=False)
 class Slot:
@@ -32,13 +34,31 @@ class Slot:
 
 
 def choose_slot(slots: Sequence[Slot], prompt: Sequence[int]) -> Slot:
-    """The one that holds most of `prompt`; of equal ones an empty one, then the one not used for longest."""
+    """The one that `prompt` goes on from, else an empty one, else the one not used for longest.
+
+    A slot whose text has little more than its beginning in common with `prompt` belongs to another
+    conversation with the same system prompt.
+    """
 
     def rank(slot: Slot) -> tuple[int, bool, float]:
         held = slot.sequence.tokens
-        return common_prefix(held, prompt), not held, -slot.used
+        common = common_prefix(held, prompt)
+        return common if 2 * common > len(held) else 0, not held, -slot.used
 
     return max(slots, key=rank)
+
+
+def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
+    """Let `slot` share what another one, in use or not, has read of `prompt`, if that is more."""
+    held = common_prefix(slot.sequence.tokens, prompt)
+    for other in slots:
+        common = common_prefix(other.sequence.tokens, prompt)
+        if (
+            other is not slot
+            and common >= held + _WORTH_SHARING
+            and slot.sequence.share(other.sequence, common)
+        ):
+            held = common
 
 
 class Writing:

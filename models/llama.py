@@ -259,6 +259,18 @@ class LlamaSequence:
             length = 0
         del self._tokens[length:]
 
+    def share(self, other: LlamaSequence, length: int) -> bool:
+        """Hold the first `length` tokens of `other`, without copying them. False where that cannot be."""
+        model, C = self.model, self.model._C  # noqa: N806
+        if other is self or not model.library.shares_cache or model.rollback_refusal:
+            return False
+        self.rollback(0)
+        context, native_id = model._slot(self.id)
+        memory = C.llama_get_memory(context)
+        C.llama_memory_seq_cp(memory, model._slot(other.id)[1], native_id, 0, length)
+        self._tokens = list(other.tokens[:length])
+        return True
+
     def state(self) -> npt.NDArray[np.uint8]:
         """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
         C = self.model._C  # noqa: N806

@@ -76,21 +76,39 @@ def save_state(sequence: LlamaSequence, path: Path) -> bool:
     return True
 
 
+def state_tokens(sequence: LlamaSequence, path: Path) -> list[int] | None:
+    """The tokens of the state in `path`, None if there is none that fits `sequence`."""
+    found = _header(sequence, path)
+    return found and found[0]
+
+
 def load_state(sequence: LlamaSequence, path: Path) -> bool:
     """Let `sequence` hold what `save_state` wrote to `path`. False, and empty, for anything else."""
     sequence.rollback(0)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        with path.open("rb") as file:
-            if file.readline(len(_MAGIC)) != _MAGIC:
-                return False
-            header = json.loads(file.readline(_MOST_HEADER))
-            tokens, size = header["tokens"], header["bytes"]
-            if header["key"] != state_key(sequence) or not _fits(sequence, tokens, size):
-                return False
-            data = np.fromfile(file, np.uint8, size + 1)
-        if len(data) == size and hashlib.sha256(data.data).hexdigest() == header["sha256"]:
+    found = _header(sequence, path)
+    if found is None:
+        return False
+    tokens, size, digest, start = found
+    with contextlib.suppress(OSError, ValueError):
+        data = np.fromfile(path, np.uint8, size + 1, offset=start)
+        if len(data) == size and hashlib.sha256(data.data).hexdigest() == digest:
             return sequence.restore(tokens, data)
     return False
+
+
+def _header(sequence: LlamaSequence, path: Path) -> tuple[list[int], int, object, int] | None:
+    """Tokens, bytes and digest of the data, and where it begins; None if it is not for `sequence`."""
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
+        path.open("rb") as file,
+    ):
+        if file.readline(len(_MAGIC)) != _MAGIC:
+            return None
+        header = json.loads(file.readline(_MOST_HEADER))
+        tokens, size = header["tokens"], header["bytes"]
+        if header["key"] == state_key(sequence) and _fits(sequence, tokens, size):
+            return tokens, size, header["sha256"], file.tell()
+    return None
 
 
 def _fits(sequence: LlamaSequence, tokens: object, size: object) -> bool:

@@ -15,7 +15,7 @@ from edgespec.app.answer import Request, Result
 from edgespec.app.engine import ContextFullError, Engine
 from edgespec.app.service import BusyError, Service
 from edgespec.app.shelf import Shelf
-from edgespec.core import EdgespecError, TokenLogprob
+from edgespec.core import EdgespecError, TokenLogprob, common_prefix
 from edgespec.models.llama import LlamaOptions
 from edgespec.sampling import Sampling
 
@@ -142,6 +142,30 @@ def test_a_conversation_that_goes_on_reads_only_what_is_new(engine, service):
     assert more.wait().cached_tokens >= len(prompt) + len(answer.tokens) - 1
 
 
+def test_a_system_prompt_is_read_once_for_all(engine, service):
+    """While one is written, another shares the cells of what both begin with, and neither text is changed."""
+    system = "You are kind and brief. " * 12
+    expected, prompts = [], []
+    for question in QUESTIONS[:2]:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+        prompts.append(engine.chat_prompt(messages))
+        engine.forget()
+        result = Result()
+        for _ in engine.answer(Request(prompts[-1], max_tokens=30), result):
+            pass
+        expected.append(result.tokens)
+    engine.forget()
+    first, second = Asker(), Asker()
+    service.submit(Request(prompts[0], max_tokens=30), first)
+    assert first.begun.wait(60)
+    service.submit(Request(prompts[1], max_tokens=30), second)
+    shared = common_prefix(*prompts)
+    assert shared > 60
+    assert second.wait().cached_tokens == shared
+    assert first.wait().tokens[:4] == expected[0][:4]
+    assert second.tokens[:4] == expected[1][:4]
+
+
 def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tmp_path):
     """One slot, two long conversations in turn: the second turn of each reads only what is new."""
     with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
@@ -168,6 +192,27 @@ def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tm
             assert cold.cached_tokens == 0
             assert again.tokens == cold.tokens
     assert list(tmp_path.rglob("*.state")) == []
+
+
+def test_a_lasting_shelf_is_found_again_and_forgets_when_told(starter_path, tmp_path):
+    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.shelf = Shelf(folder=tmp_path, lasting=True)
+        prompt = prompt_of(engine, "Apples fall. " * 120)
+        for _ in engine.answer(Request(prompt, max_tokens=4), Result()):
+            pass
+        engine.shelf.keep(engine.slots[0])
+        engine.shelf.keep(engine.slots[0])
+    assert len(list(tmp_path.glob("*.state"))) == 1
+    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.shelf = Shelf(folder=tmp_path, lasting=True)
+        again = Result()
+        for _ in engine.answer(Request([*prompt, 5], max_tokens=4), again):
+            pass
+        assert again.cached_tokens >= len(prompt) - 1
+        engine.shelf.forget(engine.model.vocab.tokenize("Something else. " * 100))
+        assert len(list(tmp_path.glob("*.state"))) == 1
+        engine.shelf.forget(prompt)
+        assert list(tmp_path.glob("*.state")) == []
 
 
 def test_what_a_killed_program_left_is_swept(starter_path, tmp_path):
@@ -292,7 +337,9 @@ def test_closing_ends_everything(engine):
     start = time.monotonic()
     service.close()
     assert time.monotonic() - start < 10
-    assert all(asker.wait().stop_reason == "cancelled" for asker in askers)
+    reasons = [asker.wait().stop_reason for asker in askers]
+    assert set(reasons) <= {"cancelled", "end"}  # a short answer may have been complete
+    assert reasons.count("cancelled") >= 3
     with pytest.raises(EdgespecError, match="stopping"):
         service.submit(Request([1]), Asker())
 

@@ -100,3 +100,24 @@ def test_what_cannot_be_written_is_not(model, tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
     sequence.rollback(0)
     sequence.close()
+
+
+def test_a_shared_beginning_is_as_good_as_one_read(model):
+    first, second = model.sequence(), model.sequence()
+    tokens = model.vocab.tokenize(TEXT)
+    first.forward(tokens)
+    shared = second.share(first, 200)
+    assert shared == model.library.shares_cache
+    if shared:
+        assert list(second.tokens) == tokens[:200]
+        new = model.vocab.tokenize(" But then")
+        ours = second.forward(new)[0].copy()
+        first.rollback(0)  # which leaves the cells to the other
+        first.forward(tokens[:200])
+        theirs = first.forward(new)[0].copy()
+        other = first.forward(new)[0].copy()
+        assert np.abs(ours - theirs).max() < 0.2 * np.abs(other - theirs).max()
+        assert ours.argmax() == theirs.argmax()
+    for sequence in (first, second):
+        sequence.rollback(0)
+        sequence.close()
