@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from test_imports import importers
 
 from edgespec.app import replies
 from edgespec.app.answer import Result
@@ -355,3 +356,17 @@ def test_faults_are_found_in_the_request(change: dict[str, Any], param: str) -> 
     fault = first_fault(errors, body)
     assert (fault.param, fault.status) == (param, 400)
     assert param in fault.message
+
+
+@pytest.mark.parametrize(
+    ("package", "file"),
+    [
+        ("fastapi", "app/server.py"),
+        ("uvicorn", "app/connections.py"),
+        ("sse_starlette", "app/streams.py"),
+        ("prometheus_client", "app/metrics.py"),
+        ("mcp", "app/mcp_server.py"),
+    ],
+)
+def test_each_library_is_known_in_one_file(package: str, file: str) -> None:
+    assert importers(package, ("app", "edgespec", "models", "quant")) == {file}
