@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -143,7 +144,7 @@ class Desk:
         answer = Answer(self, job)
         try:
             for index in range(job.ask.count):
-                request, ear = self._request(job, index), _Ear(answer, index, self._vocab.detokenize)
+                request, ear = self._request(job, index), _Ear(answer, index)
                 ticket = self.service.submit(request, ear, f"{client}/{job.ask.user}")
                 answer.tickets.append(ticket)
                 self._tickets.add(ticket)
@@ -173,6 +174,9 @@ class Desk:
 
     def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
         return self._vocab.tokenize(text, special=special, begin=begin)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        return self._vocab.detokenize(tokens)
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token, none for a control token."""
@@ -233,10 +237,12 @@ class Answer:
     def __init__(self, desk: Desk, job: Job) -> None:
         self._desk, self.job = desk, job
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[Part | End] = asyncio.Queue()
-        self.tickets: list[Ticket] = []
+        self._news: asyncio.Queue[_Wrote | End] = asyncio.Queue()
+        self._ready: deque[Part | End] = deque()
+        self._parsers = [CallParser(job.syntax) for _ in range(job.ask.count) if job.syntax is not None]
         self._open = job.ask.count
-        self.started = monotonic()
+        self._started = monotonic()
+        self.tickets: list[Ticket] = []
 
     def __enter__(self) -> Self:
         return self
@@ -248,55 +254,70 @@ class Answer:
         return self
 
     async def __anext__(self) -> Part | End:
-        if not self._open:
-            raise StopAsyncIteration
-        news = await self._news.get()
-        self._open -= isinstance(news, End)
-        return news
+        while not self._ready:
+            if not self._open:
+                raise StopAsyncIteration
+            self._take(await self._news.get())
+        return self._ready.popleft()
 
     def close(self) -> None:
         for ticket in self.tickets:
             ticket.cancel()
         self._desk.forget(self.tickets)
 
-    def put(self, news: Part | End) -> None:
-        """From the engine's thread."""
+    def tell(self, news: _Wrote | End) -> None:
+        """From the engine's thread, which has better things to do than to look at it."""
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+            self._loop.call_soon_threadsafe(self._heard, news)
 
-    def heard(self, result: Result, error: Exception | None) -> None:
-        self._desk.heard(result, error, monotonic() - self.started)
+    def _heard(self, news: _Wrote | End) -> None:
+        self._news.put_nowait(news)
+        if isinstance(news, End):
+            self._desk.heard(news.result, news.error, monotonic() - self._started)
+
+    def _take(self, news: _Wrote | End) -> None:
+        parser = self._parsers[news.index] if self._parsers else None
+        if isinstance(news, End):
+            self._open -= 1
+            if parser is not None and (rest := parser.finish()):
+                self._ready.append(Part(news.index, rest, (), ()))
+            self._ready.append(news)
+            return
+        events: Sequence[Event] = [Text(news.text)] if news.text else ()
+        if parser is not None:
+            events = parser.feed(self._marked(news))
+        if events or news.logprobs:
+            self._ready.append(Part(news.index, events, news.tokens, news.logprobs))
+
+    def _marked(self, news: _Wrote) -> str:
+        """Its text with what begins calls written out, which a control token shows as nothing."""
+        job, text = self.job, news.text
+        if job.trigger is None or job.syntax is None or job.trigger not in news.tokens:
+            return text
+        after = self._desk.text_of(news.tokens[list(news.tokens).index(job.trigger) + 1 :])
+        at = len(text) - len(after) if text.endswith(after) else 0
+        return text[:at] + job.syntax.trigger + text[at:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrote:
+    index: int
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
 
 
 class _Ear:
-    """A Listener: turns what the engine writes into the events of one answer."""
+    """A Listener: tells an Answer what the engine writes."""
 
-    def __init__(self, answer: Answer, index: int, text_of: Callable[[Sequence[int]], str]) -> None:
-        self._answer, self._index, self._text_of = answer, index, text_of
-        syntax = answer.job.syntax
-        self._parser = CallParser(syntax) if syntax is not None else None
+    def __init__(self, answer: Answer, index: int) -> None:
+        self._answer, self._index = answer, index
 
     def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
-        events: Sequence[Event] = [Text(text)] if text else ()
-        if self._parser is not None:
-            events = self._parser.feed(self._marked(text, tokens))
-        if events or logprobs:
-            self._answer.put(Part(self._index, events, tokens, logprobs))
+        self._answer.tell(_Wrote(self._index, text, tokens, logprobs))
 
     def ended(self, result: Result, error: Exception | None) -> None:
-        if self._parser is not None and (rest := self._parser.finish()):
-            self._answer.put(Part(self._index, rest, (), ()))
-        self._answer.heard(result, error)
-        self._answer.put(End(self._index, result, error))
-
-    def _marked(self, text: str, tokens: Sequence[int]) -> str:
-        """`text` with what begins calls written out, which a control token shows as nothing."""
-        job = self._answer.job
-        if job.trigger is None or job.syntax is None or job.trigger not in tokens:
-            return text
-        after = self._text_of(tokens[list(tokens).index(job.trigger) + 1 :])
-        at = len(text) - len(after) if text.endswith(after) else 0
-        return text[:at] + job.syntax.trigger + text[at:]
+        self._answer.tell(End(self._index, result, error))
 
 
 async def _aside(thread: EngineThread, call: Callable[[], T]) -> T:

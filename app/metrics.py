@@ -21,7 +21,7 @@ _MODES = ("performance", "balanced", "saver")
 
 
 class Metrics:
-    """The figures of one service. `answered` is called in the engine's thread, the rest in the event loop."""
+    """The figures of one service, all of them kept in one event loop."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

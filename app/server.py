@@ -171,7 +171,7 @@ def _add_rest(app: FastAPI, served: Served, metrics: Metrics) -> None:
     @app.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> Response:
         desk.check_tokens(body.tokens)
-        return Json({"content": b"".join(map(desk.piece, body.tokens)).decode("utf-8", "replace")})
+        return Json({"content": desk.text_of(body.tokens)})
 
     @app.get("/health")
     async def health() -> Response:
