@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -17,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
+import openai
+from pydantic import BaseModel
 
 MODEL = "smollm2-135m"
 
@@ -165,3 +169,79 @@ def question(max_tokens: int = 8, **more: Any) -> dict[str, Any]:
     """The body of a chat completion."""
     messages = [{"role": "user", "content": "Name a colour."}]
     return {"model": MODEL, "messages": messages, "max_tokens": max_tokens, "temperature": 0, **more}
+
+
+@contextmanager
+def openai_client(server: Running, tcp: bool) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client, as it is."""
+    if tcp:
+        base, key = f"http://127.0.0.1:{server.port}/v1", server.token
+        with openai.OpenAI(base_url=base, api_key=key, max_retries=0) as client:
+            yield client
+        return
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(server.path))) as http:
+        yield openai.OpenAI(base_url="http://localhost/v1", api_key="none", http_client=http, max_retries=0)
+
+
+@contextmanager
+def anthropic_client(server: Running, tcp: bool) -> Iterator[anthropic.Anthropic]:
+    """Anthropic's own client, as it is."""
+    if tcp:
+        base, key = f"http://127.0.0.1:{server.port}", server.token
+        with anthropic.Anthropic(base_url=base, api_key=key, max_retries=0) as client:
+            yield client
+        return
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(server.path))) as http:
+        yield anthropic.Anthropic(
+            base_url="http://localhost", api_key="none", http_client=http, max_retries=0
+        )
+
+
+def strict(model: type[BaseModel], value: BaseModel) -> None:
+    """`value` is what its class says: the SDKs themselves do not look."""
+    model.model_validate_json(value.model_dump_json(warnings=False), strict=True)
+
+
+CITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "maxLength": 12},
+        "degrees": {"type": "integer", "maximum": 50},
+    },
+    "required": ["city", "degrees"],
+    "additionalProperties": False,
+}
+PARIS: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+COLOUR: Any = [{"role": "user", "content": "Name a colour."}]
+
+
+CHAT = "/v1/chat/completions"
+LONG = question(3000, logit_bias={"2": -100, "0": -100})  # never ends by itself: seconds of work
+
+
+def warm(server: Running) -> None:
+    """What the first answer starts (the process of templates, threads) is not counted against later ones."""
+    with server.client() as client:
+        assert client.post(CHAT, json=question(2, response_format={"type": "json_object"})).status_code == 200
+
+
+def endless(server: Running, **more: Any) -> socket.socket:
+    """A connection with a long answer under way."""
+    connection = server.connect()
+    connection.sendall(post(CHAT, LONG | more))
+    if more.get("stream"):
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    return connection
+
+
+def health_times(server: Running, count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        assert server.health()["status"] == "ok"
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def p95(times: list[float]) -> float:
+    return statistics.quantiles(times, n=20)[-1]
