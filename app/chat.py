@@ -28,10 +28,9 @@ from edgespec.app.chat_panel import EnginePanel
 from edgespec.app.chat_sidebar import Sidebar
 from edgespec.app.chat_status import figures, machine
 from edgespec.app.chat_view import ConversationView
-from edgespec.app.chat_writer import Load
+from edgespec.app.chat_writer import Load, explain
 from edgespec.app.session import Session
 from edgespec.app.terminal import clean, one_line
-from edgespec.core import EdgespecError
 
 if TYPE_CHECKING:  # these import llama.cpp or SQLite
     from edgespec.app.chat_store import Store
@@ -131,9 +130,8 @@ class ChatApp(App[int]):
         self.call_after_refresh(self._start)
 
     def _start(self) -> None:
-        if self.title:
-            self.session.start()
-        else:
+        self.session.start(load=bool(self.title))
+        if not self.title:
             self.run_command("model")
         if self._reopen:
             self.session.open(self._reopen)
@@ -206,8 +204,8 @@ class ChatApp(App[int]):
         """Do what `name` in the table of commands says."""
         try:
             await TABLE[name].run(self, argument)
-        except EdgespecError as error:
-            self.say(str(error), bad=True)
+        except Exception as error:  # noqa: BLE001 - a chat of hours must not end for it
+            self.say(explain(error), bad=True)
         if self.is_running:
             self.sidebar.refill()
             self._wake()
@@ -272,8 +270,8 @@ class ChatApp(App[int]):
         """What `job` found in the history; None if that failed, which the user is told."""
         try:
             return await asyncio.wrap_future(self.session.store.do(job))
-        except EdgespecError as error:
-            self.say(str(error), bad=True)
+        except Exception as error:  # noqa: BLE001 - a chat of hours must not end for it
+            self.say(explain(error), bad=True)
             return None
 
     def apply(self, settings: config.Config) -> None:
@@ -311,11 +309,9 @@ class ChatApp(App[int]):
     def use(self, name: str) -> None:
         """Go on with another model."""
         assert self.opener is not None
-        started, self.title = bool(self.title), one_line(name)
+        self.title = one_line(name)
         self._model.update(self.title)
         self.session.reload(self.opener(name), name)
-        if not started:
-            self.session.start()
         self._wake()
 
     # --- what happens ---

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from edgespec.app.chat_files import unfolded_question
+from edgespec.app.chat_files import path_of, unfolded_question
 from edgespec.app.chat_markdown import code_blocks
 from edgespec.app.screens_ask import Ask, Choose, Reading
 
@@ -188,17 +186,18 @@ async def export(app: ChatApp, number: int, name: str = "") -> None:
     name = name or await app.push_screen_wait(Ask("File to export to (.md or .json)")) or ""
     if not name:
         return
-    path = Path(_unquoted(name)).expanduser()
+    path = path_of(name)
 
-    def job(history: History) -> None:
+    def job(history: History) -> bool:
         from edgespec.app import history_io
 
         if path.suffix == ".json":
             history_io.write(path, history_io.to_json(history, [number]))
         else:
             history_io.write(path, history_io.to_markdown(history, number))
+        return True
 
-    if await app.kept(lambda history: job(history) or True):  # type: ignore[func-returns-value]
+    if await app.kept(job):
         app.say(f"Written to {path}.")
 
 
@@ -211,7 +210,7 @@ async def _import(app: ChatApp, argument: str) -> None:
     def job(history: History) -> list[int]:
         from edgespec.app import history_io
 
-        return history_io.from_json(history, history_io.read(Path(_unquoted(name)).expanduser()))
+        return history_io.from_json(history, history_io.read(path_of(name)))
 
     if numbers := await app.kept(job):
         app.say(f"Imported: {len(numbers)}.")
@@ -367,10 +366,3 @@ class CommandPalette(Provider):
             await self.app.run_action(f"command({one.name!r})")
 
         return run
-
-
-def _unquoted(name: str) -> str:
-    try:
-        return " ".join(shlex.split(name)) or name
-    except ValueError:
-        return name

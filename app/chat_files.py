@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgespec.app.terminal import one_line
+from edgespec.core import EdgespecError
 
 MOST_BYTES = 1_000_000
 _MENTION = re.compile(r"""(?<!\S)@(?:"([^"\n]+)"|(\S+))""")
-_ATTACHED = re.compile(r"\n\nFile (.+):\n(`{3,})\n(.*?)\n\2(?=\n|\Z)", re.DOTALL)
+_ATTACHED = re.compile(r"\n\nFile ([^\n]+):\n(`{3,})\n(.*?)\n\2(?=\n|\Z)", re.DOTALL)
 _MOST_NAMES = 200
 
 
@@ -92,6 +95,15 @@ def complete(typed: str, folder: Path | None = None) -> list[str]:
     except (OSError, ValueError):
         return []
     return sorted(names)
+
+
+def path_of(typed: str) -> Path:
+    """The file meant by the rest of a command, with or without quotes. Raises EdgespecError."""
+    with suppress(ValueError):
+        typed = " ".join(shlex.split(typed)) or typed
+    if "\0" in typed:
+        raise EdgespecError("A file name holds no NUL.")
+    return _path(typed, None)
 
 
 def _path(name: str, folder: Path | None) -> Path:

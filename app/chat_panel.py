@@ -42,7 +42,7 @@ class EnginePanel(Vertical):
         super().__init__(id="engine")
         self._session = session
         self._heat: deque[float] = deque(maxlen=_SAMPLES)
-        self._drawn: tuple[int, int] | None = None
+        self._drawn: tuple[int, int, int] | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal(id="plots"):
@@ -61,7 +61,9 @@ class EnginePanel(Vertical):
     def draw(self, anew: bool = False) -> None:
         """Show what the answer under way, or the last one, has come to."""
         result = self._session.result
-        state = (id(result), len(result.drafts) if result is not None else 0)
+        item = self._session.writing or self._session.last("assistant")
+        rounds = len(result.drafts) if result is not None else 0
+        state = (id(result), rounds, len(item.text) if item is not None else 0)
         if not self.display or (state == self._drawn and not anew):
             return
         self._drawn = state
@@ -70,7 +72,6 @@ class EnginePanel(Vertical):
         self._plot("speed", "tokens/s", speeds)
         self._plot("draft", "draft length", drafts)
         self._plot("heat", "°C", list(self._heat))
-        item = self._session.writing or self._session.last("assistant")
         text = Text("No answer yet.")
         if item is not None and result is not None and result.spans:
             spans = list(result.spans)
@@ -82,7 +83,8 @@ class EnginePanel(Vertical):
         self.query_one("#tokens", Static).update(text)
 
     def _feel(self) -> None:
-        reading = self._session.reading
+        engine = self._session.engine
+        reading = engine.reading if engine is not None else None
         if reading is not None and reading.celsius is not None:
             self._heat.append(reading.celsius)
             if self.display:

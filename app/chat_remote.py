@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,11 +36,13 @@ class RemoteEngine:
     decision = None
     reading = None
 
-    def __init__(self, url: str, model: str = "", *, transport: httpx.BaseTransport | None = None) -> None:
-        base = url
+    def __init__(self, url: str, model: str = "") -> None:
+        base, transport = url, None
         if url.startswith("unix:"):
             path = url.removeprefix("unix:").removeprefix("//")
-            transport, base = transport or httpx.HTTPTransport(uds=path), "http://localhost"
+            if not Path(path).is_socket():
+                raise EdgespecError(f"{url} does not answer: there is no such socket.")
+            transport, base = httpx.HTTPTransport(uds=path), "http://localhost"
         elif urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
             raise EdgespecError(f"--server {url!r}: write http://host:port or unix:/path/to/socket.")
         base = base.rstrip("/")
@@ -85,7 +88,8 @@ class RemoteEngine:
         self._client.close()
 
     def answer(self, messages: Sequence[ChatMessage], request: Request, result: Traced) -> Iterator[str]:
-        start, sockets = perf_counter(), _Sockets()
+        start, sockets, done = perf_counter(), _Sockets(), False
+        result.stop_reason = "end"
         request.arm(sockets.shut)
         try:
             with connect_sse(
@@ -97,7 +101,8 @@ class RemoteEngine:
             ) as source:
                 self._check(source.response)
                 for event in source.iter_sse():
-                    if event.data.strip() == "[DONE]" or request.cancelled:
+                    done = done or event.data.strip() == "[DONE]"
+                    if done or request.cancelled:
                         break
                     text = self._took(event.data, result)
                     result.seconds = perf_counter() - start
@@ -121,6 +126,8 @@ class RemoteEngine:
             request.disarm()
         if request.cancelled:
             result.stop_reason = "cancelled"
+        elif not done:
+            raise EdgespecError(f"{self._url} broke off in the middle of the answer.")
 
     def _body(self, messages: Sequence[ChatMessage], request: Request) -> dict[str, Any]:
         s = request.sampling

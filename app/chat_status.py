@@ -18,17 +18,17 @@ def fitted(parts: Sequence[tuple[int, str, str]], width: int) -> str:
 
     Each is (rank, in full, in short). What ranks lowest is shortened first, then left out.
     """
-    shown = [(rank, full) for rank, full, _ in parts if full]
-    short = {(rank, full): brief for rank, full, brief in parts}
-    for forms in (short, dict.fromkeys(short, "")):
-        for part in sorted(shown):
-            if len(_BETWEEN.join(text for _, text in shown)) <= width:
-                break
-            at = shown.index(part)
-            shown[at] = part[0], forms.get(part, "")
-        shown = [(rank, text) for rank, text in shown if text]
-        short = dict.fromkeys(shown, "")
-    return _BETWEEN.join(text for _, text in shown)
+    texts = [full for _, full, _ in parts]
+    order = sorted(range(len(parts)), key=lambda i: parts[i][0])
+    for forms in ([brief for *_, brief in parts], [""] * len(parts)):
+        for i in order:
+            if len(_joined(texts)) > width:
+                texts[i] = forms[i]
+    return _joined(texts)
+
+
+def _joined(texts: Sequence[str]) -> str:
+    return _BETWEEN.join(filter(None, texts))
 
 
 def figures(session: Session, width: int) -> str:
@@ -55,9 +55,12 @@ def figures(session: Session, width: int) -> str:
 def machine(session: Session, width: int) -> str:
     """Mode and reason, battery, temperature: what is known of them."""
     parts: list[tuple[int, str, str]] = []
-    if (decision := session.decision) is not None:
+    engine = session.engine
+    if engine is None:
+        return ""
+    if (decision := engine.decision) is not None:
         parts.append((9, f"{decision.mode}: {one_line(decision.reason)}", decision.mode))
-    if (reading := session.reading) is not None:
+    if (reading := engine.reading) is not None:
         if reading.charge is not None:
             sign = "+" if reading.plugged else ""
             parts.append((5, f"battery {reading.charge:.0f}%{sign}", f"{reading.charge:.0f}%{sign}"))

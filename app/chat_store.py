@@ -6,12 +6,18 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from edgespec.app.chat_items import Event, Told
+from edgespec.app.chat_writer import explain
 
 if TYPE_CHECKING:  # imports numpy
     from edgespec.app.history import History
+    from edgespec.app.history_rows import Conversation, Message
 
 T = TypeVar("T")
+Kept = tuple["Conversation", "list[Message]", "int | None"]
+"""What a change left in the history: the conversation, its branch, and the answer that is to be written."""
 
 
 class Store:
@@ -56,3 +62,34 @@ class Store:
             self._history.close()
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+class Jobs:
+    """Jobs of the history whose outcome is heard in the thread of the screen, through its queue of events."""
+
+    def __init__(self, store: Store, put: Callable[[Callable[[], list[Event]]], object]) -> None:
+        self.pending = 0  # whose outcome was not heard yet
+        self._store, self._put = store, put
+
+    def do(self, job: Callable[[History], T], then: Callable[[T], list[Event]], text: str = "") -> None:
+        """Run `job`, then hear `then`. `text` is given back to the user if that fails."""
+        self.pending += 1
+
+        def outcome(future: Future[T]) -> list[Event]:
+            self.pending -= 1
+            error = future.exception()
+            if error is not None:
+                return [Told(explain(error), bad=True, text=text)]
+            return then(future.result())
+
+        self._store.do(job).add_done_callback(lambda future: self._put(lambda: outcome(future)))
+
+
+def as_kept(history: History, conversation: int, answer: int | None = None) -> Kept:
+    return history.conversation(conversation), history.branch(conversation), answer
+
+
+def ask(history: History, conversation: int, text: str, parent: int | Literal["head"] | None) -> int:
+    """Keep a question, and make room for its answer, whose number is returned."""
+    history.append(conversation, "user", text, parent=parent)
+    return history.append(conversation, "assistant", state="partial").id

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from edgespec.app.chat_files import find, folded, unfolded_question, with_files
+from edgespec.app.chat_files import find, folded, path_of, unfolded_question, with_files
 from edgespec.app.chat_items import Changed, Ended, Item, Loaded, LoadFailed, Outgrown, Told, Written
 from edgespec.app.session import Session
 from edgespec.app.terminal import clean, one_line
@@ -135,11 +135,11 @@ class PlainChat:
                 if 1 <= int(argument) <= len(offers):
                     session.drop(offers[int(argument) - 1])
             case "export" if number is not None and argument:
-                self._export(number, Path(argument).expanduser())
+                self._export(number, path_of(argument))
             case "import" if argument:
                 from edgespec.app import history_io
 
-                text = history_io.read(Path(argument).expanduser())
+                text = history_io.read(path_of(argument))
                 added = session.store.do(lambda h: history_io.from_json(h, text)).result()
                 self._say(f"imported: {len(added)}")
             case _:

@@ -32,30 +32,27 @@ from edgespec.app.chat_items import (
     joined,
     merged,
 )
-from edgespec.app.chat_store import Store
-from edgespec.app.chat_writer import Load, Writer, explain
+from edgespec.app.chat_store import Jobs, Kept, Store, as_kept, ask
+from edgespec.app.chat_writer import Load, Writer
 
 if TYPE_CHECKING:  # these import numpy and llama.cpp
     from edgespec.app.answer import Request
-    from edgespec.app.chat_engine import Traced
+    from edgespec.app.chat_engine import ChatEngine, Traced
     from edgespec.app.config import Config
     from edgespec.app.history import History
-    from edgespec.app.history_rows import Conversation, Message
-    from edgespec.core import Reading
-    from edgespec.governor import Decision, Mode
+    from edgespec.app.history_rows import Conversation
+    from edgespec.governor import Mode
     from edgespec.sampling import Sampling
 
 T = TypeVar("T")
 State = Literal["loading", "ready", "writing", "stopped", "failed"]
-Kept = tuple["Conversation", list["Message"], int | None]
-"""What a change left in the history: the conversation, its branch, and the answer that is to be written."""
 
 MODES: tuple[Mode, ...] = ("auto", "performance", "balanced", "saver")
 _CHECKPOINT = 0.25  # seconds of an answer that a kill may cost
 
 
 class Session:
-    """One conversation after another with one model. To be used in one thread, which `poll`s for news."""
+    """One conversation after another. To be used in one thread, which `poll`s for news."""
 
     def __init__(
         self,
@@ -83,8 +80,8 @@ class Session:
         self._request: Request | None = None
         self._writing: Item | None = None
         self._checked = 0.0
-        self._pending = 0  # jobs of the history whose outcome is not known yet
         self._events: SimpleQueue[Event | Callable[[], list[Event]]] = SimpleQueue()
+        self._jobs = Jobs(self.store, self._events.put)
         self._writer = Writer(self._events.put)
         self._closing = False
 
@@ -96,7 +93,7 @@ class Session:
     @property
     def quiet(self) -> bool:
         """Nothing will happen until something is asked for."""
-        busy = self.state == "loading" or self._request is not None or self._pending
+        busy = self.state == "loading" or self._request is not None or self._jobs.pending
         return not busy and self._events.empty()
 
     @property
@@ -104,29 +101,21 @@ class Session:
         return self._writing
 
     @property
-    def decision(self) -> Decision | None:
-        """What the machine gives at this moment, None before the model is loaded."""
-        engine = self._writer.engine
-        return engine.decision if engine is not None else None
+    def engine(self) -> ChatEngine | None:
+        """For its decision and reading; None before the model is loaded."""
+        return self._writer.engine
 
-    @property
-    def reading(self) -> Reading | None:
-        engine = self._writer.engine
-        return engine.reading if engine is not None else None
+    def next_mode(self) -> None:
+        """Go on to the next of the governor's modes, if there is a governor."""
+        if self.engine is not None and self.engine.decision is not None:
+            self.mode = MODES[(MODES.index(self.mode) + 1) % len(MODES)]
+            self.engine.choose(self.mode)
 
-    def next_mode(self) -> Mode | None:
-        """Go on to the next of the governor's modes and return it, None before the model is loaded."""
-        engine = self._writer.engine
-        if engine is None or engine.decision is None:
-            return None
-        self.mode = MODES[(MODES.index(self.mode) + 1) % len(MODES)]
-        engine.choose(self.mode)
-        return self.mode
-
-    def start(self) -> None:
-        """Begin to load the model, and open the history."""
-        self._writer.load(self._load)
-        self._do(lambda _: None, lambda _: [Told(self.store.note, bad=True)] if self.store.note else [])
+    def start(self, load: bool = True) -> None:
+        """Open the history, and begin to load the model."""
+        if load:
+            self._writer.load(self._load)
+        self._jobs.do(lambda _: None, lambda _: [Told(self.store.note, bad=True)] if self.store.note else [])
 
     def reload(self, load: Load, name: str) -> None:
         """Go on with another model."""
@@ -152,13 +141,13 @@ class Session:
         def job(history: History) -> Kept:
             if message is not None:
                 history.switch(message)
-            return history.conversation(conversation), history.branch(conversation), None
+            return as_kept(history, conversation)
 
         def then(kept: Kept) -> list[Event]:
             self.chat, self.used, self.result = chat, 0, None
             return self._take(chat, kept, message)
 
-        self._do(job, then)
+        self._jobs.do(job, then)
 
     def open_last(self) -> None:
         """Show the conversation that was written to last, if there is one."""
@@ -169,7 +158,7 @@ class Session:
                 self.open(last.id)
             return []
 
-        self._do(lambda history: history.conversations(200), then)
+        self._jobs.do(lambda history: history.conversations(200), then)
 
     def configure(self, *, system: str | None = None, persona: str | None = None) -> None:
         """Change the settings of the conversation shown."""
@@ -200,8 +189,8 @@ class Session:
         self.sampling, self.max_tokens = settings.sampling(), settings.max_tokens
         self.persona = settings.persona
         self.system = settings.prompt_of(settings.persona) if settings.persona else settings.system
-        if settings.mode != self.mode and self._writer.engine is not None:
-            self._writer.engine.choose(settings.mode)
+        if settings.mode != self.mode and self.engine is not None:
+            self.engine.choose(settings.mode)
         self.mode = settings.mode
 
     def _settle(
@@ -214,26 +203,26 @@ class Session:
         def job(history: History) -> Kept:
             assert chat.number is not None
             change(history, chat.number)
-            return history.conversation(chat.number), history.branch(chat.number), None
+            return as_kept(history, chat.number)
 
         def then(kept: Kept) -> list[Event]:
             news = self._take(chat, kept)
             after()
             return news
 
-        self._do(job, then)
+        self._jobs.do(job, then)
 
     # --- messages ---
 
     def send(self, text: str) -> None:
         """Keep a question, and answer it once the model is there and has answered what was sent before."""
-        self._add(lambda history, number: _ask(history, number, text, "head"), text)
+        self._add(lambda history, number: ask(history, number, text, "head"), text)
 
     def edit(self, item: Item, text: str) -> None:
         """Ask a question of the conversation differently, on a branch of its own."""
         self.stop()
         parent = item.parent.id if item.parent is not None else None
-        self._add(lambda history, number: _ask(history, number, text, parent), text)
+        self._add(lambda history, number: ask(history, number, text, parent), text)
 
     def regenerate(self, item: Item | None = None) -> bool:
         """Write an answer again, the last one if none is given, on a branch of its own."""
@@ -266,12 +255,10 @@ class Session:
 
         def job(history: History) -> Kept:
             beside = history.siblings(item.id)
-            chosen = beside[(beside.index(item.id) + step) % len(beside)]
-            history.switch(chosen)
-            about = history.message(chosen).conversation
-            return history.conversation(about), history.branch(about), None
+            history.switch(beside[(beside.index(item.id) + step) % len(beside)])
+            return as_kept(history, history.message(item.id).conversation)
 
-        self._do(job, lambda kept: self._take(chat, kept))
+        self._jobs.do(job, lambda kept: self._take(chat, kept))
         return True
 
     def last(self, role: str) -> Item | None:
@@ -333,7 +320,7 @@ class Session:
             case Outgrown(item):
                 self._request, self._writing, self.state = None, None, "stopped"
                 self._withdraw("")
-                self._do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
+                self._jobs.do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
 
     def _finish(self, item: Item, result: Any, error: str) -> None:
         complete = result is not None and result.stop_reason in ("end", "stop", "length")
@@ -344,7 +331,9 @@ class Session:
         if result is not None:
             item.stats = stats = figures(result)
             item.sources = sources = [*item.sources, *result.sources()]
-        self._do(lambda history: history.finish(number, state, stats=stats, sources=sources), lambda _: [])
+        self._jobs.do(
+            lambda history: history.finish(number, state, stats=stats, sources=sources), lambda _: []
+        )
         if item is not self._writing:
             return
         self._request, self._writing = None, None
@@ -360,7 +349,7 @@ class Session:
         more, number = item.text[item.kept :], item.id
         if more:
             item.kept = len(item.text)
-            self._do(lambda history: history.append_text(number, more), lambda _: [])
+            self._jobs.do(lambda history: history.append_text(number, more), lambda _: [])
 
     def _withdraw(self, error: str) -> None:
         while self._waiting:
@@ -374,10 +363,9 @@ class Session:
         def run(history: History) -> Kept:
             if chat.number is None:
                 chat.number = history.new(system=system, persona=persona, model=model).id
-            answer = job(history, chat.number)
-            return history.conversation(chat.number), history.branch(chat.number), answer
+            return as_kept(history, chat.number, job(history, chat.number))
 
-        self._do(run, lambda kept: self._take(chat, kept), text)
+        self._jobs.do(run, lambda kept: self._take(chat, kept), text)
 
     def _take(self, chat: Chat, kept: Kept, at: int | None = None) -> list[Event]:
         """Show what a change left in the history."""
@@ -395,19 +383,6 @@ class Session:
         self._next()
         return [Changed(keep, at)]
 
-    def _do(self, job: Callable[[History], T], then: Callable[[T], list[Event]], text: str = "") -> None:
-        """Run `job` in the history's thread, then `then` here. `text` is given back if that fails."""
-        self._pending += 1
-
-        def outcome(future: Future[T]) -> list[Event]:
-            self._pending -= 1
-            error = future.exception()
-            if error is not None:
-                return [Told(explain(error), bad=True, text=text)]
-            return then(future.result())
-
-        self.store.do(job).add_done_callback(lambda future: self._events.put(lambda: outcome(future)))
-
     def _next(self) -> None:
         if self.state == "failed":
             self._withdraw("No model is loaded, so nothing can be answered.")
@@ -422,8 +397,3 @@ class Session:
             self._request, self._writing, self.result, self.state = request, item, result, "writing"
             self._checked = monotonic()
             self._writer.write(item, chat.system, chat.since, request, result)
-
-
-def _ask(history: History, number: int, text: str, parent: int | Literal["head"] | None) -> int:
-    history.append(number, "user", text, parent=parent)
-    return history.append(number, "assistant", state="partial").id

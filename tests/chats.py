@@ -46,7 +46,7 @@ class FakeEngine:
         self.asked.append(list(messages))
         self.before_answer()
         result.prompt_tokens = len(request.prompt)
-        result.piece = lambda token: str(self.pieces[token]).encode()
+        result.piece = lambda token: str(self.pieces[token]).encode("utf-8", "replace")
         for number, piece in enumerate(self.pieces):
             if request.cancelled:
                 result.stop_reason = "cancelled"

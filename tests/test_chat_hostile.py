@@ -1,0 +1,136 @@
+"""Nothing but text reaches the terminal, whatever a model, a title, a file or a server says."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from textual.events import Paste
+
+from edgespec.app.chat_files import Attached, folded, with_files
+from edgespec.app.chat_input import MessageInput
+from edgespec.app.chat_panel import coloured
+from edgespec.app.chat_sidebar import _hit, _title
+from edgespec.app.history import History
+from edgespec.app.history_search import Hit
+from edgespec.app.terminal import clean, one_line
+
+EVIL = [
+    "\x1b]52;c;AAAA\x07", "\x1b[2J",
+    "\x9b2J", "\x9d52;c;AAAA\x9c", "\x1bP0;0|0\x1b\\", "\x1b[?1049l", "\x1bc",
+    "\r", "\x08", "\x7f", "\u202e", "\u2066", "\x00", "\x0e", "\x1b[6n", "\x1b]0;title\x07", "\x85", "\udc9b",
+]  # fmt: skip
+HOSTILE = st.lists(st.one_of(st.sampled_from(EVIL), st.text(max_size=4)), max_size=6).map("".join)
+
+
+def splits(text: str, cuts: list[int]) -> list[str]:
+    at = sorted({cut % (len(text) + 1) for cut in cuts} | {0, len(text)})
+    return [text[a:b] for a, b in pairwise(at)]
+
+
+def bad(text: str) -> list[str]:
+    return [
+        c for c in text
+        if (ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 or "\u202a" <= c <= "\u202e"
+        or "\u2066" <= c <= "\u2069" or "\ud800" <= c <= "\udfff"
+    ]  # fmt: skip
+
+
+class Watched(pyte.Screen):
+    """A terminal that counts everything it is made to do but to write."""
+
+    def __init__(self) -> None:
+        super().__init__(200, 50)
+        self.obeyed: list[str] = []
+        self.reported: list[str] = []
+
+    def write_process_input(self, data: str) -> None:
+        self.reported.append(data)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("erase_in_display", "set_title", "reset", "report_device_status", "cursor_position",
+                    "select_graphic_rendition", "shift_out", "backspace", "set_mode", "reset_mode",
+                    "report_device_attributes", "reverse_index", "index"):  # fmt: skip
+            super().__getattribute__("__dict__").setdefault("obeyed", []).append(name)
+        return super().__getattribute__(name)
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(HOSTILE, st.lists(st.integers(0, 200), max_size=8))
+def test_every_split_of_a_stream_is_text_to_a_terminal(text: str, cuts: list[int]) -> None:
+    pieces = [clean(piece) for piece in splits(text, cuts)]
+    assert bad("".join(pieces)) == []
+    screen = Watched()
+    stream = pyte.Stream(screen)
+    screen.obeyed.clear()
+    stream.feed("".join(pieces).replace("\n", " ").replace("\t", " "))
+    assert screen.obeyed == []
+    assert screen.reported == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(HOSTILE, HOSTILE, st.integers(0, 9), st.integers(0, 9))
+def test_titles_snippets_files_and_tokens_are_clean(a: str, b: str, start: int, length: int) -> None:
+    whole = a + b
+    hit = Hit(1, a, 2, whole, ((min(start, len(whole)), min(start + length, len(whole))),))
+    spans = [("suffix", 1)] * len(whole)
+    shown = [_title(a, True).plain, _hit(hit).plain, coloured(whole, spans).plain]
+    shown += [clean(folded(with_files(a, [Attached(b, a)]))), one_line(a)]
+    assert bad("".join(shown)) == []
+
+
+async def test_a_hostile_conversation_cannot_steer_the_screen(tmp_path: Path) -> None:
+    evil = "".join(EVIL)
+    with History(tmp_path / "h.db") as history:
+        number = history.new(title=f"ti{evil}tle", persona=f"pe{evil}r", model=evil).id
+        history.append(number, "user", f"question{evil} **bold{evil}** findme")
+        history.append(number, "assistant", f"# an{evil}swer\n\n`co{evil}de` [a{evil}](http://x{evil})")
+        history.append(number, "tool", evil)
+    pieces = list(f"str{evil}eam &#27;[2J &#x9b;2J &#x202e; <b>{evil}</b>\n\n```{evil}\n{evil}\n```\n")
+    app = app_of(FakeEngine(pieces, notes=[f"no{evil}te"]), tmp_path / "h.db", reopen=number)
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        seen = []
+        await answered(pilot)
+        await pilot.press("ctrl+b")
+        app.post_message(Paste(f"find{evil}me"))
+        await pilot.pause(0.3)
+        seen.append(shown(app))
+        app.sidebar.begin("findme")
+        await until(pilot, lambda: "findme" in shown(app))
+        seen.append(shown(app))
+        await pilot.press("ctrl+b", "ctrl+g")
+        app.post_message(Paste(f"pasted{evil}"))
+        await until(pilot, lambda: "pasted" in app.query_one(MessageInput).text)
+        await pilot.press("enter")
+        await answered(pilot)
+        await pilot.pause(0.4)
+        seen.append(shown(app))
+        for command in (f"/rename x{evil}y", f"/{evil}", f"/export /no{evil}where/x.md", f"/persona {evil}"):
+            app.query_one(MessageInput).clear()
+            await say(pilot, command)
+            await pilot.pause(0.2)
+            seen.append(shown(app))
+        for key in ("f1", "f6", "f7", "f4"):
+            await pilot.press(key)
+            await pilot.pause(0.1)
+            seen.append(shown(app))
+            await pilot.press("escape")
+        assert "stream" not in seen[0]
+        assert any("eam" in screen for screen in seen)
+        assert bad("\n".join(seen)) == []
+        strips = [strip for screen in app.screen_stack for strip in screen._compositor.render_strips()]
+        links = [segment.style.link for strip in strips for segment in strip if segment.style is not None]
+        assert not any(link and bad(link) for link in links)
+        assert bad(app.title + app.sub_title) == []
+
+
+@pytest.mark.parametrize("evil", EVIL)
+def test_the_check_itself_sees_each_of_them(evil: str) -> None:
+    assert bad(evil)
+    assert not bad(clean(evil))

@@ -1,0 +1,229 @@
+"""A chat with an OpenAI-compatible server: a real HTTP server on TCP and on a Unix socket, good and bad."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+from chats import SIZE, answered, say, shown, until
+
+from edgespec.app.answer import Request
+from edgespec.app.chat import ChatApp
+from edgespec.app.chat_engine import Traced
+from edgespec.app.chat_remote import RemoteEngine
+from edgespec.app.chat_store import Store
+from edgespec.core import EdgespecError
+from edgespec.sampling import Sampling
+
+Write = Callable[[bytes], object]
+
+
+class Script:
+    """What the server answers, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.models: Any = {"data": [{"id": "big-model", "max_model_len": 8192}]}
+        self.status = 200
+        self.answer: Callable[[Write], None] = lambda write: None
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.url = ""
+
+
+def chunk(text: str) -> bytes:
+    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
+
+
+def words(*texts: str, pause: float = 0.0) -> Callable[[Write], None]:
+    def answer(write: Write) -> None:
+        for text in texts:
+            write(chunk(text))
+            sleep(pause)
+        usage = {"prompt_tokens": 21, "completion_tokens": len(texts), "speculation": {"rounds": 2}}
+        write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n")
+
+    return answer
+
+
+def handler(script: Script) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+        def _begin(self, kind: str) -> None:
+            script.keys.append(self.headers.get("Authorization"))
+            self.send_response(script.status)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self._begin("application/json")
+            self.wfile.write(json.dumps(script.models).encode())
+
+        def do_POST(self) -> None:
+            assert self.path == "/v1/chat/completions"
+            script.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self._begin("text/event-stream")
+            try:
+                script.answer(lambda data: (self.wfile.write(data), self.wfile.flush()))
+            except OSError:
+                script.keys.append("gone")
+
+    return Handler
+
+
+class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+    def get_request(self) -> tuple[Any, Any]:
+        request, _ = super().get_request()
+        return request, ("local", 0)
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def script(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Script]:
+    script = Script()
+    server: Any
+    if request.param == "tcp":
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler(script))
+        script.url = f"http://127.0.0.1:{server.server_port}"
+    else:
+        server = UnixServer(str(tmp_path / "s"), handler(script))
+        script.url = f"unix:{tmp_path / 's'}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield script
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(engine: RemoteEngine, request: Request | None = None) -> tuple[str, Traced]:
+    result = Traced()
+    messages = [{"role": "user", "content": "Hi"}]
+    return "".join(engine.answer(messages, request or Request(()), result)), result
+
+
+def test_it_asks_streams_and_counts(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    script.answer = words("Hel", "lo")
+    engine = RemoteEngine(script.url)
+    assert (engine.name, engine.context_length) == ("big-model", 8192)
+    request = Request((), Sampling(0.5, top_k=3, seed=7), max_tokens=9)
+    text, result = ask(engine, request)
+    engine.close()
+    assert text == "Hello"
+    assert script.keys == ["Bearer sk-test"] * 2
+    asked = script.asked[0]
+    assert asked["stream"] is True
+    assert asked["messages"] == [{"role": "user", "content": "Hi"}]
+    assert (asked["model"], asked["temperature"], asked["top_k"]) == ("big-model", 0.5, 3)
+    assert (asked["seed"], asked["max_tokens"]) == (7, 9)
+    assert (result.prompt_tokens, len(result.tokens), result.rounds) == (21, 2, 2)
+    assert result.stop_reason == "end"
+
+
+@pytest.mark.parametrize("texts", [(), ("a",), ("a",) * 400])
+def test_an_answer_stops_before_and_while_it_streams(script: Script, texts: tuple[str, ...]) -> None:
+    silent = threading.Event()
+
+    def answer(write: Write) -> None:
+        for text in texts:
+            write(chunk(text))
+            sleep(0.01)
+        silent.wait(20)  # a server that says nothing, as while it reads a prompt
+
+    script.answer = answer
+    engine, request = RemoteEngine(script.url), Request(())
+    timer = threading.Timer(0.3, request.cancel)
+    timer.start()
+    start = monotonic()
+    text, result = ask(engine, request)
+    assert monotonic() - start < 5
+    assert result.stop_reason == "cancelled"
+    assert set(text) <= {"a"}
+    silent.set()
+    engine.close()
+    timer.join()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"data: not json\n\n",
+        b"data: []\n\n",
+        b'data: {"choices": [3]}\n\n',
+        b'data: {"choices": 7}\n\n',
+        b'data: {"error": {"message": "out of \\u001b[2J memory"}}\n\n',
+    ],
+)
+def test_nonsense_is_an_error_in_one_line(script: Script, data: bytes) -> None:
+    script.answer = lambda write: write(chunk("fine") + data)
+    engine = RemoteEngine(script.url)
+    with pytest.raises(EdgespecError) as error:
+        ask(engine)
+    engine.close()
+    assert "\x1b" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_answer_that_breaks_off_is_told(script: Script) -> None:
+    script.answer = lambda write: write(chunk("half"))
+    engine, result, pieces = RemoteEngine(script.url), Traced(), []
+    with pytest.raises(EdgespecError, match="broke off"):
+        pieces.extend(engine.answer([{"role": "user", "content": "Hi"}], Request(()), result))
+    engine.close()
+    assert result.text == "half"
+
+
+def test_a_server_that_refuses_says_why(script: Script) -> None:
+    script.status, script.models = 401, {"error": {"message": "bad\x1b[31m key"}}
+    with pytest.raises(EdgespecError, match=r"401 bad\[31m key\. Set OPENAI_API_KEY") as error:
+        RemoteEngine(script.url)
+    assert "\x1b" not in str(error.value)
+
+
+@pytest.mark.parametrize("models", [{"data": 3}, [], {"data": [{}]}, {"data": []}])
+def test_a_server_of_another_kind_is_told(script: Script, models: Any) -> None:
+    script.models = models
+    with pytest.raises(EdgespecError, match=r"lists no models|names no model"):
+        RemoteEngine(script.url)
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "localhost:8080", "http://", "", "http://a b"])
+def test_wrong_addresses_are_told(url: str) -> None:
+    with pytest.raises(EdgespecError):
+        RemoteEngine(url)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(EdgespecError, match="does not answer"):
+        RemoteEngine("http://127.0.0.1:9")
+    with pytest.raises(EdgespecError, match="does not answer"):
+        RemoteEngine("unix:/nowhere/socket")
+
+
+async def test_the_chat_uses_it(script: Script, tmp_path: Path) -> None:
+    script.answer = words("From ", "\x1b[31mfar", " away.")
+    app = ChatApp(lambda progress: RemoteEngine(script.url), "far", store=Store(tmp_path / "h.db"))
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        await say(pilot, "Hi")
+        await answered(pilot)
+        assert "From [31mfar away." in shown(app)
+        assert "24/8,192" in shown(app).splitlines()[-1]
+        await pilot.press("f3")  # no governor there
+        await pilot.press("f4")
+        await until(pilot, lambda: "the server's model" in shown(app))
+        script.answer = words(*["more "] * 300, pause=0.02)
+        await say(pilot, "Long")
+        await until(pilot, lambda: "more more" in shown(app))
+        await pilot.press("escape")
+        await answered(pilot)
+        assert "stopped" in shown(app).splitlines()[-1]
