@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from edgespec.app.engine import Engine
     from edgespec.app.listen import Bound
 
+_GIVE_UP_SECONDS = 3.0
 Parallel = Annotated[int, typer.Option(min=1, max=64, help="Most answers written at the same time.")]
 Queue = Annotated[int, typer.Option(min=0, max=10_000, help="Most requests that wait; more are refused.")]
 
@@ -72,9 +76,12 @@ def serve(
             stack.callback(bound[-1].close)
         token = _token() if any(one.is_tcp for one in bound) else None
         name = model or opt.default_model()
-        loaded = opt.load_engine(
-            name, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode, parallel=parallel
-        )
+        loaded = _loaded(
+            lambda progress: opt.load_engine(
+                name, draft, max_draft, context, threads, progress,
+                engine=engine, exact=exact, mode=mode, parallel=parallel,
+            )
+        )  # fmt: skip
         for note in loaded.notes:
             _say(note)
         names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
@@ -148,6 +155,27 @@ def _run(
     finally:
         desk.close()
         service.close()
+
+
+def _loaded(load: Callable[[Callable[[float], bool]], Engine]) -> Engine:
+    """What `load` returns, from a thread of its own: native code would swallow what a signal raises."""
+    future: Future[Engine] = Future()
+    leaving = Event()
+
+    def job() -> None:
+        try:
+            future.set_result(load(lambda _: not leaving.is_set()))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    Thread(target=job, name="edgespec-loading", daemon=True).start()
+    try:
+        return future.result()
+    except SystemExit:
+        leaving.set()
+        with suppress(Exception):
+            future.result(_GIVE_UP_SECONDS).close()
+        raise
 
 
 def _token() -> str:
