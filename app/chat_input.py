@@ -8,12 +8,22 @@ from collections.abc import Callable, Sequence
 
 from textual import events
 from textual.message import Message
-from textual.widgets import TextArea
+from textual.widgets import Input, TextArea
 
-from edgespec.app.terminal import clean
+from edgespec.app.terminal import clean, one_line
 
 _LARGE = 8000  # characters of a paste that are not laid out anew at every key
 _MOST_SENT = 200
+
+
+class LineInput(Input):
+    """A line of text, which a paste cannot fill with anything else."""
+
+    def validate_value(self, value: str) -> str:
+        return value if value.isprintable() else one_line(value)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        event.text = one_line(event.text)  # Input's own handler runs next
 
 
 class MessageInput(TextArea):
@@ -47,7 +57,7 @@ class MessageInput(TextArea):
         """Replace what stands there, the cursor at its end."""
         self._pasted = {}
         self.text = ""
-        self._insert(text)
+        self._insert(clean(text))
         self.move_cursor(self.document.end)
 
     def remember(self, sent: Sequence[str]) -> None:

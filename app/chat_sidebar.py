@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.widgets import Input, Label, OptionList
 from textual.widgets.option_list import Option
 
+from edgespec.app.chat_input import LineInput
 from edgespec.app.chat_store import Store
 from edgespec.app.terminal import clean, one_line
 
@@ -58,7 +59,7 @@ class Sidebar(Vertical):
         self._asked = 0
 
     def compose(self) -> ComposeResult:
-        yield Input(placeholder="Search", id="search")
+        yield LineInput(placeholder="Search", id="search")
         yield OptionList(id="found", markup=False)
         yield Label("Enter open · F2 rename · ^S pin · ^D delete · ^Z undo", id="keys", markup=False)
 

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
+from edgespec.app.chat_input import LineInput
 from edgespec.app.terminal import clean, one_line
 
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class Ask(ModalScreen[str]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="box"):
             yield Static(clean(self._question), classes="title", markup=False)
-            yield Input(one_line(self._before))
+            yield LineInput(one_line(self._before))
             yield Label("Enter · Esc leaves", classes="keys", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

@@ -11,6 +11,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
 from edgespec.app import config
+from edgespec.app.chat_input import LineInput
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
 
@@ -37,7 +38,9 @@ class Settings(ModalScreen[config.Config | None]):
                         continue
                     words = f" {', '.join(config.WORDS[name])}." if name in config.WORDS else ""
                     yield Label(f"{name}: {about}{words}", classes="about", markup=False)
-                    yield Input(one_line(str(getattr(self._settings, name))), id=f"set-{name}", compact=True)
+                    yield LineInput(
+                        one_line(str(getattr(self._settings, name))), id=f"set-{name}", compact=True
+                    )
             yield Static("", id="wrong", markup=False)
             yield Label("Enter or Ctrl+S saves · Tab goes on · Esc leaves", classes="keys", markup=False)
 

@@ -49,7 +49,7 @@ async def test_answer_streams_and_figures_follow() -> None:
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         await say(pilot, "Hi [red]x[/red]")
-        await until(pilot, lambda: "22/512" in shown(app))
+        await until(pilot, lambda: "ready" in shown(app) and "22/512" in shown(app))
         screen = shown(app)
         assert "Hello there." in screen
         assert "Hi [red]x[/red]" in screen

@@ -111,6 +111,10 @@ async def test_a_hostile_conversation_cannot_steer_the_screen(tmp_path: Path) ->
         await answered(pilot)
         await pilot.pause(0.4)
         seen.append(shown(app))
+        await pilot.press("f2")  # what was sent comes back to be changed
+        await pilot.pause(0.1)
+        seen.append(shown(app))
+        await pilot.press("escape")
         for command in (f"/rename x{evil}y", f"/{evil}", f"/export /no{evil}where/x.md", f"/persona {evil}"):
             app.query_one(MessageInput).clear()
             await say(pilot, command)
@@ -118,12 +122,14 @@ async def test_a_hostile_conversation_cannot_steer_the_screen(tmp_path: Path) ->
             seen.append(shown(app))
         for key in ("f1", "f6", "f7", "f4"):
             await pilot.press(key)
+            app.post_message(Paste(f"into{evil}"))
             await pilot.pause(0.1)
             seen.append(shown(app))
             await pilot.press("escape")
         assert "stream" not in seen[0]
         assert any("eam" in screen for screen in seen)
-        assert bad("\n".join(seen)) == []
+        lines = [line for screen in seen for line in screen.split("\n") if bad(line)]
+        assert lines == []
         strips = [strip for screen in app.screen_stack for strip in screen._compositor.render_strips()]
         links = [segment.style.link for strip in strips for segment in strip if segment.style is not None]
         assert not any(link and bad(link) for link in links)
