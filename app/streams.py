@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from edgespec.app.replies import Collected
 KEEP_ALIVE_SECONDS = 15.0
 
 T = TypeVar("T")
+_LOG = logging.getLogger("edgespec")
 
 
 class Json(Response):
@@ -103,7 +105,10 @@ def event(data: Any, name: str = "") -> bytes:
 def failure(end: End) -> ApiError | None:
     """What an answer's end means if it was not the model's."""
     if end.error is not None:
-        return as_api_error(end.error)
+        error = as_api_error(end.error)
+        if error.status == 500:
+            _LOG.error("An answer failed.", exc_info=end.error)
+        return error
     if end.result.stop_reason == "cancelled":
         return ApiError(503, "The server is stopping.", kind="server_error")
     return None
