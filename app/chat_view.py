@@ -113,6 +113,8 @@ class ConversationView(VerticalScroll, can_focus=False):
 
     async def show(self, items: Sequence[Item], keep: int, at: int | None = None) -> None:
         """Draw `items` anew but for the first `keep`; look at message `at`, or at the end."""
+        if any(item.id == at for item in self._hidden):
+            keep = 0
         kept = set(items[:keep])
         if not keep:
             if self._views:  # what is said before the first message stays
@@ -127,6 +129,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         if not keep:
             self._hidden, new = new[:first], new[first:]
         views = [MessageView(item) for item in new]
+        lost = any(view.has_focus for view in stale)
         with self.app.batch_update():
             for view in stale:
                 await view.remove()
@@ -135,6 +138,8 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._show_earlier()
         found = next((view for item, view in self._views.items() if item.id == at), None)
         if found is None:
+            if lost and views and keep:  # where it branches, so that one can go on switching
+                views[0].focus(scroll_visible=False)
             self.anchor()
         else:
             self.release_anchor()

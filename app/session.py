@@ -78,7 +78,7 @@ class Session:
         self._load = load
         self._waiting: deque[tuple[Chat, Item]] = deque()
         self._request: Request | None = None
-        self._writing: Item | None = None
+        self.writing: Item | None = None  # the answer under way
         self._checked = 0.0
         self._events: SimpleQueue[Event | Callable[[], list[Event]]] = SimpleQueue()
         self._jobs = Jobs(self.store, self._events.put)
@@ -97,12 +97,8 @@ class Session:
         return not busy and self._events.empty()
 
     @property
-    def writing(self) -> Item | None:
-        return self._writing
-
-    @property
     def engine(self) -> ChatEngine | None:
-        """For its decision and reading; None before the model is loaded."""
+        """None before the model is loaded."""
         return self._writer.engine
 
     def next_mode(self) -> None:
@@ -135,6 +131,9 @@ class Session:
 
     def open(self, conversation: int, message: int | None = None) -> None:
         """Stop, and show a conversation of the history; with `message`, the branch it is on."""
+        if conversation == self.chat.number and message in (None, *(item.id for item in self.items)):
+            self._events.put(Changed(len(self.items), message))
+            return
         self.stop()
         chat = Chat(conversation)
 
@@ -281,7 +280,6 @@ class Session:
         self._writer.close()
         self.poll()
         self.store.close()
-        self.poll()
 
     # --- news ---
 
@@ -318,7 +316,7 @@ class Session:
             case Ended(item, result, error):
                 self._finish(item, result, error)
             case Outgrown(item):
-                self._request, self._writing, self.state = None, None, "stopped"
+                self._request, self.writing, self.state = None, None, "stopped"
                 self._withdraw("")
                 self._jobs.do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
 
@@ -334,9 +332,9 @@ class Session:
         self._jobs.do(
             lambda history: history.finish(number, state, stats=stats, sources=sources), lambda _: []
         )
-        if item is not self._writing:
+        if item is not self.writing:
             return
-        self._request, self._writing = None, None
+        self._request, self.writing = None, None
         cancelled = result is not None and result.stop_reason == "cancelled"
         self.state = "stopped" if cancelled and item in self.items else "ready"
         if result is not None and item in self.items:
@@ -394,6 +392,6 @@ class Session:
             chat, item = self._waiting.popleft()
             request = Request((), self.sampling or Sampling(), self.max_tokens)
             result = Traced()
-            self._request, self._writing, self.result, self.state = request, item, result, "writing"
+            self._request, self.writing, self.result, self.state = request, item, result, "writing"
             self._checked = monotonic()
             self._writer.write(item, chat.system, chat.since, request, result)

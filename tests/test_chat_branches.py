@@ -166,3 +166,47 @@ async def test_nothing_is_forgotten_unless_chosen(path: Path) -> None:
         assert len(engine.asked) == 3
         await say(pilot, "/drop")
         await until(pilot, lambda: "model forget?" in shown(app))
+
+
+async def test_keys_on_a_message(path: Path) -> None:
+    engine = FakeEngine(["One."])
+    app = app_of(engine, path)
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        for text in ("Alpha", "Beta"):
+            await say(pilot, text)
+            await answered(pilot)
+        await pilot.press("ctrl+up", "ctrl+up", "ctrl+up")  # the first answer
+        await until(pilot, lambda: app.view.focused_item is app.session.items[1])
+        await pilot.press("c")
+        await until(pilot, lambda: app.clipboard == "One.")
+        engine.pieces = ["Two."]
+        await pilot.press("r")
+        await answered(pilot)
+        assert [item.text for item in app.session.items] == ["Alpha", "Two."]
+        await until(pilot, lambda: app.view.focused_item is app.session.items[1])
+        await pilot.press("left")
+        await until(pilot, lambda: [i.text for i in app.session.items] == ["Alpha", "One.", "Beta", "One."])
+        await pilot.press("escape")
+        assert app.query_one(MessageInput).has_focus
+
+
+async def test_a_long_question_unfolds(path: Path) -> None:
+    app = app_of(FakeEngine(), path)
+    async with app.run_test(size=(80, 60)) as pilot:
+        app.query_one(MessageInput).put("\n".join(f"line {n}" for n in range(30)))
+        await pilot.press("enter")
+        await answered(pilot)
+        assert "10 more lines" in shown(app)
+        await pilot.press("ctrl+up", "ctrl+up")
+        await until(pilot, lambda: app.view.focused_item is app.session.items[0])
+        await pilot.press("enter")
+        await until(pilot, lambda: "line 29" in shown(app))
+
+
+async def test_ctrl_q_leaves_from_anywhere(path: Path) -> None:
+    app = app_of(FakeEngine(), path)
+    async with app.run_test(size=SIZE) as pilot:
+        await pilot.press("f1")
+        await until(pilot, lambda: len(app.screen_stack) == 2)
+        await pilot.press("ctrl+q")
+    assert app.return_value == 0

@@ -104,7 +104,7 @@ async def test_search_jumps_to_the_message(path: Path) -> None:
         await pilot.press(*"heron")
         await until(pilot, lambda: "with a heron" in shown(app) and "Newer" not in shown(app))
         await pilot.press("enter")
-        await until(pilot, lambda: "answer 7" in shown(app))
+        await until(pilot, lambda: app.view.focused_item is not None)
         assert app.view.focused_item is not None
         assert app.view.focused_item.text == "answer 7 with a heron"
         assert "answer 79" not in shown(app)
@@ -221,3 +221,24 @@ async def test_a_message_that_cannot_be_kept_is_given_back(path: Path) -> None:
         await say(pilot, "Two")
         await until(pilot, lambda: app.query_one(MessageInput).text == "Two")
         assert "Two" not in [item.text for item in app.session.items]
+
+
+async def test_a_jump_within_the_conversation_does_not_stop_its_answer(path: Path) -> None:
+    with History(path) as history:
+        number = history.new(title="Long").id
+        for i in range(60):
+            history.append(number, "user", f"question {i}")
+        first = history.messages(number)[0].id
+    engine = FakeEngine(["word "] * 500, pause=0.02)
+    app = app_of(engine, path, reopen=number)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "question 59" in shown(app))
+        await say(pilot, "Go")
+        await until(pilot, lambda: engine.given > 3)
+        app.session.open(number, first)
+        await until(pilot, lambda: app.view.focused_item is not None and "question 0" in shown(app))
+        assert app.session.state == "writing"
+        await pilot.press("escape", "escape")
+        await answered(pilot)
+        assert app.session.items[-1].text == "word " * engine.given
+        assert app.session.state == "stopped"

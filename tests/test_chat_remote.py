@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import socketserver
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 import pytest
+from chat_servers import Script, Write, chunk, serving, words
 from chats import SIZE, answered, say, shown, until
 
 from edgespec.app.answer import Request
@@ -22,87 +20,11 @@ from edgespec.app.chat_store import Store
 from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 
-Write = Callable[[bytes], object]
-
-
-class Script:
-    """What the server answers, and what it was asked."""
-
-    def __init__(self) -> None:
-        self.models: Any = {"data": [{"id": "big-model", "max_model_len": 8192}]}
-        self.status = 200
-        self.answer: Callable[[Write], None] = lambda write: None
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.url = ""
-
-
-def chunk(text: str) -> bytes:
-    return b"data: " + json.dumps({"choices": [{"delta": {"content": text}}]}).encode() + b"\n\n"
-
-
-def words(*texts: str, pause: float = 0.0) -> Callable[[Write], None]:
-    def answer(write: Write) -> None:
-        for text in texts:
-            write(chunk(text))
-            sleep(pause)
-        usage = {"prompt_tokens": 21, "completion_tokens": len(texts), "speculation": {"rounds": 2}}
-        write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\ndata: [DONE]\n\n")
-
-    return answer
-
-
-def handler(script: Script) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-        def _begin(self, kind: str) -> None:
-            script.keys.append(self.headers.get("Authorization"))
-            self.send_response(script.status)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-
-        def do_GET(self) -> None:
-            assert self.path == "/v1/models"
-            self._begin("application/json")
-            self.wfile.write(json.dumps(script.models).encode())
-
-        def do_POST(self) -> None:
-            assert self.path == "/v1/chat/completions"
-            script.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._begin("text/event-stream")
-            try:
-                script.answer(lambda data: (self.wfile.write(data), self.wfile.flush()))
-            except OSError:
-                script.keys.append("gone")
-
-    return Handler
-
-
-class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    daemon_threads = True
-
-    def get_request(self) -> tuple[Any, Any]:
-        request, _ = super().get_request()
-        return request, ("local", 0)
-
 
 @pytest.fixture(params=["tcp", "unix"])
 def script(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Script]:
-    script = Script()
-    server: Any
-    if request.param == "tcp":
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler(script))
-        script.url = f"http://127.0.0.1:{server.server_port}"
-    else:
-        server = UnixServer(str(tmp_path / "s"), handler(script))
-        script.url = f"unix:{tmp_path / 's'}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield script
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(tmp_path / "s" if request.param == "unix" else None) as script:
+        yield script
 
 
 def ask(engine: RemoteEngine, request: Request | None = None) -> tuple[str, Traced]:
