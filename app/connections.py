@@ -23,6 +23,8 @@ REQUEST_SECONDS = 10.0  # from the first byte of a request to the end of its hea
 BODY_SECONDS = 60.0  # from there to the end of its body
 WRITE_SECONDS = 60.0  # that a client may leave an answer unread
 IDLE_SECONDS = 60  # between two requests
+_BURST = 32  # connections that are taken at once, before the first of them is looked at
+_RESERVED = 64 + 3 * _BURST  # descriptors that are not for connections
 UNIX = "unix"  # in place of the client's address, with the number of its process
 
 
@@ -107,6 +109,11 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._stopping = stopping
 
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(4096)  # how many may wait; asyncio takes one number for that and for _BURST
+
     async def shutdown(self, sockets: Any = None) -> None:
         self._stopping()
         await super().shutdown(sockets)
@@ -118,7 +125,7 @@ def make_server(
     """A server of `app` for at most `most` connections, and no more than there are descriptors for."""
     # Anyone could fill it with requests that are none.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-    Connection.limit = min(most, _descriptors() - 64)
+    Connection.limit = min(most, _descriptors() - _RESERVED)
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -129,7 +136,7 @@ def make_server(
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nobody in front of it is trusted to say who asks
-        backlog=4096,
+        backlog=_BURST,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=64 * 1024,

@@ -235,11 +235,14 @@ def endless(server: Running, **more: Any) -> socket.socket:
 
 
 def health_times(server: Running, count: int) -> list[float]:
+    """Seconds of `count` requests, each on a connection of its own."""
     times = []
     for _ in range(count):
         start = time.perf_counter()
-        assert server.health()["status"] == "ok"
+        with server.connect() as connection:
+            assert exchange(connection, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")[0] == 200
         times.append(time.perf_counter() - start)
+        time.sleep(0.01)
     return times
 
 
