@@ -32,7 +32,6 @@ class Connection(H11Protocol):
     """One connection. `limit` is how many there may be."""
 
     limit: ClassVar[int] = 1024
-    refused: ClassVar[int] = 0  # so far, for the metrics
     _deadline: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
 
@@ -42,7 +41,7 @@ class Connection(H11Protocol):
         peer = peer_of(socket)
         stranger = self.client is None and (peer is None or peer.uid != os.geteuid())
         if stranger or len(self.connections) > self.limit:
-            self._refuse()
+            self.transport.abort()
         else:
             if peer is not None:
                 self.client = (UNIX, peer.pid)
@@ -90,10 +89,6 @@ class Connection(H11Protocol):
             self._stuck.cancel()
             self._stuck = None
         super().resume_writing()
-
-    def _refuse(self) -> None:
-        type(self).refused += 1
-        self.transport.abort()
 
     def _expect(self, seconds: float | None) -> None:
         """Close the connection unless this is called again within `seconds`."""

@@ -130,10 +130,10 @@ class Guard:
         return b"".join(parts)
 
 
-def own_names(bound_to: str = "") -> set[str]:
+def own_names() -> set[str]:
     """How other machines may call this one."""
     name = socket.gethostname().lower()
-    return {name, f"{name.partition('.')[0]}.local", bound_to.lower()} - {""}
+    return {name, f"{name.partition('.')[0]}.local"}
 
 
 def _single(scope: Scope) -> dict[str, str]:
