@@ -24,11 +24,10 @@ def choices() -> list[Choice]:
     """The models one can chat with: those here first, then those that fit this machine, the largest first."""
     import shutil
 
-    import psutil
-
     from edgespec.models.catalog import installed, load_catalog, models_folder
+    from edgespec.sensors import memory_total
 
-    memory, folder = psutil.virtual_memory().total, models_folder()
+    memory, folder = memory_total(), models_folder()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     disk = shutil.disk_usage(folder).free

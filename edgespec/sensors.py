@@ -66,6 +66,11 @@ def memory_available() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def memory_total() -> int:
+    """Bytes of memory that this machine has."""
+    return int(psutil.virtual_memory().total)
+
+
 def peak_memory() -> int | None:
     """The most memory this process ever held, in bytes, where the system tells."""
     try:
