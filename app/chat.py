@@ -367,7 +367,14 @@ class ChatApp(App[int]):
         self._bar.display = session.state == "loading" and bool(self.title)
         self._bar.update(progress=session.share)
         width = self.size.width
-        self._figures.update(figures(session, max(20, width - min(len(self.title), 24) - 6)))
-        self._machine.update(machine(session, max(20, width - 24)))
+        loading = 22 if self._bar.display else 0
+        _say(self._figures, figures(session, max(20, width - min(len(self.title), width // 3) - loading - 5)))
+        _say(self._machine, machine(session, max(20, width - 24)))
         persona = f"[{one_line(session.chat.persona)}] " if session.chat.persona else ""
-        self._head.update(persona + (one_line(session.chat.title) or "New conversation"))
+        _say(self._head, persona + (one_line(session.chat.title) or "New conversation"))
+
+
+def _say(label: Label, text: str) -> None:
+    """Change a label if it changes: its room is what it is, and a layout of the screen takes time."""
+    if label.content != text:
+        label.update(text, layout=label.styles.width is not None and label.styles.width.is_auto)

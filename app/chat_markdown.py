@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from time import perf_counter
+from time import thread_time
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
+from textual.app import ComposeResult
+from textual.containers import Vertical
 from textual.widgets import Markdown
 
 from edgespec.app.terminal import clean, one_line
 
-_SHARE = 0.1  # of the time that may go into drawing an answer
-_SHORTEST, _LONGEST = 0.04, 1.0  # seconds between two drawings
+_SHARE = 0.06  # of the time that may go into drawing an answer
+_SHORTEST, _LONGEST = 0.08, 2.0  # seconds between two drawings
+_BLOCKS, _LINES = 20, 60  # of a section; lines from which on it may be parted
 
 
 def parser() -> MarkdownIt:
@@ -37,7 +40,48 @@ def parser() -> MarkdownIt:
     return made
 
 
-class Answer(Markdown):
+class Section(Vertical):
+    """A part of an answer. Away from what is looked at only its height is kept.
+
+    Every layout visits every widget that is displayed, and Markdown has one for each paragraph: a long
+    answer would take a processor core to itself.
+    """
+
+    def __init__(self, text: str, shown: bool = True) -> None:
+        super().__init__()
+        self.markdown = Markdown(text if shown else "", parser_factory=parser, open_links=False)
+        self.shown = shown
+        self._later = "" if shown else text
+
+    def compose(self) -> ComposeResult:
+        if self.shown:
+            yield self.markdown
+        else:
+            self.styles.height = self._later.count("\n") + 1  # until it is known better
+
+    @property
+    def measured(self) -> bool:
+        """Its height is known, and not only guessed."""
+        return not self._later
+
+    async def reveal(self, shown: bool) -> None:
+        """Display it, or keep its room."""
+        if shown == self.shown:
+            return
+        self.shown = shown
+        if not shown:
+            self.styles.height = max(1, self.region.height)
+            self.markdown.display = False
+            return
+        self.markdown.display = True
+        if self._later:
+            text, self._later = self._later, ""
+            await self.mount(self.markdown)
+            await self.markdown.update(text)
+        self.styles.height = "auto"
+
+
+class Answer(Vertical):
     """An answer as it grows. `write` never waits; what it was given is drawn in pieces.
 
     The time between two drawings grows with what a drawing takes: a long block of code is highlighted anew
@@ -45,10 +89,16 @@ class Answer(Markdown):
     """
 
     def __init__(self, text: str = "") -> None:
-        super().__init__(clean(text), parser_factory=parser, open_links=False)
+        super().__init__(classes="answer")
+        parts = _parts(clean(text))
+        self.sections = [Section(part, shown=part is parts[-1]) for part in parts]
+        self._check = _LINES  # length of the last section at which to look for its parts
         self._more: list[str] = []
         self._news = asyncio.Event()
         self._drawing: asyncio.Task[None] | None = None
+
+    def compose(self) -> ComposeResult:
+        yield from self.sections
 
     def write(self, text: str) -> None:
         self._more.append(clean(text))
@@ -72,16 +122,66 @@ class Answer(Markdown):
         while True:
             await self._news.wait()
             self._news.clear()
-            start = perf_counter()
+            start, drawn = thread_time(), asyncio.Event()
             await asyncio.shield(self._append())
-            took = perf_counter() - start
+            self.call_after_refresh(drawn.set)  # the layout counts, too
+            await drawn.wait()
+            took = thread_time() - start
             await asyncio.sleep(min(_LONGEST, max(_SHORTEST, took / _SHARE)))
 
     async def _append(self) -> None:
         text = "".join(self._more)
         self._more.clear()
-        if text and self.is_attached:
-            await self.append(text)
+        if not text or not self.is_attached:
+            return
+        last = self.sections[-1].markdown
+        await last.append(text)
+        if last.source.count("\n") > self._check:
+            await self._split(last)
+
+    async def _split(self, last: Markdown) -> None:
+        """Go on in a new section where the last block begins, so that what is finished is left alone."""
+        source = last.source
+        *finished, begun = _parts(source)
+        if not finished:
+            self._check = 2 * source.count("\n")  # one long block
+            return
+        self._check = _LINES
+        more = [Section(part) for part in (*finished[1:], begun)]
+        with self.app.batch_update():
+            await last.update(finished[0])
+            await self.mount_all(more)
+        self.sections += more
+
+
+def _parts(text: str) -> list[str]:
+    """`text` in parts of some twenty blocks or list items, parted where these begin.
+
+    A long block of code is parted, too: all of it would be highlighted again for each new line.
+    """
+    if text.count("\n") <= _LINES:
+        return [text]
+    lines = text.split("\n")
+    cuts: list[tuple[int, str, str]] = []  # the line, what ends the part before it, what begins the next
+    blocks = last = 0
+    for token in parser().parse(text):
+        item = token.level == 1 and token.type == "list_item_open"
+        if token.map is None or not (token.level == 0 or item):
+            continue
+        start, end = token.map
+        blocks += 1
+        if blocks > _BLOCKS or start - last > _LINES:
+            blocks, last = 1, start
+            cuts.append((start, "", ""))
+        if token.type == "fence":
+            inside = range(start + 1 + _LINES, end - 1, _LINES)
+            last = max((last, *inside))
+            cuts += [(at, f"{token.markup}\n", f"{lines[start]}\n") for at in inside]
+    parts, begin, opening = [], 0, ""
+    for at, closing, reopening in cuts:
+        parts.append(opening + "".join(f"{line}\n" for line in lines[begin:at]) + closing)
+        begin, opening = at, reopening
+    return [*parts, opening + "\n".join(lines[begin:])]
 
 
 def code_blocks(text: str) -> list[str]:

@@ -80,7 +80,7 @@ class EnginePanel(Vertical):
             text = coloured(item.text, [(source, n) for source, lengths in item.sources for n in lengths])
         elif item is not None:
             text = Text("It is not known where this answer's tokens came from.")
-        self.query_one("#tokens", Static).update(text)
+        self.query_one("#tokens", Static).update(text, layout=False)
 
     def _feel(self) -> None:
         engine = self._session.engine
@@ -92,7 +92,7 @@ class EnginePanel(Vertical):
 
     def _plot(self, name: str, unit: str, values: Sequence[float]) -> None:
         now = f"{values[-1]:.0f} {unit}, most {max(values):.0f}" if values else f"{unit}: not known"
-        self.query_one(f"#{name}-label", Label).update(now)
+        self.query_one(f"#{name}-label", Label).update(now, layout=False)
         self.query_one(f"#{name}-plot", Sparkline).data = list(values)
 
 

@@ -12,7 +12,7 @@ from textual.widgets import Label, Static
 
 from edgespec.app.chat_files import folded
 from edgespec.app.chat_items import Ended, Item
-from edgespec.app.chat_markdown import Answer
+from edgespec.app.chat_markdown import Answer, Section
 from edgespec.app.terminal import clean, one_line
 
 _PAGE = 30  # messages drawn at a time
@@ -38,12 +38,12 @@ class MessageView(Vertical, can_focus=True):
         # Held, not looked up: the last news may come when the app is closing and the children are gone.
         self._branch = Label("", classes="branch", markup=False)
         self._question = Static("", classes="question", markup=False)
-        self._answer = Answer(item.text if item.role == "assistant" else "")
+        self.answer = Answer(item.text if item.role == "assistant" else "")
         self._outcome = Static("", classes="outcome", markup=False)
 
     def compose(self) -> ComposeResult:
         yield self._branch
-        yield self._answer if self.item.role == "assistant" else self._question
+        yield self.answer if self.item.role == "assistant" else self._question
         yield self._outcome
 
     def on_mount(self) -> None:
@@ -58,7 +58,7 @@ class MessageView(Vertical, can_focus=True):
 
     def write(self, text: str) -> None:
         self._tell("")
-        self._answer.write(text)
+        self.answer.write(text)
 
     async def end(self, event: Ended) -> None:
         reason = event.result.stop_reason if event.result is not None else "cancelled"
@@ -68,7 +68,7 @@ class MessageView(Vertical, can_focus=True):
             "length": "",
         }
         self._tell(clean(event.error) or endings.get(reason, ""), bad=bool(event.error))
-        await self._answer.end()
+        await self.answer.end()
 
     def action_unfold(self) -> None:
         self._folded = not self._folded
@@ -97,6 +97,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         super().__init__(id="conversation")
         self._views: dict[Item, MessageView] = {}
         self._hidden: list[Item] = []
+        self._revealed: object = None
         self._earlier = Label("", id="earlier", markup=False)
 
     def compose(self) -> ComposeResult:
@@ -105,6 +106,42 @@ class ConversationView(VerticalScroll, can_focus=False):
     def on_mount(self) -> None:
         self._earlier.display = False
         self.anchor()
+        self.set_interval(0.1, self._reveal)
+
+    async def _reveal(self) -> None:
+        """Draw the parts of answers that are looked at, and two screens on either side."""
+        state = (self.scroll_y, self.virtual_size, self.size)
+        if state == self._revealed:
+            return
+        view, settled = self.region, True
+        reach, unmeasured = 2 * view.height, None
+        for message in self._views.values():
+            *sections, last = message.answer.sections
+            for section in (*sections, last) if message.item.state != "partial" else sections:
+                place = section.region
+                near = place.bottom > view.y - reach and place.y < view.bottom + reach
+                if near == section.shown or not place:
+                    settled = settled and bool(place)
+                    unmeasured = section if not section.measured else unmeasured
+                    continue
+                settled = False
+                await self._show(section, near)
+        if unmeasured is not None:  # one at a time, so that keys are heard meanwhile
+            settled = False
+            await self._show(unmeasured, True)
+        if settled:
+            self._revealed = state
+
+    async def _show(self, section: Section, near: bool) -> None:
+        place = section.region
+        await section.reveal(near)
+        if near and place.y < self.region.y and self.scroll_y < self.max_scroll_y:
+            self.call_after_refresh(self._shifted, section, place.height)
+
+    def _shifted(self, section: Section, before: int) -> None:
+        """What is looked at stays where it was when something above it turns out to be of another height."""
+        if section.region and (more := section.region.height - before):
+            self.scroll_relative(y=more, animate=False, force=True)
 
     @property
     def focused_item(self) -> Item | None:
@@ -139,11 +176,11 @@ class ConversationView(VerticalScroll, can_focus=False):
         found = next((view for item, view in self._views.items() if item.id == at), None)
         if found is None:
             if lost and views and keep:  # where it branches, so that one can go on switching
-                views[0].focus(scroll_visible=False)
+                self.screen.set_focus(views[0], scroll_visible=False)
             self.anchor()
         else:
             self.release_anchor()
-            found.focus(scroll_visible=False)
+            self.screen.set_focus(found, scroll_visible=False)
             self.call_after_refresh(self.scroll_to_widget, found, animate=False, top=True)
 
     async def tell(self, note: str, bad: bool = False) -> None:
@@ -161,6 +198,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         if direction < 0 and self.scroll_y <= 0 and self._hidden:
             await self._more()
         (self.scroll_page_up if direction < 0 else self.scroll_page_down)(animate=False)
+        self.call_after_refresh(self._reveal)
 
     def pick(self, step: int) -> None:
         """Focus the message before or after the focused one; the last one if none is."""
@@ -168,7 +206,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         here = self.focused_item
         at = items.index(here) + step if here in self._views and here is not None else len(items) - 1
         if items and 0 <= at < len(items):
-            self._views[items[at]].focus()
+            self.screen.set_focus(self._views[items[at]])  # at once: keys may come fast
 
     async def _more(self) -> None:
         new, self._hidden = self._hidden[-_PAGE:], self._hidden[:-_PAGE]

@@ -186,8 +186,9 @@ async def test_keys_on_a_message(path: Path) -> None:
         await until(pilot, lambda: app.view.focused_item is app.session.items[1])
         await pilot.press("left")
         await until(pilot, lambda: [i.text for i in app.session.items] == ["Alpha", "One.", "Beta", "One."])
+        await until(pilot, lambda: app.view.focused_item is app.session.items[1])
         await pilot.press("escape")
-        assert app.query_one(MessageInput).has_focus
+        await until(pilot, lambda: app.query_one(MessageInput).has_focus)
 
 
 async def test_a_long_question_unfolds(path: Path) -> None:

@@ -70,6 +70,7 @@ async def test_the_panel_plots_and_colours(tmp_path: Path) -> None:
         )
         assert list(app.query_one("#speed-plot", Sparkline).data or ()) == [100.0, 100.0]
         assert "repeated text" in shown(app)
+        await until(pilot, lambda: "gamma" in shown(app).split("from: target")[1])
         content = app.query_one("#tokens", Static).content
         assert isinstance(content, Text)
         assert content.plain == "alpha beta gamma[31m "
