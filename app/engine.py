@@ -260,19 +260,19 @@ class Engine:
     def advance(self, writings: Sequence[Writing]) -> list[tuple[Writing, str]]:
         """One forward pass for all of `writings`, none of which is over: those it brought on, and their text.
 
-        When one of them is cancelled, the pass may be cut short and bring on none.
+        On an engine whose texts cannot share a pass, one for each. When one of them is cancelled, the pass
+        may be cut short and bring on none.
         """
         if self._resting is not None:  # only now: what the last pass brought was heard of before
             self.steering.rest(self._resting, lambda: any(one.request.cancelled for one in writings))
+        texts = [writing.text for writing in writings]
+        chunk = _CHUNK if len(texts) > 1 else self.context_length
+        rounds: list[Round | None] = []
         try:
-            rounds = advance(
-                [writing.text for writing in writings],
-                self.model.forward_texts,
-                self.model.options.max_rows,
-                _CHUNK if len(writings) > 1 else self.context_length,
-            )
+            for batch in [texts] if self.model.library.shares_cache else [[text] for text in texts]:
+                rounds += advance(batch, self.model.forward_texts, self.model.options.max_rows, chunk)
         except Cancelled:
-            return []
+            rounds += [None] * (len(texts) - len(rounds))
         done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
         news = [(writing, writing.took(round_)) for writing, round_ in done]
         planners = [writing.planner for writing in writings]

@@ -46,7 +46,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Another name that the model answers to; repeatable.", show_default=False),
     ] = None,
-    parallel: Parallel = 1,
+    parallel: Parallel = 4,
     queue: Queue = 64,
     draft: opt.Draft = "auto",
     max_draft: opt.MaxDraft = 31,

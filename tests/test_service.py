@@ -105,6 +105,18 @@ def test_each_answer_is_what_it_is_alone(engine, service):
     assert same >= 3
 
 
+def test_an_engine_without_shared_passes_answers_several_too(ik, starter_path):
+    options = LlamaOptions(context=512, engine=ik)
+    with Engine(starter_path, parallel=2, options=options) as engine:
+        expected = [alone(engine, question, 30) for question in QUESTIONS[:2]]
+        engine.forget()
+        service, askers = Borrowed(engine), [Asker(), Asker()]
+        for asker, question in zip(askers, QUESTIONS, strict=False):
+            service.submit(Request(prompt_of(engine, question), max_tokens=30), asker)
+        assert [asker.wait().tokens[:8] for asker in askers] == [tokens[:8] for tokens in expected]
+        service.close()
+
+
 def test_texts_in_one_batch_really_share_passes(engine, service):
     askers = [Asker() for _ in range(4)]
     passes = 0
