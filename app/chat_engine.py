@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgespec.app.answer import Request, Result
@@ -101,10 +102,15 @@ class ChatEngine(Protocol):
 
 
 class LocalEngine:
-    """A model on this machine."""
+    """A model on this machine. What it has read is kept on disk, where an opened conversation finds it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, states: Path | None = None) -> None:
+        """`states` is the folder where that is kept, beside the history if not given."""
+        from edgespec.app.history import data_folder
+        from edgespec.app.shelf import Shelf
+
         self._engine = engine
+        self._shelf = engine.shelf = Shelf(folder=states or data_folder() / "states", lasting=True)
 
     @property
     def notes(self) -> Sequence[str]:
@@ -141,4 +147,5 @@ class LocalEngine:
         return self._engine.steering.watch.latest()
 
     def close(self) -> None:
+        self._shelf.keep(self._engine.slots[0])
         self._engine.close()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from edgespec.app.answer import Request, Result
+from edgespec.app.chat_engine import LocalEngine, Traced
 from edgespec.app.engine import ContextFullError, Engine
 from edgespec.app.service import BusyError, Service
 from edgespec.app.shelf import Shelf
@@ -225,6 +226,21 @@ def test_a_lasting_shelf_is_found_again_and_forgets_when_told(starter_path, tmp_
         assert len(list(tmp_path.glob("*.state"))) == 1
         engine.shelf.forget(prompt)
         assert list(tmp_path.glob("*.state")) == []
+
+
+def test_a_chat_opened_again_has_its_conversation_read(starter_path, tmp_path):
+    messages = [{"role": "user", "content": "Apples fall. " * 120}]
+    cached = []
+    for _ in range(2):
+        engine = LocalEngine(Engine(starter_path, options=LlamaOptions(context=1024)), tmp_path)
+        result = Traced()
+        request = Request(engine.prompt(messages), max_tokens=6)
+        messages_after = "".join(engine.answer(messages, request, result))
+        cached.append(result.cached_tokens)
+        assert messages_after == result.text
+        engine.close()
+    assert cached[0] == 0
+    assert cached[1] >= len(request.prompt) - 1
 
 
 def test_what_a_killed_program_left_is_swept(starter_path, tmp_path):
