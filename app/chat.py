@@ -364,11 +364,15 @@ class ChatApp(App[int]):
         session = self.session
         if self._fetching:
             return
-        self._bar.display = session.state == "loading" and bool(self.title)
-        self._bar.update(progress=session.share)
+        loading = session.state == "loading" and bool(self.title)
+        if loading or self._bar.display:
+            self._bar.display = loading
+            self._bar.update(progress=session.share)
         width = self.size.width
-        loading = 22 if self._bar.display else 0
-        _say(self._figures, figures(session, max(20, width - min(len(self.title), width // 3) - loading - 5)))
+        _say(
+            self._figures,
+            figures(session, max(20, width - min(len(self.title), width // 3) - 22 * loading - 5)),
+        )
         _say(self._machine, machine(session, max(20, width - 24)))
         persona = f"[{one_line(session.chat.persona)}] " if session.chat.persona else ""
         _say(self._head, persona + (one_line(session.chat.title) or "New conversation"))

@@ -39,8 +39,9 @@ class Hint(Static):
                 paths = [path for path in await asyncio.to_thread(complete, word[1:]) if path != word[1:]]
                 parts += ["Tab: " + "  ".join(paths[:_MOST])] if paths else []
             hint = " · ".join(parts)
-        self.update(one_line(hint))
-        self.display = bool(hint)
+        if hint or self.display:
+            self.update(one_line(hint))
+            self.display = bool(hint)
 
     async def _cost(self, file: Attached) -> str:
         if file.error:

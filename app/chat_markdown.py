@@ -52,6 +52,7 @@ class Section(Vertical):
         self.markdown = Markdown(text if shown else "", parser_factory=parser, open_links=False)
         self.shown = shown
         self._later = "" if shown else text
+        self._changes = 0  # that no layout has seen yet
 
     def compose(self) -> ComposeResult:
         if self.shown:
@@ -66,7 +67,7 @@ class Section(Vertical):
 
     async def reveal(self, shown: bool) -> None:
         """Display it, or keep its room."""
-        if shown == self.shown:
+        if shown == self.shown or (not shown and self._changes):
             return
         self.shown = shown
         if not shown:
@@ -79,6 +80,19 @@ class Section(Vertical):
             await self.mount(self.markdown)
             await self.markdown.update(text)
         self.styles.height = "auto"
+        self.changed()
+
+    def on_mount(self) -> None:
+        self.changed()
+
+    def changed(self) -> None:
+        """Its height is another once it is laid out."""
+
+        def laid_out() -> None:
+            self._changes -= 1
+
+        self._changes += 1
+        self.call_after_refresh(laid_out)
 
 
 class Answer(Vertical):
@@ -150,6 +164,7 @@ class Answer(Vertical):
         more = [Section(part) for part in (*finished[1:], begun)]
         with self.app.batch_update():
             await last.update(finished[0])
+            self.sections[-1].changed()
             await self.mount_all(more)
         self.sections += more
 

@@ -57,7 +57,8 @@ class MessageView(Vertical, can_focus=True):
             self._tell(item.error, bad=True)
 
     def write(self, text: str) -> None:
-        self._tell("")
+        if self._outcome.has_class("-shown"):
+            self._tell("")
         self.answer.write(text)
 
     async def end(self, event: Ended) -> None:

@@ -68,8 +68,7 @@ class Session:
     ) -> None:
         self.name = name
         self.state: State = "loading"
-        self.share = 0.0
-        self.context = self.used = 0
+        self.share, self.context, self.used = 0.0, 0, 0
         self.result: Traced | None = None  # of the answer under way, else of the last one
         self.sampling, self.max_tokens, self.mode = sampling, max_tokens, mode
         self.system, self.persona = system, persona  # of new conversations
@@ -83,7 +82,7 @@ class Session:
         self._events: SimpleQueue[Event | Callable[[], list[Event]]] = SimpleQueue()
         self._jobs = Jobs(self.store, self._events.put)
         self._writer = Writer(self._events.put)
-        self._closing = False
+        self._closing = self._offering = False
 
     @property
     def items(self) -> list[Item]:
@@ -93,7 +92,7 @@ class Session:
     @property
     def quiet(self) -> bool:
         """Nothing will happen until something is asked for."""
-        busy = self.state == "loading" or self._request is not None or self._jobs.pending
+        busy = self.state == "loading" or self._request or self._jobs.pending or self._offering
         return not busy and self._events.empty()
 
     @property
@@ -181,7 +180,8 @@ class Session:
         last = self.items[-1] if self.items else None
         if last is None or self._request is not None or self.state == "loading":
             return False
-        return self._writer.offer(last, self.chat.system, self.chat.since)
+        self._offering = self._writer.offer(last, self.chat.system, self.chat.since)
+        return self._offering
 
     def apply(self, settings: Config) -> None:
         """Let changed settings hold from the next answer and the next conversation on."""
@@ -316,9 +316,13 @@ class Session:
             case Ended(item, result, error):
                 self._finish(item, result, error)
             case Outgrown(item):
-                self._request, self.writing, self.state = None, None, "stopped"
-                self._withdraw("")
-                self._jobs.do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
+                self._offering = False
+                if item is self.writing:
+                    self._request, self.writing, self.state = None, None, "stopped"
+                    self._withdraw("")
+                    self._jobs.do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
+            case Told():
+                self._offering = False
 
     def _finish(self, item: Item, result: Any, error: str) -> None:
         complete = result is not None and result.stop_reason in ("end", "stop", "length")
@@ -329,9 +333,7 @@ class Session:
         if result is not None:
             item.stats = stats = figures(result)
             item.sources = sources = [*item.sources, *result.sources()]
-        self._jobs.do(
-            lambda history: history.finish(number, state, stats=stats, sources=sources), lambda _: []
-        )
+        self._jobs.do(lambda db: db.finish(number, state, stats=stats, sources=sources), lambda _: [])
         if item is not self.writing:
             return
         self._request, self.writing = None, None

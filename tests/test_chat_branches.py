@@ -166,6 +166,24 @@ async def test_nothing_is_forgotten_unless_chosen(path: Path) -> None:
         assert len(engine.asked) == 3
         await say(pilot, "/drop")
         await until(pilot, lambda: "model forget?" in shown(app))
+        await pilot.press("escape")
+    with History(path) as history:
+        states = [m.state for m in history.messages(1) if m.role == "assistant"]
+    assert states == ["complete"] * 3 + ["stopped"]
+
+
+async def test_offering_to_forget_leaves_a_finished_answer_finished(path: Path) -> None:
+    app = app_of(FakeEngine(), path)
+    async with app.run_test(size=SIZE) as pilot:
+        for text in ("One", "Two"):
+            await say(pilot, text)
+            await answered(pilot)
+        await say(pilot, "/drop")
+        await until(pilot, lambda: "model forget?" in shown(app))
+        await pilot.press("escape")
+        await answered(pilot)
+    with History(path) as history:
+        assert [m.state for m in history.messages(1)] == ["complete"] * 4
 
 
 async def test_keys_on_a_message(path: Path) -> None:

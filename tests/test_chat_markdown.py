@@ -68,18 +68,25 @@ async def test_a_long_answer_opened_again_scrolls_without_gaps(tmp_path: Path, s
     with History(tmp_path / "h.db") as history:
         number = history.new(title="Long").id
         history.append(number, "user", "Go")
-        text = "\n\n".join(f"start {n} " + "long " * 40 + f"stop {n}" for n in range(120))
+        text = "\n\n".join(f"start {n} " + "long " * 40 + f"stop {n}" for n in range(80))
         history.append(number, "assistant", text)
     app = app_of(FakeEngine(), tmp_path / "h.db", reopen=number)
     seen: set[int] = set()
+
+    def all_drawn() -> bool:
+        looked_at = [one for one in app.view.query(Section) if one.region.overlaps(app.view.region)]
+        return all(section.shown for section in looked_at)
+
     async with app.run_test(size=size) as pilot:
-        await until(pilot, lambda: "stop 119" in shown(app))
+        await until(pilot, lambda: "stop 79" in shown(app))
         await until(pilot, lambda: all(section.measured for section in app.view.query(Section)))
         await until(pilot, lambda: sum(section.shown for section in app.view.query(Section)) < 8)
-        for _ in range(80):
-            await pilot.pause(0.15)
-            seen |= {n for n in range(120) if f"stop {n} " in shown(app) or f"start {n} " in shown(app)}
+        for _ in range(60):
+            await pilot.pause(0.05)
+            await until(pilot, all_drawn)
+            await pilot.pause(0.05)
+            seen |= {n for n in range(80) if f"stop {n} " in shown(app) or f"start {n} " in shown(app)}
             if app.view.scroll_y <= 0:
                 break
             await pilot.press("pageup")
-    assert sorted(set(range(120)) - seen) == []
+    assert sorted(set(range(80)) - seen) == []
