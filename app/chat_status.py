@@ -54,16 +54,18 @@ def figures(session: Session, width: int) -> str:
 
 def machine(session: Session, width: int) -> str:
     """Mode and reason, battery, temperature: what is known of them."""
-    parts: list[tuple[int, str, str]] = []
     engine = session.engine
     if engine is None:
         return ""
-    if (decision := engine.decision) is not None:
-        parts.append((9, f"{decision.mode}: {one_line(decision.reason)}", decision.mode))
+    parts: list[tuple[int, str, str]] = []
     if (reading := engine.reading) is not None:
         if reading.charge is not None:
             sign = "+" if reading.plugged else ""
             parts.append((5, f"battery {reading.charge:.0f}%{sign}", f"{reading.charge:.0f}%{sign}"))
         if reading.celsius is not None:
             parts.append((4, f"{reading.celsius:.0f} °C", f"{reading.celsius:.0f}°"))
+    if (decision := engine.decision) is not None:
+        said, room = f"{decision.mode}: {one_line(decision.reason)}", width - len(fitted(parts, width)) - 3
+        brief = said if len(said) <= room else said[: max(room - 1, len(decision.mode))] + "…"
+        parts.insert(0, (9, brief, decision.mode))
     return fitted(parts, width)

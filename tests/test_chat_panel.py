@@ -13,7 +13,8 @@ from rich.text import Text
 from textual.widgets import Sparkline, Static
 
 from edgespec.app.chat_panel import STYLES, coloured
-from edgespec.app.chat_status import fitted
+from edgespec.app.chat_status import fitted, machine
+from edgespec.app.session import Session
 from edgespec.core import Reading
 
 PARTS = st.lists(
@@ -91,3 +92,19 @@ def test_every_source_is_told_apart_without_colour() -> None:
     assert len(plain) >= 3  # the two kinds of repeated text look alike
     text = coloured("ab" * 5000, [("target", 1), ("suffix", 1)] * 5000)
     assert len(text.plain) == 1200
+
+
+@pytest.mark.parametrize("width", [20, 40, 56, 120])
+def test_a_long_reason_is_cut_and_the_readings_stay(width: int) -> None:
+    engine = FakeEngine(reading=Reading(0, celsius=61.0, charge=43, plugged=True))
+    engine.governor.decide(Reading(1.0, plugged=True, others=0.5, celsius=61.0))
+    session = Session(lambda progress: engine)
+    session._writer.engine = engine
+    text = machine(session, width)
+    assert len(text) <= width
+    assert text.startswith("balanced")
+    assert "43%+" in text
+    if width >= 40:
+        assert "balanced: plug" in text
+        assert "61 °C" in text
+    assert text.endswith("61 °C") or width < 40
