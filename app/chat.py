@@ -126,8 +126,8 @@ class ChatApp(App[int]):
         self._show_status()
         self._clock = self.set_interval(1 / _FRAMES_PER_SECOND, self._tick)
         self.set_interval(1.0, self._show_status)
-        # Imports hold the interpreter, so they wait for the first frame.
-        self.call_after_refresh(self._start)
+        # Imports hold the interpreter, so they wait until the first frame is written.
+        self.call_after_refresh(lambda: self.set_timer(0.05, self._start))
 
     def _start(self) -> None:
         self.session.start(load=bool(self.title))
