@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tiny import write_tiny
 
@@ -13,6 +14,13 @@ from edgespec.models.catalog import resolve
 from edgespec.models.ik import installed_library
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName
+
+
+# A slow or busy machine is no fault of a test.
+hypothesis.settings.register_profile(
+    "here", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
+)
+hypothesis.settings.load_profile("here")
 
 
 @pytest.fixture(scope="session", autouse=True)
