@@ -15,7 +15,6 @@ from edgespec.models.ik import installed_library
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName
 
-
 # A slow or busy machine is no fault of a test.
 hypothesis.settings.register_profile(
     "here", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None
