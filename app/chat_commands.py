@@ -11,6 +11,7 @@ from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from edgespec.app.chat_files import path_of, unfolded_question
 from edgespec.app.chat_markdown import code_blocks
+from edgespec.app.chat_store import delete_conversation
 from edgespec.app.screens_ask import Ask, Choose, Reading
 
 if TYPE_CHECKING:
@@ -151,7 +152,9 @@ async def _delete(app: ChatApp, _: str) -> None:
 async def delete(app: ChatApp, number: int) -> None:
     if app.session.chat.number == number:
         app.session.new()
-    await app.kept(lambda history: history.delete(number))
+
+    if messages := await app.kept(lambda history: delete_conversation(history, number)):
+        app.session.forget(messages)
     app.say("Deleted: /undo, or Ctrl+Z in the list, brings it back within 30 days.")
 
 

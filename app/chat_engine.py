@@ -98,6 +98,9 @@ class ChatEngine(Protocol):
     def reading(self) -> Reading | None:
         """What it said of itself last."""
 
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        """A conversation was deleted: keep nothing on disk of what was read of it."""
+
     def close(self) -> None: ...
 
 
@@ -145,6 +148,9 @@ class LocalEngine:
     @property
     def reading(self) -> Reading:
         return self._engine.steering.watch.latest()
+
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        self._shelf.forget(self.prompt(messages), self._engine.slots[0])
 
     def close(self) -> None:
         self._shelf.keep(self._engine.slots[0])

@@ -84,6 +84,9 @@ class RemoteEngine:
     def choose(self, mode: object) -> None:
         return None
 
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        """Nothing is kept here; what the server keeps is its own."""
+
     def close(self) -> None:
         self._client.close()
 

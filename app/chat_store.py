@@ -93,3 +93,12 @@ def ask(history: History, conversation: int, text: str, parent: int | Literal["h
     """Keep a question, and make room for its answer, whose number is returned."""
     history.append(conversation, "user", text, parent=parent)
     return history.append(conversation, "assistant", state="partial").id
+
+
+def delete_conversation(history: History, number: int) -> list[dict[str, str]]:
+    """Delete a conversation; returns what the model was told of it, which is to be forgotten too."""
+    system = history.conversation(number).system
+    messages = [{"role": "system", "content": system}] if system else []
+    messages += [{"role": one.role, "content": one.text} for one in history.branch(number)]
+    history.delete(number)
+    return messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -76,6 +77,17 @@ class Writer:
         assert self._thread is not None
         self._thread.submit(job)
         return future
+
+    def forget(self, messages: list[dict[str, str]]) -> None:
+        """A conversation was deleted."""
+
+        def job() -> None:
+            if self.engine is not None:
+                with contextlib.suppress(Exception):  # a template may refuse what there was of it
+                    self.engine.forget(messages)
+
+        if self._thread is not None:
+            self._thread.submit(job)
 
     def close(self) -> None:
         """Free the model. Waits a few seconds at most for what is under way."""

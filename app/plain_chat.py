@@ -14,6 +14,7 @@ from types import FrameType
 
 from edgespec.app.chat_files import find, folded, path_of, unfolded_question, with_files
 from edgespec.app.chat_items import Changed, Ended, Item, Loaded, LoadFailed, Outgrown, Told, Written
+from edgespec.app.chat_store import delete_conversation
 from edgespec.app.session import Session
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
@@ -109,7 +110,7 @@ class PlainChat:
                 self._say("pinned" if pinned else "no longer pinned")
             case "delete" if number is not None:
                 session.new()
-                session.store.do(lambda h: h.delete(number)).result()
+                session.forget(session.store.do(lambda h: delete_conversation(h, number)).result())
                 self._say("deleted; /undo brings it back")
             case "undo":
                 deleted = session.store.do(lambda h: h.conversations(1, deleted=True)).result()

@@ -273,6 +273,10 @@ class Session:
         """Tokens of `text`, as soon as the engine has time to count them."""
         return self._writer.count(text)
 
+    def forget(self, messages: list[dict[str, str]]) -> None:
+        """A conversation of these messages was deleted: nothing that was read of it stays on disk."""
+        self._writer.forget(messages)
+
     def close(self) -> None:
         """Give up what is under way, keep its text, and free the model. Waits a few seconds at most."""
         self._closing = True

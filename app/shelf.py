@@ -70,11 +70,15 @@ class Shelf:
         while sum(size for _, size in self._kept.values()) > self._most:
             self._drop(next(iter(self._kept)))
 
-    def forget(self, tokens: Sequence[int]) -> None:
-        """Delete every state that holds a part of `tokens` worth keeping: its conversation was deleted."""
+    def forget(self, tokens: Sequence[int], slot: Slot) -> None:
+        """Forget every state that holds a part of `tokens` worth keeping, the one in `slot` too."""
+        self._look(slot)
+        worth = min(_WORTH, len(tokens))
         for path, (other, _) in list(self._kept.items()):
-            if other and common_prefix(other, tokens) >= min(_WORTH, len(tokens)):
+            if other and common_prefix(other, tokens) >= worth:
                 self._drop(path)
+        if common_prefix(slot.sequence.tokens, tokens) >= worth:
+            slot.forget()
 
     def close(self) -> None:
         """Delete everything, unless it is to last."""

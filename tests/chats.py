@@ -30,6 +30,7 @@ class FakeEngine:
     notes: Sequence[str] = ()
     context_length: int = 512
     asked: list[list[dict[str, str]]] = field(default_factory=list)
+    forgotten: list[list[dict[str, str]]] = field(default_factory=list)
     given: int = 0
     closed: bool = False
     governor: Governor = field(default_factory=Governor)
@@ -68,6 +69,9 @@ class FakeEngine:
     @property
     def decision(self) -> Decision:
         return self.governor.decision
+
+    def forget(self, messages: Sequence[dict[str, str]]) -> None:
+        self.forgotten.append(list(messages))
 
     def close(self) -> None:
         self.closed = True

@@ -159,7 +159,8 @@ async def test_rename_pin_delete_and_undo_in_the_list(path: Path) -> None:
 
 
 async def test_deleting_the_conversation_shown_begins_another(path: Path) -> None:
-    app = app_of(FakeEngine(), path)
+    engine = FakeEngine()
+    app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         await say(pilot, "Away with it")
         await answered(pilot)
@@ -167,6 +168,8 @@ async def test_deleting_the_conversation_shown_begins_another(path: Path) -> Non
         await until(pilot, lambda: "New conversation" in shown(app))
         await answered(pilot)
         assert kept(path) == []
+        await until(pilot, lambda: bool(engine.forgotten))
+        assert "Away with it" in [message["content"] for message in engine.forgotten[0]]
         await say(pilot, "/undo")
         await until(pilot, lambda: "Away with it" in shown(app).splitlines()[0])
         assert len(kept(path)) == 2

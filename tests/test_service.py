@@ -18,7 +18,6 @@ from edgespec.app.service import BusyError, Service
 from edgespec.app.shelf import Shelf
 from edgespec.core import EdgespecError, TokenLogprob, common_prefix
 from edgespec.models.llama import LlamaOptions
-from edgespec.sampling import Sampling
 
 QUESTIONS = [
     "Count from one to thirty in words.",
@@ -65,9 +64,10 @@ class Borrowed(Service):
     """Leaves the engine to the next test."""
 
     def close(self, timeout: float = 30.0) -> None:
-        engine, self.engine = self.engine, type("Kept", (), {"close": lambda _: None})()  # type: ignore[assignment]
-        super().close(timeout)
-        engine.forget()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.engine, "close", lambda: None)
+            super().close(timeout)
+        self.engine.forget()
 
 
 @pytest.fixture
@@ -96,14 +96,26 @@ def test_each_answer_is_what_it_is_alone(engine, service):
     for asker, question in zip(askers, QUESTIONS, strict=True):
         service.submit(Request(prompt_of(engine, question), max_tokens=60), asker)
     results = [asker.wait() for asker in askers]
-    for asker, result, tokens in zip(askers, results, expected, strict=True):
+    service.close()
+    for asker, result, tokens, question in zip(askers, results, expected, QUESTIONS, strict=True):
         assert asker.error is None
         assert asker.tokens == result.tokens
         assert asker.text == result.text
-        # Kernels round differently for more rows: after a near-tie the text may go on otherwise.
-        assert result.tokens[:8] == tokens[:8]
-    same = sum(result.tokens == tokens for result, tokens in zip(results, expected, strict=True))
-    assert same >= 3
+        assert_same_but_for_near_ties(engine, prompt_of(engine, question), result.tokens, tokens)
+
+
+def assert_same_but_for_near_ties(
+    engine: Engine, prompt: list[int], written: list[int], expected: list[int]
+) -> None:
+    """Kernels round differently for more rows: where the texts part, the model must hardly prefer one."""
+    at = common_prefix(written, expected)
+    if at == min(len(written), len(expected)):
+        return
+    engine.forget()
+    row = engine.slots[0].sequence.forward([*prompt, *expected[:at]])[0]
+    # This model's logits differ by up to 0.5 between batches of different sizes.
+    assert abs(float(row[written[at]] - row[expected[at]])) < 1.0
+    assert row.max() - row[expected[at]] < 1.0
 
 
 def test_an_engine_without_shared_passes_answers_several_too(ik, starter_path):
@@ -175,8 +187,10 @@ def test_a_system_prompt_is_read_once_for_all(engine, service):
     shared = common_prefix(*prompts)
     assert shared > 60
     assert second.wait().cached_tokens == shared
-    assert first.wait().tokens[:4] == expected[0][:4]
-    assert second.tokens[:4] == expected[1][:4]
+    first.wait()
+    service.close()
+    for asker, prompt, tokens in zip((first, second), prompts, expected, strict=True):
+        assert_same_but_for_near_ties(engine, prompt, asker.tokens, tokens)
 
 
 def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tmp_path):
@@ -222,9 +236,11 @@ def test_a_lasting_shelf_is_found_again_and_forgets_when_told(starter_path, tmp_
         for _ in engine.answer(Request([*prompt, 5], max_tokens=4), again):
             pass
         assert again.cached_tokens >= len(prompt) - 1
-        engine.shelf.forget(engine.model.vocab.tokenize("Something else. " * 100))
+        engine.shelf.forget(engine.model.vocab.tokenize("Something else. " * 100), engine.slots[0])
+        assert engine.slots[0].sequence.tokens
         assert len(list(tmp_path.glob("*.state"))) == 1
-        engine.shelf.forget(prompt)
+        engine.shelf.forget(prompt, engine.slots[0])
+        assert not engine.slots[0].sequence.tokens
         assert list(tmp_path.glob("*.state")) == []
 
 
@@ -238,9 +254,12 @@ def test_a_chat_opened_again_has_its_conversation_read(starter_path, tmp_path):
         messages_after = "".join(engine.answer(messages, request, result))
         cached.append(result.cached_tokens)
         assert messages_after == result.text
+        if cached[1:]:
+            engine.forget(messages)
         engine.close()
     assert cached[0] == 0
     assert cached[1] >= len(request.prompt) - 1
+    assert list(tmp_path.iterdir()) == []  # of a conversation that was deleted nothing stays
 
 
 def test_what_a_killed_program_left_is_swept(starter_path, tmp_path):
@@ -370,18 +389,3 @@ def test_closing_ends_everything(engine):
     assert reasons.count("cancelled") >= 3
     with pytest.raises(EdgespecError, match="stopping"):
         service.submit(Request([1]), Asker())
-
-
-def test_with_a_seed_the_text_does_not_depend_on_the_company(engine, service):
-    sampling = Sampling(0.8, seed=11)
-    texts = []
-    for company in (0, 3):
-        engine.forget()
-        one, others = Asker(), [Asker() for _ in range(company)]
-        service.submit(Request(prompt_of(engine, QUESTIONS[3]), sampling, 12), one)
-        for other, question in zip(others, QUESTIONS, strict=False):
-            service.submit(Request(prompt_of(engine, question), max_tokens=30), other)
-        texts.append(one.wait().tokens)
-        for other in others:
-            other.wait()
-    assert texts[0][:6] == texts[1][:6]
