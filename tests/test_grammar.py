@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -113,6 +114,7 @@ def test_texts_are_valid(schema: dict[str, Any], seed: int) -> None:
     text = VOCAB.detokenize(walk(grammar, random.Random(seed)))
     value = json.loads(text)
     jsonschema.validate(value, schema)
+    text = re.sub(r"-0(?![.0-9])", "0", text)  # another way of writing it
     assert text == json.dumps(value, ensure_ascii=False) or "\\" in text or "\x7f" in text
 
 

@@ -211,8 +211,12 @@ def test_tokens_and_back(server: Running) -> None:
 def test_metrics(server: Running) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
+    constant = {"const": "a text so long that guessing it, which the grammar makes certain, pays anywhere"}
+    schema = {"type": "object", "properties": {"said": constant}, "required": ["said"]}
+    forced = {"type": "json_schema", "json_schema": {"name": "forced", "schema": schema}}
     with server.client() as client:
         client.post("/v1/chat/completions", json=question(4))
+        client.post("/v1/chat/completions", json={**question(60), "response_format": forced})
         client.get("/nowhere/17")
         text = client.get("/metrics").text
     found = {one.name: one for family in text_string_to_metric_families(text) for one in family.samples}
