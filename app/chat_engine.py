@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgespec.app.answer import Request, Result
+from edgespec.constrain import GRAMMAR
 from edgespec.core import Reading, Round
 from edgespec.governor import Decision, Mode
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # llama.cpp
 ChatMessage = dict[str, str]
 """`role` and `content`."""
 
-TARGET, FORCED = "target", "grammar"
+TARGET, FORCED = "target", GRAMMAR
 
 
 @dataclass(slots=True)

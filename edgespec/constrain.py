@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 
-from edgespec.core import Constraint, Controller, Done, Draft, Round, point_mass
+from edgespec.core import Constraint, Controller, Done, Draft, Round
 from edgespec.costs import CostCurve
 
 GRAMMAR = "grammar"
@@ -71,11 +71,11 @@ class Constrained:
         more = self._constraint.forced(limit - len(tokens), tokens) if whole and guess.tokens else ()
         if whole and not forced and not more:
             return guess
-        draft = _joined(forced, guess, more)
+        draft = _certain(forced).followed_by(guess).followed_by(_certain(more))
         kept, rows = self._best(draft, len(tokens) if guess.tokens else 0, limit + 1, costs)
         self._forced = min(kept, len(forced))
         self._guess = guess if self._forced == len(forced) else None
-        return _cut(draft, kept, rows)
+        return draft.cut(kept, max(0, rows - kept - 1))
 
     def beside(self, texts: int, rows: int) -> None:
         self._texts, self._beside = texts, rows
@@ -96,7 +96,7 @@ class Constrained:
         # As if what was forced had been part of the context, and the pass as long as one without it.
         accepted = min(round_.accepted - forced, len(guess.tokens))
         rows = self._size(len(guess.tokens) + 1, costs.largest - self._beside, costs)
-        guess = _cut(guess, len(guess.tokens), rows)
+        guess = guess.cut(len(guess.tokens), max(0, rows - len(guess.tokens) - 1))
         waiting = costs.seconds(guess.rows + (round_.beside_rows or 0), self._length + forced)
         self._controller.observe(
             replace(
@@ -116,7 +116,7 @@ class Constrained:
             return guess, True
         if guess.probs is not None and len(guess.probs[n].ids) > 1:
             n += 1
-        return _cut(guess, n), False
+        return guess.cut(n), False
 
     def _size(self, rows: int, most: int, costs: CostCurve) -> int:
         """The cheapest batch of at least `rows` and at most `most` rows of this text, 0 if there is none."""
@@ -136,25 +136,6 @@ class Constrained:
         return kept, rows
 
 
-def _joined(forced: tuple[int, ...], guess: Draft, more: tuple[int, ...]) -> Draft:
-    """One draft of all three. What is forced is certain, as far as what precedes it stands."""
-    probs = None
-    if guess.probs is not None:
-        probs = (*map(point_mass, forced), *guess.probs, *map(point_mass, more))
-    return Draft(
-        forced + guess.tokens + more,
-        (1.0,) * len(forced) + guess.confidence + (1.0,) * len(more),
-        (GRAMMAR,) * len(forced) + guess.sources + (GRAMMAR,) * len(more),
-        probs,
-    )
-
-
-def _cut(draft: Draft, kept: int, rows: int = 0) -> Draft:
-    """The first `kept` tokens of `draft`, in a batch of `rows` if that is more."""
-    return Draft(
-        draft.tokens[:kept],
-        draft.confidence[:kept],
-        draft.sources[:kept],
-        draft.probs and draft.probs[:kept],
-        max(0, rows - kept - 1),
-    )
+def _certain(tokens: tuple[int, ...]) -> Draft:
+    """What the grammar forces: certain, as far as what precedes it stands."""
+    return Draft(tokens, (1.0,) * len(tokens), (GRAMMAR,) * len(tokens))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgespec.acceptance import LEVEL, Acceptance
-from edgespec.core import Budget, Draft, Round, point_mass
+from edgespec.core import Budget, Draft, Round
 from edgespec.costs import CostCurve
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
@@ -209,7 +209,7 @@ class Planner:
             value = self._value(expected, size)
             if value > best and k >= least:
                 best, kept, rows = value, k, size
-        return _Plan(_cut(draft, kept, rows - kept - 1), best)
+        return _Plan(draft.cut(kept, rows - kept - 1), best)
 
     def _with_model(
         self, model: ModelDrafter, context: Sequence[int], plain: _Plan, limit: int, left: int
@@ -249,7 +249,7 @@ class Planner:
         # A token drawn from q is kept: whether it is dropped would depend on what followed it, and so on it.
         least = len(drawn.tokens) if drawn.probs else 0
         if self._suffix is not None:
-            drawn = _join(drawn, self._suffix.extend(drawn.tokens, limit - len(drawn.tokens)))
+            drawn = drawn.followed_by(self._suffix.extend(drawn.tokens, limit - len(drawn.tokens)))
         return self._best(drawn, limit, least)
 
 
@@ -304,27 +304,3 @@ class _Outlook:
             best = max(best, self.planner._value(expected, self.planner._size(size, self.most), drafting))
             drafting += self.step
         return best
-
-
-def _cut(draft: Draft, kept: int, padding: int) -> Draft:
-    """The first `kept` tokens of `draft`."""
-    return Draft(
-        draft.tokens[:kept],
-        draft.confidence[:kept],
-        draft.sources[:kept],
-        draft.probs and draft.probs[:kept],
-        padding,
-    )
-
-
-def _join(first: Draft, second: Draft) -> Draft:
-    """`first` followed by `second`, without padding. Guesses that nothing was drawn for are point masses."""
-    probs = None
-    if first.probs is not None or second.probs is not None:
-        probs = tuple(q for draft in (first, second) for q in draft.probs or map(point_mass, draft.tokens))
-    return Draft(
-        first.tokens + second.tokens,
-        first.confidence + second.confidence,
-        first.sources + second.sources,
-        probs,
-    )

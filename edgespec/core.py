@@ -97,6 +97,28 @@ class Draft:
         """Rows of the batch that checks it: one for the context's last token, the draft, the padding."""
         return 1 + len(self.tokens) + self.padding
 
+    def cut(self, kept: int, padding: int = 0) -> Draft:
+        """The first `kept` tokens."""
+        return Draft(
+            self.tokens[:kept],
+            self.confidence[:kept],
+            self.sources[:kept],
+            self.probs and self.probs[:kept],
+            padding,
+        )
+
+    def followed_by(self, other: Draft) -> Draft:
+        """Both, without padding. Guesses that nothing was drawn for are point masses."""
+        probs = None
+        if self.probs is not None or other.probs is not None:
+            probs = tuple(q for one in (self, other) for q in one.probs or map(point_mass, one.tokens))
+        return Draft(
+            self.tokens + other.tokens,
+            self.confidence + other.confidence,
+            self.sources + other.sources,
+            probs,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Forward:
