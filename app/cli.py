@@ -22,8 +22,11 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import bench_cli, chat_cli, config, corpus_cli, doctor, quant_cli, serve_cli, tune_cli
+from edgespec.app import config, corpus_cli, doctor, quant_cli, tune_cli
 from edgespec.app import options as opt
+from edgespec.app.bench import cli as bench_cli
+from edgespec.app.chat import cli as chat_cli
+from edgespec.app.serve import cli as serve_cli
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import installed, load_catalog, models_folder, remove

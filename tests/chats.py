@@ -11,10 +11,10 @@ from typing import Any
 from textual.pilot import Pilot
 
 from edgespec.app.answer import Request
-from edgespec.app.chat import ChatApp
-from edgespec.app.chat_engine import Traced
-from edgespec.app.chat_input import MessageInput
-from edgespec.app.chat_store import Store
+from edgespec.app.chat.app import ChatApp
+from edgespec.app.chat.engine import Traced
+from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.store import Store
 from edgespec.core import Draft, Reading, Round
 from edgespec.governor import Decision, Governor, Mode
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from edgespec.app.history import History
-from edgespec.app.history_rows import Message
+from edgespec.app.history.rows import Message
+from edgespec.app.history.store import History
 
 written = st.text(st.characters(codec=None))
 """Text of any kind, with lone surrogates and control characters."""

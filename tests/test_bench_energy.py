@@ -9,10 +9,11 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from edgespec.app import bench_busy, cli
+from edgespec.app import cli
 from edgespec.app.answer import Result
-from edgespec.app.bench import measure, read_suite
-from edgespec.app.bench_energy import WAYS, energy_report, energy_table, measure_energy
+from edgespec.app.bench import busy as bench_busy
+from edgespec.app.bench.energy import WAYS, energy_report, energy_table, measure_energy
+from edgespec.app.bench.measure import measure, read_suite
 from edgespec.app.engine import Engine
 from edgespec.energy import Energy
 from edgespec.models.llama import LlamaOptions

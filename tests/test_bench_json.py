@@ -8,8 +8,7 @@ from importlib import resources
 import pytest
 from jsonschema import Draft202012Validator
 
-from edgespec.app.bench import Prompt
-from edgespec.app.bench_json import (
+from edgespec.app.bench.extraction import (
     Extraction,
     Outcome,
     extractions,
@@ -17,6 +16,7 @@ from edgespec.app.bench_json import (
     json_table,
     measure_json,
 )
+from edgespec.app.bench.measure import Prompt
 from edgespec.app.engine import Engine
 from edgespec.core import EdgespecError
 from edgespec.models.llama import LlamaOptions
@@ -25,7 +25,7 @@ TEXT = "The Eiffel Tower in Paris was built by Gustave Eiffel and opened on 31 M
 
 
 def test_schemas_are_schemas_and_go_from_flat_to_nested():
-    schemas = json.loads((resources.files("edgespec.app") / "bench_schemas.json").read_text())
+    schemas = json.loads((resources.files("edgespec.app.bench") / "schemas.json").read_text())
     assert len(schemas) == 8
     for schema in schemas:
         Draft202012Validator.check_schema(schema)

@@ -10,9 +10,9 @@ from chats import SIZE, FakeEngine, app_of, say, shown, until
 from textual.events import Paste
 from textual.widgets import ProgressBar
 
-from edgespec.app.chat import ChatApp
-from edgespec.app.chat_input import MessageInput
-from edgespec.app.chat_writer import Progress
+from edgespec.app.chat.app import ChatApp
+from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.writer import Progress
 from edgespec.core import EdgespecError
 
 

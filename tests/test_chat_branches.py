@@ -8,8 +8,8 @@ import pytest
 from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from textual.widgets import OptionList
 
-from edgespec.app.chat_input import MessageInput
-from edgespec.app.history import History
+from edgespec.app.chat.input import MessageInput
+from edgespec.app.history.store import History
 
 
 @pytest.fixture

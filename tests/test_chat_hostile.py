@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from textual.events import Paste
 
-from edgespec.app.chat_files import Attached, folded, with_files
-from edgespec.app.chat_input import MessageInput
-from edgespec.app.chat_panel import coloured
-from edgespec.app.chat_sidebar import _hit, _title
-from edgespec.app.history import History
-from edgespec.app.history_search import Hit
+from edgespec.app.chat.files import Attached, folded, with_files
+from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.panel import coloured
+from edgespec.app.chat.sidebar import _hit, _title
+from edgespec.app.history.search import Hit
+from edgespec.app.history.store import History
 from edgespec.app.terminal import clean, one_line
 
 EVIL = [

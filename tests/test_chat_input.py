@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from textual.events import Paste
 
-from edgespec.app.chat_files import Attached, complete, find, folded, unfolded_question, with_files
-from edgespec.app.chat_input import MessageInput
-from edgespec.app.chat_markdown import code_blocks
+from edgespec.app.chat.files import Attached, complete, find, folded, unfolded_question, with_files
+from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.markdown import code_blocks
 
 
 @pytest.fixture

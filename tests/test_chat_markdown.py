@@ -9,8 +9,8 @@ from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.app.chat_markdown import Section, _parts, code_blocks, parser
-from edgespec.app.history import History
+from edgespec.app.chat.markdown import Section, _parts, code_blocks, parser
+from edgespec.app.history.store import History
 
 BLOCK = st.sampled_from(
     [

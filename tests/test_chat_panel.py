@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from rich.text import Text
 from textual.widgets import Sparkline, Static
 
-from edgespec.app.chat_panel import STYLES, coloured
-from edgespec.app.chat_status import fitted, machine
-from edgespec.app.session import Session
+from edgespec.app.chat.panel import STYLES, coloured
+from edgespec.app.chat.session import Session
+from edgespec.app.chat.status import fitted, machine
 from edgespec.core import Reading
 
 PARTS = st.lists(

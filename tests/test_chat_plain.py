@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from chats import FakeEngine
 
-from edgespec.app.chat_store import Store
-from edgespec.app.history import History
-from edgespec.app.plain_chat import PlainChat
-from edgespec.app.session import Session
+from edgespec.app.chat.plain import PlainChat
+from edgespec.app.chat.session import Session
+from edgespec.app.chat.store import Store
+from edgespec.app.history.store import History
 from edgespec.core import EdgespecError
 
 

@@ -13,10 +13,10 @@ from chat_servers import Script, Write, chunk, serving, words
 from chats import SIZE, answered, say, shown, until
 
 from edgespec.app.answer import Request
-from edgespec.app.chat import ChatApp
-from edgespec.app.chat_engine import Traced
-from edgespec.app.chat_remote import RemoteEngine
-from edgespec.app.chat_store import Store
+from edgespec.app.chat.app import ChatApp
+from edgespec.app.chat.engine import Traced
+from edgespec.app.chat.remote import RemoteEngine
+from edgespec.app.chat.store import Store
 from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 

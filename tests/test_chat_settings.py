@@ -10,9 +10,10 @@ from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from textual.widgets import Input, OptionList
 from typer.testing import CliRunner
 
-from edgespec.app import chat_models, config
-from edgespec.app.chat import ChatApp
-from edgespec.app.chat_store import Store
+from edgespec.app import config
+from edgespec.app.chat import models as chat_models
+from edgespec.app.chat.app import ChatApp
+from edgespec.app.chat.store import Store
 from edgespec.app.cli import app as commands
 from edgespec.core import EdgespecError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgespec.app import profile
-from edgespec.app.bench import answer, read_suite
+from edgespec.app.bench.measure import answer, read_suite
 from edgespec.app.engine import Engine
 from edgespec.core import EdgespecError, Logits
 from edgespec.models.exact import equal_sizes, exact_options

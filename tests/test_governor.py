@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgespec.app.replay import LAPTOP, best_fixed, heat, read_trace, replay, simulate
+from edgespec.app.bench.replay import LAPTOP, best_fixed, heat, read_trace, replay, simulate
 from edgespec.core import EdgespecError, Reading
 from edgespec.costs import CostCurve
 from edgespec.governor import LADDER, LIMIT, Governor, Mode, best_threads

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from edgespec.app.history import KEPT, History, data_folder, history_path
-from edgespec.app.history_io import from_json, to_json
-from edgespec.app.history_rows import Message
+from edgespec.app.history.io import from_json, to_json
+from edgespec.app.history.rows import Message
+from edgespec.app.history.store import KEPT, History, data_folder, history_path
 from edgespec.core import EdgespecError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, locks and pipes of POSIX")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.app.history import History
+from edgespec.app.history.store import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 _WRITERS = """
 import json, os, random, sys
 from pathlib import Path
-from edgespec.app.history import History
+from edgespec.app.history.store import History
 
 def acknowledge(*what):
     os.write(1, (json.dumps(what) + "\\n").encode())

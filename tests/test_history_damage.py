@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from histories import talk, texts
 
-from edgespec.app import history_db
-from edgespec.app.history import History
-from edgespec.app.history_db import Presence
+from edgespec.app.history import db as history_db
+from edgespec.app.history.db import Presence
+from edgespec.app.history.store import History
 from edgespec.core import EdgespecError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="modes, locks and pipes of POSIX")

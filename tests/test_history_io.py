@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from histories import storable
 
-from edgespec.app.history import History
-from edgespec.app.history_io import from_json, read, to_json, to_markdown, write
+from edgespec.app.history.io import from_json, read, to_json, to_markdown, write
+from edgespec.app.history.store import History
 from edgespec.app.terminal import clean
 from edgespec.core import EdgespecError
 

@@ -10,7 +10,7 @@ from histories import talk, written
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgespec.app.history import History
+from edgespec.app.history.store import History
 
 
 @pytest.fixture

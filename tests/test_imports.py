@@ -144,5 +144,5 @@ def test_every_package_is_shipped() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     packages = {module_name(path).removesuffix(".__init__") for path in FILES if path.name == "__init__.py"}
     assert set(settings["packages"]) == packages
-    assert settings["package-dir"] == {package: folder for folder, package in FOLDERS.items()}
+    assert settings["package-dir"] == {package: folder for folder, package in FOLDERS.items()}  # and below
     assert {module_name(path).rpartition(".")[0] for path in FILES} == packages  # no file outside a package

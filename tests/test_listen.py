@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from edgespec.app import listen
+from edgespec.app.serve import listen
 from edgespec.core import EdgespecError
 
 ROOT = os.geteuid() == 0
@@ -90,7 +90,7 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
         old.bind(str(folder / "s"))
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from edgespec.app import listen; from edgespec.core import *\n"
+        "from edgespec.app.serve import listen; from edgespec.core import *\n"
         "clear = listen._clear; listen._clear = lambda path: (clear(path), time.sleep(0.3))\n"
         "try: bound = listen.bind_unix(Path(sys.argv[1])); print('bound', flush=True); sys.stdin.read()\n"
         "except EdgespecError as e: print(e)"
@@ -314,7 +314,7 @@ def activation() -> Iterator[list[str]]:
     code = (
         "import os, sys\n"
         "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-        "from edgespec.app import listen; from edgespec.core import EdgespecError\n"
+        "from edgespec.app.serve import listen; from edgespec.core import EdgespecError\n"
         "try: found = listen.inherited(); print([one.is_tcp for one in found], 'LISTEN_FDS' in os.environ)\n"
         "except EdgespecError as e: print(e)\n"
         "[one.close() for one in listen.inherited()]"

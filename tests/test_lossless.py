@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from edgespec.app.bench import Pair, answer, read_suite
+from edgespec.app.bench.measure import Pair, answer, read_suite
 from edgespec.app.engine import Engine
 from edgespec.costs import CostCurve
 from edgespec.models.catalog import resolve

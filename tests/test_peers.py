@@ -13,10 +13,10 @@ from textwrap import dedent, indent
 
 import pytest
 
-from edgespec.app.bench import first_difference
+from edgespec.app.bench.measure import first_difference
+from edgespec.app.bench.peers import MODES, LlamaServer, choose_modes, parse_peer
+from edgespec.app.bench.systems import UNKNOWN, EdgespecSystem
 from edgespec.app.engine import Engine
-from edgespec.app.peers import MODES, LlamaServer, choose_modes, parse_peer
-from edgespec.app.systems import UNKNOWN, EdgespecSystem
 from edgespec.core import EdgespecError
 from edgespec.models.llama import LlamaOptions
 
@@ -191,7 +191,7 @@ def test_starting_twice_leaves_one_process(tmp_path, model):
 
 def test_a_peer_deaf_to_sigterm_is_killed(tmp_path, model, monkeypatch):
     main = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); serve()"
-    monkeypatch.setattr("edgespec.app.peers.STOP_SECONDS", 0.3)
+    monkeypatch.setattr("edgespec.app.bench.peers.STOP_SECONDS", 0.3)
     server = LlamaServer(peer(tmp_path, main=main), "plain", model)
     server.start()
     server.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from serving import Running, exchange, question, running
 
-from edgespec.app.guard import own_names
+from edgespec.app.serve.guard import own_names
 
 GET, POST = "GET /health", "POST /tokenize"
 BODY = json.dumps({"content": "hello"}).encode()

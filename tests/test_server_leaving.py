@@ -97,9 +97,9 @@ def test_who_goes_away_does_not_disturb_the_others(server: Running) -> None:
 
 ALIVE = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 SLOW = (
-    "import edgespec.app.connections as c\n"
+    "import edgespec.app.serve.connections as c\n"
     "c.REQUEST_SECONDS, c.BODY_SECONDS, c.IDLE_SECONDS, c.WRITE_SECONDS = 1.0, 2.0, 2, 1.0\n"
-    "import edgespec.app.streams as s\ns.KEEP_ALIVE_SECONDS = 0.3\n"
+    "import edgespec.app.serve.streams as s\ns.KEEP_ALIVE_SECONDS = 0.3\n"
 )
 
 

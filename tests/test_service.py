@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from edgespec.app.answer import Request, Result
-from edgespec.app.chat_engine import LocalEngine, Traced
+from edgespec.app.chat.engine import LocalEngine, Traced
 from edgespec.app.engine import ContextFullError, Engine
 from edgespec.app.service import BusyError, Service
 from edgespec.app.shelf import Shelf

@@ -7,8 +7,8 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.app.chat_engine import Traced
-from edgespec.app.chat_items import Ended, Event, Item, Written, joined, told
+from edgespec.app.chat.engine import Traced
+from edgespec.app.chat.items import Ended, Event, Item, Written, joined, told
 from edgespec.core import Draft, Round
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from test_peers import SERVER, needs_server, peer
 
-from edgespec.app import chart
-from edgespec.app.bench import Prompt, first_difference
-from edgespec.app.figures import Sample, Spread, figures, geometric_mean, ratios, speed, table
-from edgespec.app.systems import Answer
-from edgespec.app.versus import INTERRUPTED, Run, Stage, compare, kept, notes, parse_peers, rotation
+from edgespec.app.bench import chart
+from edgespec.app.bench.figures import Sample, Spread, figures, geometric_mean, ratios, speed, table
+from edgespec.app.bench.measure import Prompt, first_difference
+from edgespec.app.bench.systems import Answer
+from edgespec.app.bench.versus import INTERRUPTED, Run, Stage, compare, kept, notes, parse_peers, rotation
 from edgespec.core import Cancelled, EdgespecError
 
 

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from test_imports import importers
 
-from edgespec.app import replies
 from edgespec.app.answer import Result
-from edgespec.app.desk import Arguments, Ask, Called, Part, Text
 from edgespec.app.engine import ContextFullError
-from edgespec.app.errors import ApiError, as_api_error, dumps, error_body, first_fault
-from edgespec.app.messages_api import MessagesRequest
-from edgespec.app.messages_api import _Message as Message
-from edgespec.app.responses_api import ResponsesRequest
-from edgespec.app.responses_api import _Response as ResponseBody
+from edgespec.app.serve import replies
+from edgespec.app.serve.desk import Arguments, Ask, Called, Part, Text
+from edgespec.app.serve.errors import ApiError, as_api_error, dumps, error_body, first_fault
+from edgespec.app.serve.messages_api import MessagesRequest
+from edgespec.app.serve.messages_api import _Message as Message
+from edgespec.app.serve.responses_api import ResponsesRequest
+from edgespec.app.serve.responses_api import _Response as ResponseBody
+from edgespec.app.serve.wire import ChatRequest, CompletionRequest
 from edgespec.app.service import BusyError
-from edgespec.app.wire import ChatRequest, CompletionRequest
 from edgespec.core import EdgespecError, TokenLogprob
 
 HI: Any = {"role": "user", "content": "hi"}
@@ -361,11 +361,11 @@ def test_faults_are_found_in_the_request(change: dict[str, Any], param: str) -> 
 @pytest.mark.parametrize(
     ("package", "file"),
     [
-        ("fastapi", "app/server.py"),
-        ("uvicorn", "app/connections.py"),
-        ("sse_starlette", "app/streams.py"),
-        ("prometheus_client", "app/metrics.py"),
-        ("mcp", "app/mcp_server.py"),
+        ("fastapi", "app/serve/server.py"),
+        ("uvicorn", "app/serve/connections.py"),
+        ("sse_starlette", "app/serve/streams.py"),
+        ("prometheus_client", "app/serve/metrics.py"),
+        ("mcp", "app/serve/mcp_server.py"),
     ],
 )
 def test_each_library_is_known_in_one_file(package: str, file: str) -> None:

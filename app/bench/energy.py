@@ -1,0 +1,123 @@
+"""What a token costs in energy: plain decoding against speculation in each mode, interleaved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from edgespec.app.answer import Result
+from edgespec.app.bench.measure import Prompt, answer
+from edgespec.app.engine import Engine
+from edgespec.governor import LADDER, Mode
+from edgespec.sampling import Sampling
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to decode: its name, the governor's mode, and whether anything is guessed."""
+
+    name: str
+    mode: Mode
+    speculate: bool
+
+
+WAYS = (Way(PLAIN, "performance", False), *(Way(mode, mode, True) for mode in LADDER))
+
+
+def measure_energy(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    say: Callable[[str], None] | None = None,
+    repetitions: int = 1,
+) -> dict[str, Any]:
+    """Answer every prompt in every way, and report energy and speed of a token after the first round.
+
+    In joules where a meter counted them in every answer, else in processor seconds, and `unit` says which.
+    """
+    before = engine.steering.governor.mode
+    turns = [prompt for _ in range(repetitions) for prompt in prompts]
+    results: list[tuple[str, dict[str, Result]]] = []
+    try:
+        for way in WAYS:  # threads and curves are measured here, not in an answer
+            _answer(engine, prompts[0], min(max_tokens, 8), way)
+        for i, prompt in enumerate(turns):
+            if say:
+                say(f"{i + 1} of {len(turns)}: {prompt.task}")
+            order = [*WAYS[i % len(WAYS) :], *WAYS[: i % len(WAYS)]]
+            results.append(
+                (prompt.task, {way.name: _answer(engine, prompt, max_tokens, way) for way in order})
+            )
+    finally:
+        engine.steering.governor.choose(before)
+    return energy_report(engine, results)
+
+
+def _answer(engine: Engine, prompt: Prompt, max_tokens: int, way: Way) -> Result:
+    engine.steering.governor.choose(way.mode)
+    return answer(engine, prompt, max_tokens, Sampling(), speculate=way.speculate)
+
+
+def energy_report(engine: Engine, results: Sequence[tuple[str, Mapping[str, Result]]]) -> dict[str, Any]:
+    """Medians by task and overall of what a token costs, and of its ratio to plain decoding."""
+    metered = all(one.joules_per_token is not None for _, row in results for one in row.values())
+
+    def price(result: Result) -> float:
+        return (result.joules_per_token or 0.0) if metered else result.cpu_seconds_per_token
+
+    def summary(rows: Sequence[Mapping[str, Result]]) -> dict[str, Any]:
+        told = [row for row in rows if all(price(one) > 0.0 for one in row.values())]
+        if not told:  # answers of one round
+            return {}
+        return {
+            way.name: {
+                "per_token": round(median(price(row[way.name]) for row in told), 5),
+                "to_plain": round(median(price(row[way.name]) / price(row[PLAIN]) for row in told), 3),
+                "tokens_per_second": round(median(row[way.name].tokens_per_second for row in told), 2),
+            }
+            for way in WAYS
+        }
+
+    tasks = list(dict.fromkeys(task for task, _ in results))
+    threads = engine.steering.governor.threads
+    return {
+        "model": engine.model.path.name,
+        "draft": engine.draft.path.name if engine.draft else None,
+        "unit": "J" if metered else "CPU-s",
+        "threads": {"performance": list(engine.steering.loaded), **{k: list(v) for k, v in threads.items()}},
+        "answers": len(results),
+        "tasks": {task: summary([row for name, row in results if name == task]) for task in tasks},
+        "overall": summary([row for _, row in results]),
+    }
+
+
+def energy_table(report: Mapping[str, Any]) -> str:
+    """The report as a person reads it: for each way energy a token, the ratio to plain, and tokens/s."""
+    rows = Table(box=None, pad_edge=False)
+    rows.add_column("task")
+    for way in WAYS:
+        rows.add_column(f"{way.name} {report['unit']}/token, tok/s", justify="right")
+    for task, line in [*report["tasks"].items(), ("all", report["overall"])]:
+        cells = [
+            f"{line[way.name]['per_token']:.4f} ({line[way.name]['to_plain']:.2f}), "
+            f"{line[way.name]['tokens_per_second']:.1f}"
+            if line
+            else "-"
+            for way in WAYS
+        ]
+        rows.add_row(task, *cells)
+    console = Console(width=140, markup=False, highlight=False)
+    with console.capture() as out:
+        console.print(rows)
+    threads = ", ".join(f"{mode} {tuple(pair)}" for mode, pair in report["threads"].items())
+    return (
+        f"{out.get().rstrip()}\n{report['model']}, draft {report['draft'] or 'none'}, "
+        f"{report['answers']} answers each; threads for one row and for several: {threads}"
+    )

@@ -1,0 +1,96 @@
+"""What a comparison compares: programs that answer prompts, an engine of Edgespec's own among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgespec.app.bench.measure import answer_tokens
+from edgespec.app.engine import Engine
+from edgespec.sampling import Sampling
+
+UNKNOWN = -1
+"""Stands for a token id that a server did not tell: llama-server streams whole characters, and of one that is
+spread over several tokens only the last has an id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One greedy answer and what it cost. Times in seconds of wall time from asking, as the asker sees them.
+
+    `tokens` leaves out the token that ends the answer, `written` counts it. `rounds` are the target's forward
+    passes, the one that reads the prompt included.
+    """
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    written: int
+    seconds_to_first_token: float
+    seconds: float
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    text: str = ""  # where a server tells it
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed after the first token. 0 for an answer of one token, which has none."""
+        rest = self.seconds - self.seconds_to_first_token
+        return (self.written - 1) / rest if self.written > 1 and rest > 0 else 0.0
+
+
+class System(Protocol):
+    """Something that answers prompts, measured against others of its kind.
+
+    `plain` names the same system without speculation (itself, if it is that). `memory` is what it takes
+    while started, in bytes. One that `remembers` learns from answers: to ask it the same prompts again it
+    must be started afresh.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def plain(self) -> str: ...
+    @property
+    def memory(self) -> int: ...
+    @property
+    def remembers(self) -> bool: ...
+
+    def start(self) -> None:
+        """Make it ready to answer. Raises EdgespecError, and then nothing is left running."""
+
+    def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
+        """The greedy answer to token ids, nothing of which was read before. Raises EdgespecError."""
+
+    def stop(self) -> None:
+        """Give back what `start` took; does nothing when not started."""
+
+
+class EdgespecSystem:
+    """An engine in this process, plain or speculating. A System that is always started."""
+
+    memory = 0
+    remembers = False
+
+    def __init__(self, engine: Engine, label: str, *, speculate: bool) -> None:
+        self.plain = f"{label} plain"
+        self.name = label if speculate else self.plain
+        self.engine, self._speculate = engine, speculate
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
+        result = answer_tokens(self.engine, prompt, max_tokens, Sampling(), speculate=self._speculate)
+        return Answer(
+            tuple(prompt),
+            tuple(result.tokens),
+            result.written,
+            result.seconds_to_first_token,
+            result.seconds,
+            result.drafted,
+            result.accepted,
+            result.rounds,
+        )

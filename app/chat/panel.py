@@ -1,0 +1,120 @@
+"""The engine panel: how fast, how far guessed, how hot, and where each token came from."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.widgets import Label, Sparkline, Static
+
+from edgespec.app.terminal import clean
+
+if TYPE_CHECKING:
+    from edgespec.app.chat.session import Session
+
+_SAMPLES = 120
+_SHOWN = 1200  # characters of the answer
+# Told apart without colour, too.
+STYLES = {
+    "target": "",
+    "suffix": "green underline",
+    "corpus": "cyan underline",
+    "model": "magenta italic",
+    "grammar": "yellow reverse",
+}
+_WORDS = {
+    "target": "target",
+    "suffix": "repeated text",
+    "corpus": "corpus",
+    "model": "draft model",
+    "grammar": "grammar",
+}
+
+
+class EnginePanel(Vertical):
+    """Drawn from a session a few times a second while it is open."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(id="engine")
+        self._session = session
+        self._heat: deque[float] = deque(maxlen=_SAMPLES)
+        self._drawn: tuple[int, int, int] | None = None
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(id="plots"):
+            for name in ("speed", "draft", "heat"):
+                with Vertical(classes="plot"):
+                    yield Label("", id=f"{name}-label", markup=False)
+                    yield Sparkline([], id=f"{name}-plot", summary_function=max)
+        yield Static(legend(), id="legend")
+        yield Static("", id="tokens")
+
+    def on_mount(self) -> None:
+        self.set_interval(0.25, self.draw)
+        self.set_interval(1.0, self._feel)
+        self.draw(anew=True)
+
+    def draw(self, anew: bool = False) -> None:
+        """Show what the answer under way, or the last one, has come to."""
+        result = self._session.result
+        item = self._session.writing or self._session.last("assistant")
+        rounds = len(result.drafts) if result is not None else 0
+        state = (id(result), rounds, len(item.text) if item is not None else 0)
+        if not self.display or (state == self._drawn and not anew):
+            return
+        self._drawn = state
+        speeds = result.speeds[-_SAMPLES:] if result is not None else []
+        drafts = [float(n) for n in result.drafts[-_SAMPLES:]] if result is not None else []
+        self._plot("speed", "tokens/s", speeds)
+        self._plot("draft", "draft length", drafts)
+        self._plot("heat", "°C", list(self._heat))
+        text = Text("No answer yet.")
+        if item is not None and result is not None and result.spans:
+            spans = list(result.spans)
+            text = coloured(item.text[len(item.text) - _written(spans, item.text) :], spans)
+        elif item is not None and item.sources:
+            text = coloured(item.text, [(source, n) for source, lengths in item.sources for n in lengths])
+        elif item is not None:
+            text = Text("It is not known where this answer's tokens came from.")
+        self.query_one("#tokens", Static).update(text, layout=False)
+
+    def _feel(self) -> None:
+        engine = self._session.engine
+        reading = engine.reading if engine is not None else None
+        if reading is not None and reading.celsius is not None:
+            self._heat.append(reading.celsius)
+            if self.display:
+                self._plot("heat", "°C", list(self._heat))
+
+    def _plot(self, name: str, unit: str, values: Sequence[float]) -> None:
+        now = f"{values[-1]:.0f} {unit}, most {max(values):.0f}" if values else f"{unit}: not known"
+        self.query_one(f"#{name}-label", Label).update(now, layout=False)
+        self.query_one(f"#{name}-plot", Sparkline).data = list(values)
+
+
+def _written(spans: Sequence[tuple[str, int]], text: str) -> int:
+    """Characters of `text` that `spans` are of: an answer taken up again begins with others."""
+    return min(sum(length for _, length in spans), len(text))
+
+
+def coloured(text: str, spans: Sequence[tuple[str, int]]) -> Text:
+    """The end of `text`, each token in the style of its source."""
+    made = Text()
+    at, skip = 0, max(0, len(text) - _SHOWN)
+    for source, length in spans:
+        if at + length > skip:
+            made.append(clean(text[max(at, skip) : at + length]), STYLES.get(source, "reverse"))
+        at += length
+    return made
+
+
+def legend() -> Text:
+    made = Text("from: ")
+    for source, style in STYLES.items():
+        made.append(_WORDS[source], style)
+        made.append("  ")
+    return made

@@ -1,0 +1,1 @@
+"""The server: a socket, HTTP, and the APIs that clients know."""

@@ -1,0 +1,335 @@
+"""What every way of asking comes down to: an `Ask` is made ready beside the engine, answered, told as events.
+
+Used by the server and by `edgespec mcp`. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Protocol, Self, TypeVar
+
+from edgespec.app.answer import Request, Result
+from edgespec.app.engine import ContextFullError
+from edgespec.app.serve.errors import ApiError
+from edgespec.app.service import Service, Ticket
+from edgespec.app.worker import EngineThread
+from edgespec.core import EdgespecError, TokenLogprob
+from edgespec.models.chat import Message
+from edgespec.models.grammar import Grammar, GrammarCompiler, Kind
+from edgespec.models.tools import (
+    Arguments,
+    Called,
+    CallParser,
+    Choice,
+    Event,
+    Syntax,
+    Text,
+    Tool,
+    folded,
+    grammar,
+    read_tools,
+    syntax_of,
+)
+from edgespec.sampling import Sampling
+
+__all__ = ["Answer", "Arguments", "Ask", "Called", "Choice", "Desk", "End", "Job", "Part", "Text"]
+
+
+T = TypeVar("T")
+_NO_TOOLS = Choice("none")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A conversation to answer, or a `prompt` (text, or token ids) to continue, `count` times.
+
+    `tools` are in OpenAI's form. `format` is what the answer must keep to, as `GrammarCompiler.compile` takes
+    it. `max_draft` bounds what is guessed in a round, 0 guesses nothing. `user` takes turns with others.
+    """
+
+    messages: Sequence[Message] | None = None
+    prompt: str | Sequence[int] = ""
+    tools: Sequence[Mapping[str, Any]] = ()
+    choice: Choice = _NO_TOOLS
+    format: tuple[Kind, Any] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 0
+    stops: Sequence[str] = ()
+    max_draft: int | None = None
+    count: int = 1
+    user: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An Ask made ready: its prompt as tokens, its grammar compiled."""
+
+    ask: Ask
+    prompt: list[int]
+    grammar: Grammar | None = None
+    syntax: Syntax | None = None  # that calls are written in, None if there can be none
+    trigger: int | None = None  # the token that begins calls, which shows as no text
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """More of answer number `index`. `tokens` are those final since the last part, with `logprobs`."""
+
+    index: int
+    events: Sequence[Event]
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Answer number `index` is complete."""
+
+    index: int
+    result: Result
+    error: Exception | None = None
+
+
+class Watcher(Protocol):
+    """Hears how answers went, for the metrics."""
+
+    def answered(self, result: Result, error: Exception | None, waited: float) -> None: ...
+
+
+class Desk:
+    """Takes requests to the engine. All but `stop` is called in one event loop."""
+
+    def __init__(self, service: Service, watcher: Watcher | None = None) -> None:
+        self.service = service
+        self._engine = service.engine
+        self._vocab = service.engine.model.vocab
+        self._watcher = watcher
+        self._tickets: set[Ticket] = set()
+        # A thread each, so that neither a slow template nor a slow grammar keeps others waiting for long.
+        self._rendering, self._compiling = EngineThread(), EngineThread()
+        self._compiler: GrammarCompiler | None = None
+        self._stopped = False
+
+    @property
+    def context_length(self) -> int:
+        return self._engine.context_length
+
+    async def prepare(self, ask: Ask) -> Job:
+        """Render, tokenize and compile, away from the event loop. Raises EdgespecError."""
+        self.check_tokens(list(ask.sampling.logit_bias))
+        named = read_tools(ask.tools)
+        tools = ask.tools if ask.choice.mode != "none" else ()
+        prompt = await _aside(self._rendering, lambda: self._prompt(ask, tools, named if tools else []))
+        if len(prompt) >= self.context_length:
+            raise ContextFullError(
+                f"This model's maximum context length is {self.context_length} tokens and the prompt has "
+                f"{len(prompt)}: shorten it, or start the server with a larger --context."
+            )
+        if not tools and (ask.choice.mode == "required" or ask.choice.named is not None):
+            raise EdgespecError("tool_choice asks for a call, but there are no tools.")
+        if not tools and ask.format is None:
+            return Job(ask, prompt)
+        return await _aside(self._compiling, lambda: self._constrained(ask, prompt, named if tools else []))
+
+    def submit(self, job: Job, client: str = "") -> Answer:
+        """Queue `job`: iterate over what this returns, and close it. Raises BusyError when too many wait."""
+        if self._stopped:
+            raise ApiError(503, "The server is stopping.", kind="server_error")
+        answer = Answer(self, job)
+        try:
+            for index in range(job.ask.count):
+                request, ear = self._request(job, index), _Ear(answer, index)
+                ticket = self.service.submit(request, ear, f"{client}/{job.ask.user}")
+                answer.tickets.append(ticket)
+                self._tickets.add(ticket)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def forget(self, tickets: Sequence[Ticket]) -> None:
+        self._tickets.difference_update(tickets)
+
+    def heard(self, result: Result, error: Exception | None, waited: float) -> None:
+        if self._watcher is not None:
+            self._watcher.answered(result, error, waited)
+
+    def stop(self) -> None:
+        """Cancel every answer, and take no more."""
+        self._stopped = True
+        for ticket in list(self._tickets):
+            ticket.cancel()
+
+    def close(self) -> None:
+        """Stop, and wait for the threads that read the model's vocabulary: it may be freed after that."""
+        self.stop()
+        for thread in (self._rendering, self._compiling):
+            thread.close()
+
+    def tokenize(self, text: str, *, begin: bool = False, special: bool = False) -> list[int]:
+        return self._vocab.tokenize(text, special=special, begin=begin)
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        return self._vocab.detokenize(tokens)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, none for a control token."""
+        return self._vocab.piece(token)
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raises EdgespecError for ids that are none of the model's."""
+        size = self._vocab.size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise EdgespecError(f"{token} is no token of this model: it has 0 to {size - 1}.")
+
+    def _request(self, job: Job, index: int) -> Request:
+        ask = job.ask
+        sampling = ask.sampling
+        if index and sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
+        return Request(
+            job.prompt,
+            sampling,
+            ask.max_tokens,
+            ask.stops,
+            speculate=ask.max_draft != 0,
+            max_draft=ask.max_draft,
+            constraint=job.grammar.start if job.grammar is not None else None,
+        )
+
+    def _prompt(self, ask: Ask, tools: Sequence[Mapping[str, Any]], named: Sequence[Tool]) -> list[int]:
+        if ask.messages is None:
+            if isinstance(ask.prompt, str):
+                return self._vocab.tokenize(ask.prompt, begin=True)
+            self.check_tokens(ask.prompt)
+            return list(ask.prompt)
+        messages = ask.messages
+        if syntax_of(self._engine.model.chat_template).taught:
+            messages, tools = folded(messages, named), ()
+        return self._engine.chat_prompt(messages, [*tools] or None)
+
+    def _constrained(self, ask: Ask, prompt: list[int], tools: Sequence[Tool]) -> Job:
+        """`ask` with the grammar of what it asks for: calls of `tools`, or a format."""
+        if self._compiler is None:
+            self._compiler = GrammarCompiler(self._vocab)
+        if not tools:
+            kind, source = ask.format or ("json_object", None)
+            return Job(ask, prompt, self._compiler.compile(kind, source))
+        if ask.format is not None:
+            raise EdgespecError("response_format together with tools is not supported: use one of them.")
+        syntax = syntax_of(self._engine.model.chat_template)
+        found = self._vocab.tokenize(syntax.trigger, special=True) if syntax.special else []
+        trigger = found[0] if len(found) == 1 else None
+        text = grammar(syntax, tools, ask.choice, None if trigger is None else {syntax.trigger: trigger})
+        return Job(ask, prompt, self._compiler.build(text) if text else None, syntax, trigger)
+
+
+class Answer:
+    """The answers to one job, as they come. To be closed; what is not complete then is cancelled."""
+
+    def __init__(self, desk: Desk, job: Job) -> None:
+        self._desk, self.job = desk, job
+        self._loop = asyncio.get_running_loop()
+        self._news: asyncio.Queue[_Wrote | End] = asyncio.Queue()
+        self._ready: deque[Part | End] = deque()
+        self._parsers = [CallParser(job.syntax) for _ in range(job.ask.count) if job.syntax is not None]
+        self._open = job.ask.count
+        self._started = monotonic()
+        self.tickets: list[Ticket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Part | End:
+        while not self._ready:
+            if not self._open:
+                raise StopAsyncIteration
+            self._take(await self._news.get())
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+        self._desk.forget(self.tickets)
+
+    def tell(self, news: _Wrote | End) -> None:
+        """From the engine's thread, which has better things to do than to look at it."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
+            self._loop.call_soon_threadsafe(self._heard, news)
+
+    def _heard(self, news: _Wrote | End) -> None:
+        self._news.put_nowait(news)
+        if isinstance(news, End):
+            self._desk.heard(news.result, news.error, monotonic() - self._started)
+
+    def _take(self, news: _Wrote | End) -> None:
+        parser = self._parsers[news.index] if self._parsers else None
+        if isinstance(news, End):
+            self._open -= 1
+            if parser is not None and (rest := parser.finish()):
+                self._ready.append(Part(news.index, rest, (), ()))
+            self._ready.append(news)
+            return
+        events: Sequence[Event] = [Text(news.text)] if news.text else ()
+        if parser is not None:
+            events = parser.feed(self._marked(news))
+        if events or news.logprobs:
+            self._ready.append(Part(news.index, events, news.tokens, news.logprobs))
+
+    def _marked(self, news: _Wrote) -> str:
+        """Its text with what begins calls written out, which a control token shows as nothing."""
+        job, text = self.job, news.text
+        if job.trigger is None or job.syntax is None or job.trigger not in news.tokens:
+            return text
+        after = self._desk.text_of(news.tokens[list(news.tokens).index(job.trigger) + 1 :])
+        at = len(text) - len(after) if text.endswith(after) else 0
+        return text[:at] + job.syntax.trigger + text[at:]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrote:
+    index: int
+    text: str
+    tokens: Sequence[int]
+    logprobs: Sequence[TokenLogprob]
+
+
+class _Ear:
+    """A Listener: tells an Answer what the engine writes."""
+
+    def __init__(self, answer: Answer, index: int) -> None:
+        self._answer, self._index = answer, index
+
+    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+        self._answer.tell(_Wrote(self._index, text, tokens, logprobs))
+
+    def ended(self, result: Result, error: Exception | None) -> None:
+        self._answer.tell(End(self._index, result, error))
+
+
+async def _aside(thread: EngineThread, call: Callable[[], T]) -> T:
+    """What `call` returns, in `thread`; nobody has to wait for it, and if nobody does it is not begun."""
+    future: Future[T] = Future()
+
+    def job() -> None:
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                future.set_exception(error)
+
+    thread.submit(job)
+    return await asyncio.wrap_future(future)
