@@ -7,7 +7,7 @@ arrays in this process's memory. Nothing here is safe to call from two threads a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
 from edgespec.models import providers
-from edgespec.models.catalog import printable
+from edgespec.models.catalog import file_sample, printable
 from edgespec.models.onnx_check import OnnxSummary, check_onnx
 from edgespec.models.onnx_rows import WANTED, pick_rows
 from edgespec.models.onnx_vocab import OnnxVocab, chat_template
@@ -46,6 +46,13 @@ class OnnxOptions:
     @property
     def engine(self) -> str:
         return "onnxruntime"
+
+    def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
+        return replace(self, threads=one_row)
+
+    def for_texts(self, texts: int) -> OnnxOptions:
+        """The same with room for several texts, each in a cache of its own."""
+        return replace(self, sequences=texts)
 
     def kernels(self) -> tuple[object, ...]:
         """What a forward pass costs depends on, the model aside."""
@@ -102,7 +109,9 @@ class OnnxModel:
                 self._logits = np.empty(self._batch * vocab, self.summary.logits_type)
             self._rows = np.empty((options.max_rows, vocab), np.float32)
         except MemoryError:
-            raise EdgespecError(f"No memory for the logits of {self.summary.name}: close other programs.") from None
+            raise EdgespecError(
+                f"No memory for the logits of {self.summary.name}: close other programs."
+            ) from None
         self._ids = np.zeros(self._batch, self.summary.id_type)
         self._mask = np.ones(self.context_length + self._batch, np.int64)
         self._positions = np.arange(self.context_length + self._batch, dtype=np.int64)
@@ -197,12 +206,10 @@ class OnnxModel:
         return self.forward([(cast(OnnxSequence, one), new, last) for one, new, last in requests])
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What states of its caches depend on."""
-        cache, status = self.summary.cache, self.summary.path.stat()
-        return (
-            self.build, cache, self.summary.shares_cache_buffer, self.summary.tokenizer_digest,
-            status.st_size, status.st_mtime_ns, status.st_ino,
-        )  # fmt: skip
+        """What the state of a sequence fits."""
+        summary = self.summary
+        files = [(path.stat().st_size, file_sample(path)) for path in (summary.path, summary.weights)]
+        return self.build, summary.cache, summary.tokenizer_digest, files
 
     def _refuse_request(self, sequence: OnnxSequence, new: Sequence[int], last: int) -> None:
         if not 1 <= last <= len(new):
@@ -222,8 +229,18 @@ class OnnxModel:
             self._ids[:n] = new
             binding = sequence._bind(n)
             _bind(binding, "input_ids", self._ids[:n].reshape(1, n))
-            _bind(binding, "attention_mask", self._mask[: held + n].reshape(1, held + n), self._has("attention_mask"))
-            _bind(binding, "position_ids", self._positions[held : held + n].reshape(1, n), self._has("position_ids"))
+            _bind(
+                binding,
+                "attention_mask",
+                self._mask[: held + n].reshape(1, held + n),
+                self._has("attention_mask"),
+            )
+            _bind(
+                binding,
+                "position_ids",
+                self._positions[held : held + n].reshape(1, n),
+                self._has("position_ids"),
+            )
             if self._graph is not None:
                 wanted = np.arange(n - last, n, dtype=np.int64)
                 _bind(binding, WANTED, wanted)

@@ -68,12 +68,13 @@ class CacheShape:
 class OnnxSummary:
     """What a checked folder says about itself, with the names that a GgufSummary has.
 
-    `types` maps a type's name to bytes of weights. `shares_cache_buffer`: the graph can write the longer
+    `path` is the graph's file, `weights` the one that most of it lies in, which may be the same. `types` maps a type's name to bytes of weights. `shares_cache_buffer`: the graph can write the longer
     cache where the shorter one lies. `positions`: it wants to be told each token's position. `ends` are the
     ids that end a text.
     """
 
     path: Path
+    weights: Path
     architecture: str
     name: str
     vocab_size: int
@@ -89,14 +90,6 @@ class OnnxSummary:
     logits_type: str
     bos: int | None
     ends: tuple[int, ...]
-
-
-def is_onnx(path: Path) -> bool:
-    """Does `path` look like a folder with an ONNX model? Never raises."""
-    try:
-        return path.is_dir() and any(path.glob("*.onnx"))
-    except OSError:
-        return False
 
 
 def check_onnx(folder: Path) -> OnnxSummary:
@@ -157,8 +150,8 @@ def _checked(folder: Path, _state: tuple[object, ...]) -> OnnxSummary:
     except OSError as error:
         raise EdgespecError(f"{shown}/{model} cannot be read: {error.strerror}.") from None
     _refuse_foreign(shown, graph)
-    outside = _check_weights(folder, graph)
-    return _summary(folder, folder / model, graph, config, size + outside)
+    weights = _check_weights(folder, graph) or model
+    return _summary(folder, folder / model, folder / weights, graph, config)
 
 
 def _parsed(view: memoryview) -> Graph:
@@ -185,11 +178,10 @@ def _refuse_foreign(shown: str, graph: Graph) -> None:
 # --- weights ---
 
 
-def _check_weights(folder: Path, graph: Graph) -> int:
-    """Check where weights lie; the bytes of them outside the model's file."""
+def _check_weights(folder: Path, graph: Graph) -> str:
+    """Check where weights lie; the name of the file that they are in, "" where they are in the model's."""
     shown = _shown(folder)
     files: dict[str, int] = {}
-    outside = 0
     for weight in [*graph.weights.values(), *graph.inner]:
         size = _weight_bytes(shown, weight)
         if weight.external is None:
@@ -219,8 +211,7 @@ def _check_weights(folder: Path, graph: Graph) -> int:
                 f"{shown}/{printable(location)} is incomplete: it has {files[location]} bytes, and "
                 f"{printable(weight.name)} ends at {offset + size}. {_AGAIN}"
             )
-        outside += size
-    return outside
+    return next(iter(files), "")
 
 
 def _weight_bytes(shown: str, weight: Weight) -> int:
@@ -236,7 +227,9 @@ def _number(shown: str, entries: Mapping[str, str], name: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise EdgespecError(f"{shown} has weights with an impossible {name} ({printable(text)[:40]}). {_AGAIN}")
+        raise EdgespecError(
+            f"{shown} has weights with an impossible {name} ({printable(text)[:40]}). {_AGAIN}"
+        )
     return int(text)
 
 
@@ -248,7 +241,9 @@ def _regular(folder: Path, name: str, what: str, alone: bool = False) -> os.stat
     try:
         status = (folder / name).lstat()
     except OSError as error:
-        raise EdgespecError(f"{shown} cannot be read ({error.strerror}): {what} is missing. {_AGAIN}") from None
+        raise EdgespecError(
+            f"{shown} cannot be read ({error.strerror}): {what} is missing. {_AGAIN}"
+        ) from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a link" if stat.S_ISLNK(status.st_mode) else "no regular file"
         raise EdgespecError(f"{shown} is {kind}: put {what} itself into the folder.")
@@ -323,7 +318,7 @@ class _Config:
         return tuple(dict.fromkeys(found))
 
 
-def _summary(folder: Path, model: Path, graph: Graph, config: _Config, size: int) -> OnnxSummary:
+def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: _Config) -> OnnxSummary:
     shown = _shown(folder)
     cache = _cache_shape(shown, graph, config)
     logits, ids = graph.outputs.get("logits"), graph.inputs.get("input_ids")
@@ -337,7 +332,9 @@ def _summary(folder: Path, model: Path, graph: Graph, config: _Config, size: int
             f"{shown} wants an input that Edgespec does not know ({printable(unknown[0])}): export the model as "
             "a decoder with a cache."
         )
-    vocab_size = logits.shape[2] if isinstance(logits.shape[2], int) else config.number("vocab_size", "vocab_size")
+    vocab_size = (
+        logits.shape[2] if isinstance(logits.shape[2], int) else config.number("vocab_size", "vocab_size")
+    )
     if not 0 < vocab_size <= _MAX_TOKENS:
         raise EdgespecError(f"{shown} does not say how many tokens it knows. {_AGAIN}")
     tokenizer = _read(folder, TOKENIZER, _MAX_JSON[TOKENIZER])
@@ -349,6 +346,7 @@ def _summary(folder: Path, model: Path, graph: Graph, config: _Config, size: int
     bos = config.ids("bos_token_id")
     return OnnxSummary(
         path=model,
+        weights=weights,
         architecture=printable(config.architecture),
         name=shown,
         vocab_size=vocab_size,
@@ -398,9 +396,13 @@ def _pair(shown: str, graph: Graph, config: _Config, kind: str, layers: int) -> 
             shape: Sequence[int | str] = value.shape or ()
             if len(shape) != 4:
                 raise EdgespecError(f"{shown} has a cache of {len(shape)} dimensions in place of 4. {_AGAIN}")
-            heads = shape[1] if isinstance(shape[1], int) else config.number("num_key_value_heads", "num_key_value_heads")
+            heads = (
+                shape[1]
+                if isinstance(shape[1], int)
+                else config.number("num_key_value_heads", "num_key_value_heads")
+            )
             size = shape[3] if isinstance(shape[3], int) else config.head_size
-            if isinstance(shape[0], int) and shape[0] != 1 or isinstance(shape[2], int):
+            if (isinstance(shape[0], int) and shape[0] != 1) or isinstance(shape[2], int):
                 raise EdgespecError(f"{shown} has a cache of fixed length: export it with one that grows.")
             found.add((heads, size))
     if len(found) != 1 or not all(0 < n <= 1 << 14 for n in next(iter(found))):
@@ -415,7 +417,11 @@ def _shares(graph: Graph, layers: int) -> bool:
         past = [name for name in node.inputs if name.startswith("past_key_values.")]
         if not past:
             continue
-        if node.op != "GroupQueryAttention" or node.domain != "com.microsoft" or node.inputs[3:5] != tuple(past):
+        if (
+            node.op != "GroupQueryAttention"
+            or node.domain != "com.microsoft"
+            or node.inputs[3:5] != tuple(past)
+        ):
             return False
         if node.outputs[1:3] != tuple(name.replace("past_key_values", "present") for name in past):
             return False

@@ -54,9 +54,7 @@ def pick_rows(model: bytes) -> bytes | None:
         else:
             parts.append(wire.data[part.start : part.end])
     parts.append(_value(GRAPH_INPUT, WANTED, _INT64, ["edgespec.rows"]))
-    return b"".join(
-        [wire.data[: whole.start], bytes_field(MODEL_GRAPH, *parts), wire.data[whole.end :]]
-    )
+    return b"".join([wire.data[: whole.start], bytes_field(MODEL_GRAPH, *parts), wire.data[whole.end :]])
 
 
 def _head(graph: Graph) -> Node | None:

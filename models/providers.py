@@ -102,7 +102,9 @@ class Measured:
 
 
 def measure(
-    offered: Sequence[str], seconds_on: Callable[[str], float], progress: Callable[[str], bool] = lambda _: True
+    offered: Sequence[str],
+    seconds_on: Callable[[str], float],
+    progress: Callable[[str], bool] = lambda _: True,
 ) -> Measured:
     """Time a model on each of `offered`. `seconds_on` raises EdgespecError where one does not run it.
 

@@ -121,7 +121,9 @@ class _Writer:
                 shape = ["batch", 1, "past", SIZE]
                 inputs.append(helper.make_tensor_value_info(f"past_key_values.{i}.{kind}", self._type, shape))
                 outputs.append(
-                    helper.make_tensor_value_info(f"present.{i}.{kind}", self._type, [*shape[:2], "total", SIZE])
+                    helper.make_tensor_value_info(
+                        f"present.{i}.{kind}", self._type, [*shape[:2], "total", SIZE]
+                    )
                 )
             x = self._norm(hidden, f"{i}.first")
             q, k, v = (
