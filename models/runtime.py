@@ -1,4 +1,4 @@
-"""Model runtimes behind one interface: GGUF files on llama.cpp and ik_llama.cpp, ONNX folders on onnxruntime."""
+"""Model runtimes behind one interface: GGUF files on two native engines, ONNX folders on onnxruntime."""
 
 from __future__ import annotations
 
