@@ -121,13 +121,13 @@ class Engine:
         )
         summary = check_model(path)
         known = profile.known_curve(summary, options)
-        fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
+        digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
+        fits = digests[0] == digests[1] or profile.agree(*digests)
         if fits and known is not None and self._is_hopeless(path, known):
             return
         draft = load_draft(path, options, progress, self.notes.append)
         try:
-            same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
-            difference = None if same else first_difference(self.model.vocab, draft.vocab)
+            difference = self._difference(draft)
             if reason := difference or draft.rollback_refusal:
                 raise EdgespecError(
                     f"{path.name} cannot draft for {self.model.path.name}: {reason}. "
@@ -146,6 +146,16 @@ class Engine:
             slot.drafting = sequence
         self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
+
+    def _difference(self, draft: Model) -> str | None:
+        """What keeps `draft` from guessing for the target. Vocabularies that agree are compared once."""
+        digests = [model.summary.tokenizer_digest for model in (self.model, draft)]
+        if digests[0] == digests[1] or profile.agree(*digests):
+            return None
+        difference = first_difference(self.model.vocab, draft.vocab)
+        if difference is None:
+            profile.keep_agreement(*digests)
+        return difference
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
         best = best_case(self._costs, costs)

@@ -187,6 +187,15 @@ def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
     return options, data["draft"]
 
 
+def agree(target: str, draft: str) -> bool:
+    """Whether `keep_agreement` was told that vocabularies of these digests agree."""
+    return load("agree", _digest((target, draft))) is not None
+
+
+def keep_agreement(target: str, draft: str) -> None:
+    save("agree", _digest((target, draft)), {})
+
+
 def providers(summary: Summary) -> tuple[str, ...]:
     """Where an ONNX model runs: the execution providers to try in order, by what was measured here."""
     return tuple(provider_figures(summary).order(offered()))

@@ -48,6 +48,11 @@ class OnnxOptions:
     def engine(self) -> str:
         return "onnxruntime"
 
+    @property
+    def threads_batch(self) -> int:
+        """The same for one row and for several."""
+        return self.threads
+
     def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
         return replace(self, threads=one_row)
 
@@ -303,6 +308,8 @@ class OnnxModel:
     def _make(self, provider: str) -> Any:
         """A session on `provider`. Raises EdgespecError."""
         ort = providers.runtime()
+        if provider not in ort.get_available_providers():
+            raise EdgespecError("the onnxruntime that is installed does not have it.")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads[0]
         settings.inter_op_num_threads = 1

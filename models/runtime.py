@@ -138,13 +138,14 @@ def load_draft(
     options: Options | None = None,
     progress: Callable[[float], bool] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    source: Path | None = None,
 ) -> Model:
-    """The same for a model that drafts, which may be a trimmed one."""
+    """The same for a model that drafts, which may be a trimmed one of `source`."""
     if is_onnx(path):
         return load_model(path, options, progress, say)
     from edgespec.models.trimmed import open_draft
 
-    return open_draft(path, options_for(path, options), progress)
+    return open_draft(path, options_for(path, options), progress, source)
 
 
 def options_for(path: Path, options: Options | None) -> Any:
