@@ -61,6 +61,28 @@ def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
             held = common
 
 
+def first_readers(writings: Sequence[Writing]) -> list[Writing]:
+    """Those of `writings` that go on now: who lacks what an earlier one is about to read waits, and shares it.
+
+    Programs that start at once often begin with the same system prompt and tools.
+    """
+    going: list[Writing] = []
+    for i, one in enumerate(writings):
+        waits = False
+        if one.text.lacking >= _WORTH_SHARING:
+            for other in writings[:i]:
+                wanted = common_prefix(other.text.context, one.text.context[:-1])
+                if wanted < len(one.text.target.tokens) + _WORTH_SHARING:
+                    continue
+                if len(other.text.target.tokens) >= wanted:
+                    one.share(other, wanted)
+                else:
+                    waits |= other.text.lacking > 0
+        if not waits:
+            going.append(one)
+    return going
+
+
 class Writing:
     """One answer. `text` is what `decode.advance` drives; `took` and `end` follow what comes of it."""
 
@@ -101,6 +123,11 @@ class Writing:
     @property
     def over(self) -> bool:
         return self.text.over or self.request.cancelled
+
+    def share(self, other: Writing, tokens: int) -> None:
+        """Go on from the first `tokens` tokens that `other` has read, which begin this prompt too."""
+        if self.slot.sequence.share(other.slot.sequence, tokens):
+            self.result.cached_tokens = tokens
 
     def took(self, round_: Round) -> str:
         """Count a round; returns text that can no longer change."""
