@@ -277,7 +277,7 @@ class Engine:
             self.steering.rest(self._resting, lambda: any(one.request.cancelled for one in writings))
         planners = [writing.planner for writing in writings]
         if self._together:
-            writings = first_readers(writings)
+            writings = first_readers(writings, self.slots)
         texts = [writing.text for writing in writings]
         chunk = _CHUNK if len(texts) > 1 else self.context_length
         rounds: list[Round | None] = []

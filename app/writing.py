@@ -61,25 +61,18 @@ def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
             held = common
 
 
-def first_readers(writings: Sequence[Writing]) -> list[Writing]:
+def first_readers(writings: Sequence[Writing], slots: Sequence[Slot]) -> list[Writing]:
     """Those of `writings` that go on now: who lacks what an earlier one is about to read waits, and shares it.
 
     Programs that start at once often begin with the same system prompt and tools.
     """
     going: list[Writing] = []
     for i, one in enumerate(writings):
-        waits = False
         if one.text.lacking >= _WORTH_SHARING:
-            for other in writings[:i]:
-                wanted = common_prefix(other.text.context, one.text.context[:-1])
-                if wanted < len(one.text.target.tokens) + _WORTH_SHARING:
-                    continue
-                if len(other.text.target.tokens) >= wanted:
-                    one.share(other, wanted)
-                else:
-                    waits |= other.text.lacking > 0
-        if not waits:
-            going.append(one)
+            if any(one.waits_for(other) for other in writings[:i]):
+                continue
+            one.borrow(slots)
+        going.append(one)
     return going
 
 
@@ -124,10 +117,17 @@ class Writing:
     def over(self) -> bool:
         return self.text.over or self.request.cancelled
 
-    def share(self, other: Writing, tokens: int) -> None:
-        """Go on from the first `tokens` tokens that `other` has read, which begin this prompt too."""
-        if self.slot.sequence.share(other.slot.sequence, tokens):
-            self.result.cached_tokens = tokens
+    def waits_for(self, other: Writing) -> bool:
+        """`other` is reading what this prompt begins with too."""
+        read, wanted = other.text.target.tokens, common_prefix(other.text.context, self.request.prompt)
+        return len(read) < wanted and wanted >= len(self.text.target.tokens) + _WORTH_SHARING
+
+    def borrow(self, slots: Sequence[Slot]) -> None:
+        """Go on from what another slot has read of the prompt by now, if that is more."""
+        held = len(self.text.target.tokens)
+        borrow(self.slot, slots, self.request.prompt[:-1])
+        if len(self.text.target.tokens) > held:
+            self.result.cached_tokens = len(self.text.target.tokens)
 
     def took(self, round_: Round) -> str:
         """Count a round; returns text that can no longer change."""

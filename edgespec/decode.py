@@ -89,7 +89,9 @@ class Text:
         limit = self.limit(rows)
         return self.controller.offer(self.context, limit) if limit > 0 else Offer()
 
-    def plan(self, rows: int, draft: Draft | None = None) -> tuple[Generator[Forward, Logits, Round], Request]:
+    def plan(
+        self, rows: int, draft: Draft | None = None
+    ) -> tuple[Generator[Forward, Logits, Round], Request]:
         """A round of at most `rows` rows, in which `draft` is checked if given, and what it asks of the target."""
         drafter = self.controller if draft is None else _Given(draft)
         step = speculate(self.context, drafter, self.limit(rows), self._sampler, self._done)
@@ -179,9 +181,7 @@ def advance(
     return [rounds.get(text) for text in texts]
 
 
-def _drafts(
-    texts: Sequence[Text], rows: int, sharing: Sharing | None, *, alone: bool
-) -> dict[Text, Draft]:
+def _drafts(texts: Sequence[Text], rows: int, sharing: Sharing | None, *, alone: bool) -> dict[Text, Draft]:
     """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none."""
     offers: dict[Text, Offer] = {}
     spare = rows - len(texts)

@@ -56,7 +56,9 @@ def test_a_prompt_is_read_in_the_batch_that_others_rows_are_in(starter, sequence
     batches: list[int] = []
     decode = starter._decode
     monkeypatch.setattr(
-        starter, "_decode", lambda parts: (batches.append(sum(len(new) for _, new, _ in parts)), decode(parts))
+        starter,
+        "_decode",
+        lambda parts: (batches.append(sum(len(new) for _, new, _ in parts)), decode(parts)),
     )
     logits, rows = starter.forward([(sequence, tokens, 1), (other, tokens[5:9], 4)])
     assert batches == [len(tokens) + 4]

@@ -63,7 +63,9 @@ def test_an_answer_that_is_cut_says_so(file):
 
 def test_a_call_is_a_line_of_json(file):
     tools = [file([WEATHER]), file(NOTE)]
-    done = edgespec(*ASK, *(part for one in tools for part in ("--tool", one)), "--tool-choice", "get_weather")
+    done = edgespec(
+        *ASK, *(part for one in tools for part in ("--tool", one)), "--tool-choice", "get_weather"
+    )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
     call = json.loads(line)

@@ -92,7 +92,9 @@ class Table:
         with self._rendering:
             return self.engine.chat_prompt(self._script.messages(agent, number), self._script.tools)
 
-    def ask(self, prompt: Sequence[int], max_tokens: int, client: str, sampling: Sampling | None = None) -> _Ear:
+    def ask(
+        self, prompt: Sequence[int], max_tokens: int, client: str, sampling: Sampling | None = None
+    ) -> _Ear:
         """The complete answer to `prompt`; with `sampling`, one that need not be a call."""
         ear = _Ear()
         constraint = self.shape.start if sampling is None else None
