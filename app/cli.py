@@ -133,7 +133,7 @@ def run(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Definitions of functions in OpenAI's form (JSON, one or a list), which the answer may call; "
+            help="Definitions of functions in OpenAI's form (JSON, one or a list) that the answer may call; "
             "calls are printed as JSON, one a line. Repeatable.",
             show_default=False,
         ),

@@ -15,14 +15,13 @@ from typing import Any
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import Engine
 from edgespec.app.readings import told
-from edgespec.app.shape import FREE, Reader, Shape, Shaper
+from edgespec.app.shape import FREE, Format, Reader, Shape, Shaper
 from edgespec.app.terminal import clean
 from edgespec.core import EdgespecError
 from edgespec.models import specs
 from edgespec.models.chat import Message
 from edgespec.models.tools import Arguments, Called, Choice, Event, Text, read_tools
 from edgespec.sampling import Sampling
-
 
 _AUTO = Choice()
 
@@ -37,7 +36,7 @@ class Form:
 
     def shape(self, engine: Engine) -> Shape:
         """Raises EdgespecError for what cannot be followed."""
-        format_ = ("json_schema", self.schema) if self.schema is not None else None
+        format_: Format | None = ("json_schema", self.schema) if self.schema is not None else None
         if not self.tools and format_ is None:
             return FREE
         shaper = Shaper(engine.model.vocab, engine.model.chat_template)

@@ -62,7 +62,7 @@ def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
 
 
 def first_readers(writings: Sequence[Writing], slots: Sequence[Slot]) -> list[Writing]:
-    """Those of `writings` that go on now: who lacks what an earlier one is about to read waits, and shares it.
+    """Those of `writings` that go on now: who lacks what an earlier one is about to read waits for it.
 
     Programs that start at once often begin with the same system prompt and tools.
     """

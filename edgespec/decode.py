@@ -92,7 +92,7 @@ class Text:
     def plan(
         self, rows: int, draft: Draft | None = None
     ) -> tuple[Generator[Forward, Logits, Round], Request]:
-        """A round of at most `rows` rows, in which `draft` is checked if given, and what it asks of the target."""
+        """A round of at most `rows` rows, which checks `draft` if given, and what it asks of the target."""
         drafter = self.controller if draft is None else _Given(draft)
         step = speculate(self.context, drafter, self.limit(rows), self._sampler, self._done)
         ask = next(step)

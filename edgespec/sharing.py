@@ -1,8 +1,8 @@
 """How the rows of one pass are divided among several texts.
 
-Alone, each text would price its guess at what the next larger batch costs more, and none would pay for the
-step: sixteen rows may cost hardly more than nine. So all offer what they would guess, and the batch is planned
-as a whole: the tokens that most likely stand, whosever they are, as many as give the most tokens a second.
+Each by itself would price its guess at what the next larger batch costs more, and none would pay for the
+step: sixteen rows may cost hardly more than nine. So all offer what they would guess, and the batch is
+planned as a whole: the tokens that most likely stand, whosever they are, as many as pay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sharing:
         """How many tokens of each offer to check, and how many rows of padding to add.
 
         At most `rows` rows in all, which is no less than the offers' own. `length`: tokens in a text's cache.
-        `beside_prompts`: prompts are read in the same pass, so that a row more costs its share of a large one.
+        `beside_prompts`: prompts are read in the same pass, so that a row costs its share of a large one.
         """
         costs = self._costs()
         kept = [offer.least for offer in offers]

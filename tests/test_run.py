@@ -21,7 +21,9 @@ NOTE: dict[str, Any] = {
     "function": {
         "name": "note",
         "parameters": {
-            "type": "object", "properties": {"text": {"type": "string", "maxLength": 20}}, "required": ["text"],
+            "type": "object",
+            "properties": {"text": {"type": "string", "maxLength": 20}},
+            "required": ["text"],
         },
     },
 }  # fmt: skip

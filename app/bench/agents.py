@@ -211,8 +211,8 @@ def _differences(table: Table, found: Mapping[str, Sequence[Step]]) -> list[dict
         if at < min(len(other), len(step.result.tokens)):
             ear = table.ask([*step.prompt, *other[:at]], 1, "", Sampling(logprobs=_NEAR))
             likely = dict(ear.result.logprobs[0].top)
-            pair = likely.get(other[at]), likely.get(step.result.tokens[at])
-            gap = round(abs(pair[0] - pair[1]), 4) if None not in pair else None
+            ours, theirs = likely.get(step.result.tokens[at]), likely.get(other[at])
+            gap = round(abs(ours - theirs), 4) if ours is not None and theirs is not None else None
         differences.append({"agent": step.agent, "step": step.number + 1, "position": at, "gap": gap})
     return differences
 

@@ -36,7 +36,8 @@ _NO_TOOLS = Choice("none")
 class Ask:
     """A conversation to answer, or a `prompt` (text, or token ids) to continue, `count` times.
 
-    `tools` are in OpenAI's form. `format` is what the answer must keep to. `max_draft` bounds what is guessed in a round, 0 guesses nothing. `user` takes turns with others.
+    `tools` are in OpenAI's form. `format` is what the answer must keep to. `max_draft` bounds what is guessed
+    in a round, 0 guesses nothing. `user` takes turns with others.
     """
 
     messages: Sequence[Message] | None = None
