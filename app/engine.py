@@ -16,7 +16,7 @@ from edgespec.app.answer import Request, Result
 from edgespec.app.corpus import index_for
 from edgespec.app.shelf import Shelf
 from edgespec.app.steering import Steering
-from edgespec.app.writing import Slot, Writing, borrow, choose_slot
+from edgespec.app.writing import Slot, Writing, borrow, choose_slot, first_readers
 from edgespec.control import FixedLength, Planner, best_case
 from edgespec.core import Cancelled, EdgespecError, Round
 from edgespec.costs import CostCurve
@@ -27,10 +27,12 @@ from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.native import LlamaOptions
 from edgespec.models.runtime import Model, Options, check_model, load_draft, load_model, options_for
+from edgespec.models.tools import folded, read_tools, syntax_of
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampling
+from edgespec.sharing import Sharing
 
 _CHUNK = 64  # tokens of a prompt that are read in a pass which others wait for
 WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
@@ -73,6 +75,9 @@ class Engine:
         try:
             self._parallel = parallel
             self._resting: Round | None = None
+            # Exact answers need batches of certain sizes, which company would change.
+            self._together = self.model.shares_cache and not exact
+            self._sharing = Sharing(lambda: self.steering.costs)
             pooled = parallel if self.model.shares_cache else 1
             self.context_length = self.model.context_length // pooled
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
@@ -219,8 +224,13 @@ class Engine:
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Token ids of a conversation, ready for the model's answer. Text in messages stays text."""
+        """Token ids of a conversation, ready for the model's answer. Text in messages stays text.
+
+        `tools` are in OpenAI's form. Where the template says nothing of tools, the system prompt does.
+        """
         vocab = self.model.vocab
+        if syntax_of(self.model.chat_template).taught:
+            messages, tools = folded(messages, read_tools(tools or ())), None
         if not self.template:
             text = "\n\n".join(str(message["content"]) for message in messages if message.get("content"))
             return vocab.tokenize(text, begin=True)
@@ -277,17 +287,20 @@ class Engine:
         """
         if self._resting is not None:  # only now: what the last pass brought was heard of before
             self.steering.rest(self._resting, lambda: any(one.request.cancelled for one in writings))
+        planners = [writing.planner for writing in writings]
+        if self._together:
+            writings = first_readers(writings, self.slots)
         texts = [writing.text for writing in writings]
         chunk = _CHUNK if len(texts) > 1 else self.context_length
         rounds: list[Round | None] = []
+        forward, rows = self.model.forward_texts, self.model.options.max_rows
         try:
-            for batch in [texts] if self.model.shares_cache else [[text] for text in texts]:
-                rounds += advance(batch, self.model.forward_texts, self.model.options.max_rows, chunk)
+            for batch in [texts] if self._together else [[text] for text in texts]:
+                rounds += advance(batch, forward, rows, chunk, self._sharing)
         except Cancelled:
             rounds += [None] * (len(texts) - len(rounds))
         done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
         news = [(writing, writing.took(round_)) for writing, round_ in done]
-        planners = [writing.planner for writing in writings]
         for writing, round_ in done:
             if writing.first is round_:
                 self.steering.mark(writing.result)

@@ -61,6 +61,21 @@ def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
             held = common
 
 
+def first_readers(writings: Sequence[Writing], slots: Sequence[Slot]) -> list[Writing]:
+    """Those of `writings` that go on now: who lacks what an earlier one is about to read waits for it.
+
+    Programs that start at once often begin with the same system prompt and tools.
+    """
+    going: list[Writing] = []
+    for i, one in enumerate(writings):
+        if one.text.lacking >= _WORTH_SHARING:
+            if any(one.waits_for(other) for other in writings[:i]):
+                continue
+            one.borrow(slots)
+        going.append(one)
+    return going
+
+
 class Writing:
     """One answer. `text` is what `decode.advance` drives; `took` and `end` follow what comes of it."""
 
@@ -101,6 +116,18 @@ class Writing:
     @property
     def over(self) -> bool:
         return self.text.over or self.request.cancelled
+
+    def waits_for(self, other: Writing) -> bool:
+        """`other` is reading what this prompt begins with too."""
+        read, wanted = other.text.target.tokens, common_prefix(other.text.context, self.request.prompt)
+        return len(read) < wanted and wanted >= len(self.text.target.tokens) + _WORTH_SHARING
+
+    def borrow(self, slots: Sequence[Slot]) -> None:
+        """Go on from what another slot has read of the prompt by now, if that is more."""
+        held = len(self.text.target.tokens)
+        borrow(self.slot, slots, self.request.prompt[:-1])
+        if len(self.text.target.tokens) > held:
+            self.result.cached_tokens = len(self.text.target.tokens)
 
     def took(self, round_: Round) -> str:
         """Count a round; returns text that can no longer change."""

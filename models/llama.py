@@ -168,12 +168,18 @@ class LlamaModel:
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""
-        # All rows wanted go into one final batch, because each batch overwrites the logits of the last.
+        # All rows wanted go into one final batch, because each batch overwrites the logits of the last; with
+        # them as much of what comes before as fits: a batch costs less than two of its halves.
+        room = self._batch_size - sum(last for _, _, last in requests)
+        final: list[tuple[LlamaSequence, Sequence[int], int]] = []
         for sequence, new, last in requests:
             ahead = len(new) - last
-            for start in range(0, ahead, self._batch_size):
-                self._decode([(sequence, new[start : min(start + self._batch_size, ahead)], 0)])
-        self._decode([(sequence, new[len(new) - last :], last) for sequence, new, last in requests])
+            early = max(0, ahead - room)
+            room -= ahead - early
+            for start in range(0, early, self._batch_size):
+                self._decode([(sequence, new[start : min(start + self._batch_size, early)], 0)])
+            final.append((sequence, new[early:], last))
+        self._decode(final)
         rows = sum(last for _, _, last in requests)
         pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
         if not pointer:

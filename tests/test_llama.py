@@ -30,6 +30,35 @@ def sequence(starter: LlamaModel) -> Iterator[LlamaSequence]:
     sequence.close()
 
 
+def test_a_prompt_is_read_in_the_batch_that_others_rows_are_in(starter, sequence, monkeypatch):
+    if not starter.library.shares_cache:
+        pytest.skip("its sequences share no batch")
+    other = starter.sequence()
+    tokens = starter.vocab.tokenize(TEXT)
+    alone = sequence.forward(tokens, 1).copy()
+    sequence.rollback(0)
+    other.forward(tokens[:5])
+    batches: list[int] = []
+    decode = starter._decode
+    monkeypatch.setattr(
+        starter,
+        "_decode",
+        lambda parts: (batches.append(sum(len(new) for _, new, _ in parts)), decode(parts)),
+    )
+    logits, rows = starter.forward([(sequence, tokens, 1), (other, tokens[5:9], 4)])
+    assert batches == [len(tokens) + 4]
+    assert (logits.shape[0], rows.shape[0]) == (1, 4)
+    assert logits.argmax() == alone.argmax()
+    np.testing.assert_allclose(logits, alone, atol=0.5)
+    batches.clear()
+    long = (tokens * 20)[:270]  # more than two batches: what is read first, then the rest with the rows
+    sequence.rollback(0)
+    starter.forward([(sequence, long, 1), (other, tokens[9:13], 4)])
+    assert batches == [128, 18, 128]
+    assert list(sequence.tokens) == long
+    other.close()
+
+
 def test_the_last_row_predicts_text(starter, sequence):
     row = sequence.forward(starter.vocab.tokenize("The capital of France is"))[0]
     assert starter.vocab.piece(int(row.argmax())) == b" Paris"
