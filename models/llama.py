@@ -79,7 +79,7 @@ class LlamaModel:
     @property
     def shares_cache(self) -> bool:
         """All sequences live in one context, and are evaluated in one pass."""
-        return self.library.shares_cache
+        return self.library.shares_cache(self.options)
 
     def fingerprint(self) -> tuple[object, ...]:
         """What the state of a sequence fits: engine build, cache types, weights.
@@ -115,7 +115,7 @@ class LlamaModel:
         if not self._free_ids:
             raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
         first = self._free_ids[0]
-        if not self.library.shares_cache and first not in self._contexts:
+        if not self.shares_cache and first not in self._contexts:
             self._contexts[first] = self._new_context()
             self._C.llama_set_n_threads(self._contexts[first], *self.threads)
         return LlamaSequence(self, self._free_ids.pop(0))
@@ -158,7 +158,7 @@ class LlamaModel:
             self._refuse_request(sequence, new, last)
         if sum(last for _, _, last in requests) > self.options.max_rows:
             raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
-        if self.library.shares_cache:
+        if self.shares_cache:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]
 
@@ -233,13 +233,15 @@ class LlamaModel:
 
     def _slot(self, sequence_id: int) -> tuple[Handle, int]:
         """The context a sequence lives in, and the id it has there."""
-        if self.library.shares_cache:
+        if self.shares_cache:
             return self._contexts[0], sequence_id
         return self._contexts[sequence_id], 0
 
     def _new_context(self) -> Handle:
         window = self._number("attention.sliding_window")
-        return self.library.new_context(self._model, self.path, self.options, window, self._abort)
+        return self.library.new_context(
+            self._model, self.path, self.options, window, self.summary.types.keys(), self._abort
+        )
 
     def _release(self, sequence_id: int) -> None:
         if self._contexts:
@@ -293,13 +295,12 @@ class LlamaSequence:
 
     def share(self, other: LlamaSequence, length: int) -> bool:
         """Hold the first `length` tokens of `other`, without copying them. False where that cannot be."""
-        model, C = self.model, self.model._C  # noqa: N806
-        if other is self or not model.library.shares_cache or model.rollback_refusal:
+        model = self.model
+        if other is self or not model.shares_cache or model.rollback_refusal:
             return False
         self.rollback(0)
         context, native_id = model._slot(self.id)
-        memory = C.llama_get_memory(context)
-        C.llama_memory_seq_cp(memory, model._slot(other.id)[1], native_id, 0, length)
+        model.library.copy(context, model._slot(other.id)[1], native_id, length)
         self._tokens = list(other.tokens[:length])
         return True
 

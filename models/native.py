@@ -11,7 +11,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -71,8 +71,10 @@ class LlamaOptions:
 
     def for_texts(self, texts: int) -> LlamaOptions:
         """The same with room for several texts; what they share is a pool of all their contexts."""
-        pooled = texts if library(self.engine).shares_cache else 1
-        return replace(self, sequences=texts, context=self.context * pooled)
+        engine = library(self.engine)
+        options = engine.for_several(self) if texts > 1 else self
+        pooled = texts if engine.shares_cache(options) else 1
+        return replace(options, sequences=texts, context=self.context * pooled)
 
 
 class Batch:
@@ -119,12 +121,11 @@ class Library(ABC):
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
     a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another. `shares_cache`: one context holds many sequences.
+    made under one `build` says nothing of another.
     """
 
     name: ClassVar[EngineName]
     cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
-    shares_cache: ClassVar[bool] = True
 
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
@@ -147,6 +148,22 @@ class Library(ABC):
     @abstractmethod
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
+
+    @abstractmethod
+    def copy(self, context: Handle, source: int, to: int, length: int) -> None:
+        """Let the empty sequence `to` hold the first `length` positions of `source`, in the same cells."""
+
+    def shares_cache(self, options: LlamaOptions) -> bool:
+        """One context holds many sequences; else each has its own, and passes of its own."""
+        return True
+
+    def for_several(self, options: LlamaOptions) -> LlamaOptions:
+        """`options` as several sequences need them to share a context, where that can be."""
+        return options
+
+    def most_rows(self, types: Collection[str]) -> int:
+        """With how many rows at once products with weights of `types` are right."""
+        return 1 << 30
 
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
@@ -182,18 +199,26 @@ class Library(ABC):
         return self.present(model, "model", path)
 
     def new_context(
-        self, model: Handle, path: Path, options: LlamaOptions, window: int, abort: ctypes.Array[Any]
+        self,
+        model: Handle,
+        path: Path,
+        options: LlamaOptions,
+        window: int,
+        types: Collection[str],
+        abort: ctypes.Array[Any],
     ) -> Handle:
         """A context of `model`; a forward pass in it stops soon after the two-byte buffer `abort` is not "".
 
-        `window`: positions that layers with a sliding window look back at most, 0 if the model has none.
+        `window`: positions that layers with a sliding window look back at most, 0 if the model has none;
+        `types`: of its tensors.
         Raises EdgespecError when there is no room for it.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
         params.n_ctx = options.context
-        params.n_batch = params.n_ubatch = min(options.batch, options.context or options.batch)
-        params.n_seq_max = options.sequences if self.shares_cache else 1
+        params.n_batch = min(options.batch, options.context or options.batch)
+        params.n_ubatch = min(params.n_batch, self.most_rows(types))
+        params.n_seq_max = options.sequences if self.shares_cache(options) else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores
         params.n_threads_batch = options.threads_batch or options.threads or cores

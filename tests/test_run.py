@@ -97,7 +97,7 @@ def test_a_model_may_answer_in_words(file):
         ([1], ["must be a JSON object"]),
         ({"type": "string", "pattern": "(a{999}){999}"}, ["repeats more than"]),
         ({"type": "object", "properties": {"a": {"type": "thing"}}}, ["cannot be"]),
-        (False, ["no text satisfies"]),
+        (False, ["cannot be used"]),
     ],
     ids=["no JSON", "no text", "NaN", "a list", "too much", "a wrong type", "nothing"],
 )
