@@ -108,16 +108,16 @@ def _curve(model: str) -> dict[str, Any]:
     """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
     from edgespec.app import profile
     from edgespec.models.catalog import resolve
-    from edgespec.models.gguf_check import check_gguf
-    from edgespec.models.llama import LlamaOptions
+    from edgespec.models.native import LlamaOptions
+    from edgespec.models.runtime import check_model, options_for
 
     try:
         path = resolve(model or opt.default_model())
-        summary = check_gguf(path)
+        summary = check_model(path)
     except EdgespecError as error:
         return {"missing": str(error)}
     found = profile.tuned(summary)
-    options = found[0] if found else LlamaOptions()
+    options = options_for(path, found[0] if found else LlamaOptions())
     curve = profile.known_curve(summary, options)
     if curve is None:
         return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}

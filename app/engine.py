@@ -25,10 +25,8 @@ from edgespec.drafting import ModelDrafter
 from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaModel, LlamaOptions
-from edgespec.models.native import library
-from edgespec.models.trimmed import open_draft
+from edgespec.models.native import LlamaOptions
+from edgespec.models.runtime import Model, Options, check_model, load_draft, load_model, options_for
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
 from edgespec.retrieval import SuffixDrafter
@@ -51,7 +49,7 @@ class Engine:
         mode: Mode = "auto",
         exact: bool = False,
         parallel: int = 1,
-        options: LlamaOptions | None = None,
+        options: Options | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no guess can change.
@@ -63,9 +61,10 @@ class Engine:
         """
         self.notes: list[str] = []
         self.shelf: Shelf | None = None  # for those who answer several conversations in turn
-        options = _for_several(options or LlamaOptions(), parallel)
-        self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
-        self.draft: LlamaModel | None = None
+        options = options_for(target, options or LlamaOptions()).for_texts(parallel)
+        chosen = exact_options(options) if exact else options
+        self.model: Model = load_model(target, chosen, progress, self.notes.append)
+        self.draft: Model | None = None
         self._steering: Steering | None = None
         self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
@@ -74,7 +73,7 @@ class Engine:
         try:
             self._parallel = parallel
             self._resting: Round | None = None
-            pooled = parallel if self.model.library.shares_cache else 1
+            pooled = parallel if self.model.shares_cache else 1
             self.context_length = self.model.context_length // pooled
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
@@ -93,7 +92,7 @@ class Engine:
                 self._costs,
                 mode,
                 most=self._max_draft,
-                fixed_threads=exact,  # another count would round differently
+                fixed_threads=exact or self.model.fixed_threads,  # exact: another would round differently
                 note=self.notes.append,
             )
             self._corpus = None
@@ -117,13 +116,15 @@ class Engine:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
-        summary = check_gguf(path)
+        options = options_for(
+            path, replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
+        )
+        summary = check_model(path)
         known = profile.known_curve(summary, options)
         fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
         if fits and known is not None and self._is_hopeless(path, known):
             return
-        draft = open_draft(path, options, progress)
+        draft = load_draft(path, options, progress, self.notes.append)
         try:
             same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
             difference = None if same else first_difference(self.model.vocab, draft.vocab)
@@ -143,6 +144,7 @@ class Engine:
         self.draft, self._draft_sequence, self._draft_costs = draft, sequences[0], costs
         for slot, sequence in zip(self.slots, sequences, strict=True):
             slot.drafting = sequence
+        self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
@@ -269,7 +271,7 @@ class Engine:
         chunk = _CHUNK if len(texts) > 1 else self.context_length
         rounds: list[Round | None] = []
         try:
-            for batch in [texts] if self.model.library.shares_cache else [[text] for text in texts]:
+            for batch in [texts] if self.model.shares_cache else [[text] for text in texts]:
                 rounds += advance(batch, self.model.forward_texts, self.model.options.max_rows, chunk)
         except Cancelled:
             rounds += [None] * (len(texts) - len(rounds))
@@ -322,9 +324,7 @@ class Engine:
             q = Sampling()
             if settings.seed is None and settings.temperature > 0:
                 q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-            model = ModelDrafter(
-                slot.drafting, self.draft.context_length // self._parallel, q, is_end=self.model.vocab.is_end
-            )
+            model = ModelDrafter(slot.drafting, self._draft_room, q, is_end=self.model.vocab.is_end)
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
@@ -333,12 +333,6 @@ class Engine:
 
 class ContextFullError(EdgespecError):
     """A prompt that does not fit into the context."""
-
-
-def _for_several(options: LlamaOptions, texts: int) -> LlamaOptions:
-    """`options` with room for several texts; what they share is a pool of all their contexts."""
-    pooled = texts if library(options.engine).shares_cache else 1
-    return replace(options, sequences=texts, context=options.context * pooled)
 
 
 def _next_size(tokens: int) -> int:

@@ -12,8 +12,8 @@ from edgespec.control import FixedLength, Planner
 from edgespec.core import Round, common_prefix
 from edgespec.costs import CostCurve
 from edgespec.decode import Text
-from edgespec.models.llama import LlamaSequence
-from edgespec.models.vocab import Vocab
+from edgespec.models.runtime import ModelSequence
+from edgespec.models.vocab import Vocabulary
 from edgespec.sampling import Sampler
 
 _WORTH_SHARING = 16  # tokens
@@ -23,8 +23,8 @@ _WORTH_SHARING = 16  # tokens
 class Slot:
     """Room for one text: a sequence of the target and one of the draft model, with what they hold."""
 
-    sequence: LlamaSequence
-    drafting: LlamaSequence | None = None
+    sequence: ModelSequence
+    drafting: ModelSequence | None = None
     used: float = 0.0
 
     def forget(self) -> None:
@@ -70,7 +70,7 @@ class Writing:
         result: Result,
         slot: Slot,
         planner: Planner | FixedLength,
-        vocab: Vocab,
+        vocab: Vocabulary,
         room: int,
         costs: Callable[[], CostCurve],
     ) -> None:

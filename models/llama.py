@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
+from edgespec.models.catalog import file_sample
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.native import Handle, LlamaOptions, library
 from edgespec.models.vocab import Vocab
@@ -27,6 +28,8 @@ _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 class LlamaModel:
     """The weights of one GGUF file, its vocabulary, and the KV cache of its sequences."""
+
+    fixed_threads = False
 
     def __init__(
         self, path: Path, options: LlamaOptions | None = None, progress: Callable[[float], bool] | None = None
@@ -67,6 +70,29 @@ class LlamaModel:
         """The Jinja source of the model's own chat template: untrusted text."""
         template: bytes | None = self._C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def build(self) -> str:
+        """Engine, version and instructions: see Library."""
+        return self.library.build
+
+    @property
+    def shares_cache(self) -> bool:
+        """All sequences live in one context, and are evaluated in one pass."""
+        return self.library.shares_cache
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """What the state of a sequence fits: engine build, cache types, weights.
+
+        The file is told by its length and the digests of its tokenizer and of its tensors' places.
+        """
+        options, summary = self.options, self.summary
+        return (
+            self.build, options.type_k, options.type_v, options.flash_attention,
+            self.path.stat().st_size, summary.tokenizer_digest,
+            sorted((name, one.offset) for name, one in summary.tensors.items()),
+            file_sample(self.path),
+        )  # fmt: skip
 
     @property
     def cache_bytes(self) -> int:

@@ -12,7 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -57,6 +57,22 @@ class LlamaOptions:
     gpu_layers: int = -1
     repack: bool = True
     engine: EngineName = "llama.cpp"
+
+    def kernels(self) -> tuple[object, ...]:
+        """What a forward pass costs depends on, the model aside."""
+        one_row = self.threads or compute_cores()
+        return (
+            library(self.engine).build, one_row, self.threads_batch or one_row, self.flash_attention,
+            self.type_k, self.type_v, self.repack, self.gpu_layers,
+        )  # fmt: skip
+
+    def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
+        return replace(self, threads=one_row, threads_batch=many_rows)
+
+    def for_texts(self, texts: int) -> LlamaOptions:
+        """The same with room for several texts; what they share is a pool of all their contexts."""
+        pooled = texts if library(self.engine).shares_cache else 1
+        return replace(self, sequences=texts, context=self.context * pooled)
 
 
 class Batch:
