@@ -15,25 +15,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from edgespec.models.gguf_check import check_gguf
+
 PROGRESS = "progress"
 """The file in the work folder that says what is being done: a fraction from 0 to 1, a space, words."""
 
 MODEL = "model"
 """The finished folder in the work folder."""
 
+SCORE = "score"
+"""The first argument that asks for logits instead."""
+
+TOKENS_FILE, SCORES_FILE = "tokens.npy", "scores.npy"
+
 _SAME = 0.15  # relative difference below which two quantized matrices come of one
+_BY_DIGITS = {"smollm", "starcoder", "refact"}  # each digit is a token of its own, the rest as in GPT-2
 _SETTINGS = ("is_local", "local_files_only")  # of transformers itself, written with the tokenizer
 
 
 def main(arguments: list[str]) -> int:
     """SOURCE WORK BITS: write the model at SOURCE, a .gguf file or a folder, to WORK/model.
 
-    0, or what went wrong as the last line on standard error.
+    score SOURCE WORK: write the logits that the checkpoint SOURCE has after each of WORK/tokens.npy to
+    WORK/scores.npy. 0, or what went wrong as the last line on standard error.
     """
-    source, work, bits = Path(arguments[0]), Path(arguments[1]), int(arguments[2])
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            _export(source, work, bits)
+            if arguments[0] == SCORE:
+                _score(Path(arguments[1]), Path(arguments[2]))
+            else:
+                _export(Path(arguments[0]), Path(arguments[1]), int(arguments[2]))
     except Exception as error:  # noqa: BLE001 - four libraries: whatever they raise is one line for the user
         said = str(error).strip().splitlines()
         sys.stderr.write(f"\n{type(error).__name__}: {said[0] if said else 'no reason given'}\n")
@@ -57,7 +68,9 @@ def _export(source: Path, work: Path, bits: int) -> None:
     from edgespec.quant.compact import compact
 
     compact(out, tied)
-    _tidy_tokenizer(out)
+    if checkpoint != source:
+        split = check_gguf(source).metadata.get("tokenizer.ggml.pre")
+        _tidy_tokenizer(out, int(config["vocab_size"]), split)
     _say(work, 1.0, "written")
 
 
@@ -154,12 +167,49 @@ def _heard(handler: logging.Handler) -> Any:
         logger.removeHandler(handler)
 
 
-def _tidy_tokenizer(folder: Path) -> None:
+def _score(source: Path, work: Path) -> None:
+    """Texts of WINDOW tokens, one after the other: float32 [tokens, vocabulary]."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from edgespec.quant.agreement import windows
+
+    _say(work, 0.0, "loading the source")
+    model = AutoModelForCausalLM.from_pretrained(
+        str(source), dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+    )
+    tokens = np.load(work / TOKENS_FILE)
+    shape = len(tokens), model.config.vocab_size
+    scores = np.lib.format.open_memmap(work / SCORES_FILE, "w+", np.float32, shape)
+    place = 0
+    with torch.inference_mode():
+        for text in windows(tokens.tolist()):
+            scores[place : place + len(text)] = model(torch.tensor([text])).logits[0].numpy()
+            place += len(text)
+            _say(work, place / len(tokens), "reading with the source")
+    scores.flush()
+
+
+def _tidy_tokenizer(folder: Path, vocab_size: int, split: object) -> None:
+    """Mend what transformers makes of a GGUF file's tokenizer.
+
+    It invents an unknown token where a file has none, beyond what the model knows, and does not know how every
+    family splits a text: `split` is llama.cpp's name for that.
+    """
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8"))
     for name in _SETTINGS:
         settings.pop(name, None)
     path.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text("utf-8"))
+    tokenizer["added_tokens"] = [one for one in tokenizer["added_tokens"] if one["id"] < vocab_size]
+    splitter = tokenizer.get("pre_tokenizer")
+    if split in _BY_DIGITS and splitter and splitter["type"] == "ByteLevel":
+        digits = {"type": "Digits", "individual_digits": True}
+        tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, splitter]}
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
 
 
 def _say(work: Path, fraction: float, what: str) -> None:
