@@ -135,6 +135,11 @@ class OnnxModel:
         return self._order[0]
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return self.provider == providers.CPU
+
+    @property
     def build(self) -> str:
         return build(self.provider)
 
