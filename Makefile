@@ -1,7 +1,7 @@
 # The steps a person and CI run are the same. `make chat` and `make test` need nothing run before them.
 BIN := .venv/bin
 
-.PHONY: chat test check format setup setup-dev models models-dev bench clean
+.PHONY: chat test test-openvino check format setup setup-dev models models-dev bench clean
 
 chat: setup
 	@$(BIN)/edgespec models --json | grep -q '"path": "/' || $(BIN)/edgespec pull smollm2-135m
@@ -9,6 +9,12 @@ chat: setup
 
 test: check models-dev
 	$(BIN)/pytest
+
+# OpenVINO comes with a build of onnxruntime of its own, which replaces the other for these tests alone.
+test-openvino: setup-dev
+	@ls build/openvino/onnxruntime >/dev/null 2>&1 || $(BIN)/pip install --quiet --disable-pip-version-check \
+		--no-deps --target build/openvino onnxruntime-openvino
+	PYTHONPATH=build/openvino $(BIN)/pytest tests/test_openvino.py
 
 # What ships is type-checked as it is installed: folders and import names differ.
 check: setup-dev

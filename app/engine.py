@@ -26,9 +26,18 @@ from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.native import LlamaOptions
-from edgespec.models.runtime import Model, Options, check_model, load_draft, load_model, options_for
+from edgespec.models.runtime import (
+    Model,
+    ModelSequence,
+    Options,
+    check_model,
+    load_draft,
+    load_model,
+    options_for,
+)
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
+from edgespec.overlap import AHEAD, pays
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampling
 
@@ -69,6 +78,7 @@ class Engine:
         self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
+        self._ahead = 0  # tokens that the draft model may go on by while the target checks
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
             self._parallel = parallel
@@ -121,13 +131,13 @@ class Engine:
         )
         summary = check_model(path)
         known = profile.known_curve(summary, options)
-        fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
+        digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
+        fits = digests[0] == digests[1] or profile.agree(*digests)
         if fits and known is not None and self._is_hopeless(path, known):
             return
         draft = load_draft(path, options, progress, self.notes.append)
         try:
-            same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
-            difference = None if same else first_difference(self.model.vocab, draft.vocab)
+            difference = self._difference(draft)
             if reason := difference or draft.rollback_refusal:
                 raise EdgespecError(
                     f"{path.name} cannot draft for {self.model.path.name}: {reason}. "
@@ -146,6 +156,24 @@ class Engine:
             slot.drafting = sequence
         self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
+        self._ahead = AHEAD if self._may_overlap(draft, sequences[0]) else 0
+
+    def _may_overlap(self, draft: Model, drafting: ModelSequence) -> bool:
+        """Whether the draft model may go on while the target checks: measured where they share no cores."""
+        if self.model.on_cpu and draft.on_cpu:
+            return False
+        together = profile.together(self._sequence, drafting, self.notes.append)
+        return pays(self._costs, self._draft_costs, together)
+
+    def _difference(self, draft: Model) -> str | None:
+        """What keeps `draft` from guessing for the target. Vocabularies that agree are compared once."""
+        digests = [model.summary.tokenizer_digest for model in (self.model, draft)]
+        if digests[0] == digests[1] or profile.agree(*digests):
+            return None
+        difference = first_difference(self.model.vocab, draft.vocab)
+        if difference is None:
+            profile.keep_agreement(*digests)
+        return difference
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
         best = best_case(self._costs, costs)
@@ -328,7 +356,7 @@ class Engine:
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
-        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most)
+        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most, self._ahead)
 
 
 class ContextFullError(EdgespecError):

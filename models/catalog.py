@@ -1,7 +1,7 @@
 """The models Edgespec knows by name, and which of them are on this machine.
 
-The catalogue is `catalog.toml`, shipped with the package; the store is one folder of .gguf files and of folders
-with ONNX models. A file
+The catalogue is `catalog.toml`, shipped with the package; the store is one folder of .gguf files and of
+folders with ONNX models. A file
 that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every
 start would cost seconds, so a hidden record beside the file says which state of it was found good; it guards
 against damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
@@ -363,7 +363,8 @@ def _unknown(name: str) -> EdgespecError:
     close = get_close_matches(name[:100], load_catalog(), n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(load_catalog())}"
     return EdgespecError(
-        f"no model is called {printable(name)}: {known}; a path to a .gguf file or to the folder of an ONNX model works too"
+        f"no model is called {printable(name)}: {known}; "
+        "a path to a .gguf file or to the folder of an ONNX model works too"
     )
 
 

@@ -20,10 +20,10 @@ _LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on
 
 
 def exact_options(options: Options) -> Options:
-    """A GGUF's `options` on llama.cpp with an 8-bit cache, whose attention has one path for any number of rows.
+    """A GGUF's `options` on llama.cpp with an 8-bit cache, whose attention has one path for all sizes.
 
-    No setting of ik_llama.cpp was found whose batches are equal to single rows. Those of an ONNX model stay:
-    its graph says what is computed.
+    No setting of ik_llama.cpp was found whose batches are equal to single rows. An ONNX model keeps its own:
+    the graph says what is computed.
     """
     if not isinstance(options, LlamaOptions):
         return options

@@ -19,6 +19,7 @@ from edgespec.models import providers
 from edgespec.models.catalog import file_sample, printable
 from edgespec.models.onnx_check import OnnxSummary, check_onnx
 from edgespec.models.onnx_rows import WANTED, pick_rows
+from edgespec.models.onnx_sequence import OnnxSequence, bind_input, bind_output
 from edgespec.models.onnx_vocab import OnnxVocab, chat_template
 from edgespec.sensors import compute_cores
 
@@ -46,6 +47,11 @@ class OnnxOptions:
     @property
     def engine(self) -> str:
         return "onnxruntime"
+
+    @property
+    def threads_batch(self) -> int:
+        """The same for one row and for several."""
+        return self.threads
 
     def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
         return replace(self, threads=one_row)
@@ -98,6 +104,7 @@ class OnnxModel:
         self._say = say
         self._order = list(options.providers or (providers.CPU,))
         self._cancelled = False
+        self._session: Any = None
         self._run_options: Any = None
         self._graph = self._read()
         self._batch = options.batch if self._graph is not None else options.max_rows
@@ -126,6 +133,11 @@ class OnnxModel:
     def provider(self) -> str:
         """The execution provider it runs on."""
         return self._order[0]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return self.provider == providers.CPU
 
     @property
     def build(self) -> str:
@@ -168,7 +180,7 @@ class OnnxModel:
     def close(self) -> None:
         """Free everything native. Sequences of this model are dead afterwards."""
         for sequence in self._sequences:
-            sequence._forget_buffers()
+            sequence.forget_buffers()
         self._sequences.clear()
         self._session = None
 
@@ -211,6 +223,16 @@ class OnnxModel:
         files = [(path.stat().st_size, file_sample(path)) for path in (summary.path, summary.weights)]
         return self.build, summary.cache, summary.tokenizer_digest, files
 
+    def new_binding(self) -> Any:
+        """An IOBinding of the session, with nothing bound."""
+        return self._session.io_binding()
+
+    def release(self, sequence: OnnxSequence) -> None:
+        """A sequence is closed: another may take its place."""
+        if sequence in self._sequences:
+            self._sequences.remove(sequence)
+            self._free_ids.append(sequence.id)
+
     def _refuse_request(self, sequence: OnnxSequence, new: Sequence[int], last: int) -> None:
         if not 1 <= last <= len(new):
             raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
@@ -222,31 +244,23 @@ class OnnxModel:
 
     def _pass(self, sequence: OnnxSequence, new: Sequence[int], last: int) -> npt.NDArray[Any]:
         """One run of the graph: logits [last, vocab] as the graph has them."""
+        n, held, vocab = len(new), len(sequence.tokens), self.vocab.size
+        rows = last if self._graph is not None else n
+        logits = self._logits[: rows * vocab].reshape(rows, vocab)
+        self._ids[:n] = new
+        inputs = {
+            "input_ids": self._ids[:n].reshape(1, n),
+            "attention_mask": self._mask[: held + n].reshape(1, held + n),
+            "position_ids": self._positions[held : held + n].reshape(1, n),
+            WANTED: np.arange(n - last, n, dtype=np.int64),
+        }
         while True:
-            n, held = len(new), len(sequence._tokens)
-            rows = last if self._graph is not None else n
-            logits = self._logits[: rows * self.vocab.size].reshape(rows, self.vocab.size)
-            self._ids[:n] = new
-            binding = sequence._bind(n)
-            _bind(binding, "input_ids", self._ids[:n].reshape(1, n))
-            _bind(
-                binding,
-                "attention_mask",
-                self._mask[: held + n].reshape(1, held + n),
-                self._has("attention_mask"),
-            )
-            _bind(
-                binding,
-                "position_ids",
-                self._positions[held : held + n].reshape(1, n),
-                self._has("position_ids"),
-            )
-            if self._graph is not None:
-                wanted = np.arange(n - last, n, dtype=np.int64)
-                _bind(binding, WANTED, wanted)
-            _bind_output(binding, "logits", logits.reshape(1, rows, self.vocab.size))
+            binding = sequence.bind(n)
+            for name in inputs.keys() & self._inputs:
+                bind_input(binding, name, inputs[name])
+            bind_output(binding, "logits", logits.reshape(1, rows, vocab))
             if self._run(binding):
-                sequence._took(new)
+                sequence.took(new)
                 return logits[rows - last :]
 
     def _run(self, binding: Any) -> bool:
@@ -278,13 +292,7 @@ class OnnxModel:
             return False
         finally:
             self._run_options = None
-        if self._cancelled:  # it came too late to stop this pass, whose tokens nobody asked for
-            self._cancelled = False
-            raise Cancelled
         return True
-
-    def _has(self, name: str) -> bool:
-        return name in self._inputs
 
     # --- the session ---
 
@@ -300,11 +308,13 @@ class OnnxModel:
         self._order = self._order[self._order.index(name) :]
         self._inputs = {one.name for one in self._session.get_inputs()}
         for sequence in self._sequences:
-            sequence._binding = None
+            sequence.unbind()
 
     def _make(self, provider: str) -> Any:
         """A session on `provider`. Raises EdgespecError."""
         ort = providers.runtime()
+        if provider not in ort.get_available_providers():
+            raise EdgespecError("the onnxruntime that is installed does not have it.")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads[0]
         settings.inter_op_num_threads = 1
@@ -319,140 +329,13 @@ class OnnxModel:
         try:
             # The CPU's provider takes what another leaves; without it some models do not load at all.
             names = [provider] if provider == providers.CPU else [provider, providers.CPU]
-            session = ort.InferenceSession(source, settings, providers=names)
-            session.disable_fallback()
+            # Its own way of falling back writes to the terminal.
+            session = ort.InferenceSession(source, settings, providers=names, enable_fallback=0)
         except Exception as error:  # noqa: BLE001
             raise EdgespecError(f"{self.summary.name} does not load: {_reason(error)}") from None
         if session.get_providers()[0] != provider:
             raise EdgespecError("its libraries did not load.")
         return session
-
-
-class OnnxSequence:
-    """One conversation of an OnnxModel, with its cache: a LanguageModel."""
-
-    def __init__(self, model: OnnxModel, sequence_id: int) -> None:
-        self.model, self.id = model, sequence_id
-        self.vocab_size = model.vocab.size
-        self._tokens: list[int] = []
-        self._binding: Any = None
-        shape, summary = model.summary.cache, model.summary
-        self._shares = summary.shares_cache_buffer
-        self._sizes = [size for _ in range(shape.layers) for size in (shape.key_size, shape.value_size)]
-        self._names = [f"{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")]
-        numbers = [shape.heads * model.context_length * size for size in self._sizes]
-        try:
-            # Pages are taken when they are written: a cache costs what it holds.
-            self._now = [np.zeros(n, shape.type) for n in numbers]
-            self._next = [] if self._shares else [np.zeros(n, shape.type) for n in numbers]
-        except MemoryError:
-            raise EdgespecError(
-                f"No room for a context of {model.context_length} tokens of {summary.name}: try a smaller one "
-                "with --context."
-            ) from None
-        self._stored = 0  # tokens in the arrays, where they lie one behind the other; at least len(tokens)
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        return self._tokens
-
-    def forward(self, new: Sequence[int], last: int = 1) -> Logits:
-        return self.model.forward([(self, new, last)])[0]
-
-    def rollback(self, length: int) -> None:
-        del self._tokens[length:]
-
-    def share(self, other: OnnxSequence, length: int) -> bool:
-        """Hold the first `length` tokens of `other`: copied, which is as quick as memory."""
-        if other is self:
-            return False
-        self._take(other._tokens[:length], [part[:, :length] for part in other._held()])
-        return True
-
-    def state(self) -> npt.NDArray[np.uint8]:
-        """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
-        parts = [np.ascontiguousarray(part[:, : len(self._tokens)]) for part in self._held()]
-        return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
-
-    def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
-        """Hold `tokens` again, whose `state` was `data`. False for data of another length: then it is empty."""
-        self.rollback(0)
-        cache = self.model.summary.cache
-        if len(tokens) > self.model.context_length or len(data) != len(tokens) * cache.bytes_per_token:
-            return False
-        parts, start = [], 0
-        for size in self._sizes:
-            count = cache.heads * len(tokens) * size
-            flat = data[start : start + count * np.dtype(cache.type).itemsize].view(cache.type)
-            parts.append(flat.reshape(cache.heads, len(tokens), size))
-            start += flat.nbytes
-        self._take(list(tokens), parts)
-        return True
-
-    def close(self) -> None:
-        """Give its memory back."""
-        self._forget_buffers()
-        if self in self.model._sequences:
-            self.model._sequences.remove(self)
-            self.model._free_ids.append(self.id)
-
-    def _forget_buffers(self) -> None:
-        self._binding = None
-        self._now, self._next, self._tokens, self._stored = [], [], [], 0
-
-    def _held(self) -> list[npt.NDArray[Any]]:
-        """What lies in the cache: views [heads, positions, size] of each layer's keys and values."""
-        length = self.model.context_length if self._shares else self._stored
-        heads = self.model.summary.cache.heads
-        return [
-            flat[: heads * length * size].reshape(heads, length, size)
-            for flat, size in zip(self._now, self._sizes, strict=True)
-        ]
-
-    def _take(self, tokens: list[int], parts: Sequence[npt.NDArray[Any]]) -> None:
-        self._tokens, self._stored = tokens, len(tokens)
-        for held, part in zip(self._held(), parts, strict=True):
-            held[:, : len(tokens)] = part
-
-    def _bind(self, n: int) -> Any:
-        """A binding whose cache can take `n` more tokens."""
-        heads = self.model.summary.cache.heads
-        if self._shares:
-            if self._binding is None:
-                self._binding = self.model._session.io_binding()
-                for name, part in zip(self._names, self._held(), strict=True):
-                    _bind(self._binding, f"past_key_values.{name}", part[None])
-                    _bind_output(self._binding, f"present.{name}", part[None])
-            return self._binding
-        # The graph writes past and new tokens to another place. What was rolled back must go before.
-        if self._stored != len(self._tokens):
-            parts = [part[:, : len(self._tokens)] for part in self._held()]
-            self._now, self._next = self._next, self._now
-            self._take(self._tokens, parts)
-        binding = self.model._session.io_binding()
-        length = self._stored + n
-        for name, part, flat, size in zip(self._names, self._held(), self._next, self._sizes, strict=True):
-            _bind(binding, f"past_key_values.{name}", part[None])
-            present = flat[: heads * length * size].reshape(1, heads, length, size)
-            _bind_output(binding, f"present.{name}", present)
-        return binding
-
-    def _took(self, new: Sequence[int]) -> None:
-        """The graph was run: the cache holds `new`, too."""
-        if not self._shares:
-            self._now, self._next = self._next, self._now
-        self._tokens.extend(new)
-        self._stored = len(self._tokens)
-
-
-def _bind(binding: Any, name: str, array: npt.NDArray[Any], wanted: bool = True) -> None:
-    """Let the graph read `array`, which must outlive the run."""
-    if wanted:
-        binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-
-
-def _bind_output(binding: Any, name: str, array: npt.NDArray[Any]) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Lets an ONNX model compute the logits of the rows that are wanted, where its graph ends plainly.
 
 Exported decoders answer with logits for every token of a prompt: 2.5 GB for 4,096 tokens of a vocabulary of
-152,000, and up to a quarter of the arithmetic of a small model, for the sake of one row. The output head is the
-last product in the graph. Here its rows are picked before it, by one more input.
+152,000, and up to a quarter of the arithmetic of a small model, for the sake of one row. The output head is
+the last product in the graph. Here its rows are picked before it, by one more input.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INT64 = 7
 
 
 def pick_rows(model: bytes) -> bytes | None:
-    """The same model with the input WANTED, whose logits are float [1, rows, vocab]; None for other graphs."""
+    """The same model with the input WANTED and logits [1, rows, vocab]; None for other graphs."""
     graph = read_graph(model)
     head = _head(graph)
     logits = graph.outputs.get("logits")

@@ -10,18 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.core import EdgespecError
 from edgespec.models.catalog import printable
-from edgespec.models.onnx_check import TOKENIZER, OnnxSummary, read_json, read_text
+from edgespec.models.onnx_check import OnnxSummary
+from edgespec.models.onnx_folder import TOKENIZER, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# What llama.cpp takes for the end of a text besides the token that the model names: files name only one.
+# Which tokens steer, by their text, as llama.cpp has it: tokenizer.json marks only some of them as special,
+# and the other files of a model name only one that ends a text.
 _ENDS = {
-    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
-    "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<|fim_pad|>",
-    "<|repo_name|>", "<|file_sep|>", "<fim_pad>", "<fim-pad>", "<PAD>", "<file_sep>", "<fim_suffix_pad>",
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<turn|>",
+    "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>",
+    "<|end_of_text|>", "<end_of_utterance>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]",
+    "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
 }  # fmt: skip
+_CONTROL = _ENDS | {
+    f"{a}{name}{b}"
+    for a, b in (("<|", "|>"), ("<", ">"))
+    for name in ("fim_prefix", "fim_suffix", "fim_middle", "fim-prefix", "fim-suffix", "fim-middle")
+}
 
 
 class OnnxVocab:
@@ -124,6 +132,9 @@ def _load(name: str, settings: dict[str, Any]) -> Tokenizer:
     from tokenizers import Tokenizer
 
     settings = {**settings, "truncation": None, "padding": None}  # a prompt is read whole, and nothing else
+    for one in settings.get("added_tokens") or []:
+        if isinstance(one, dict) and one.get("content") in _CONTROL:  # or typing one would make one
+            one["special"] = True
     try:
         return Tokenizer.from_str(json.dumps(settings))
     except KeyboardInterrupt:

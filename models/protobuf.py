@@ -34,7 +34,7 @@ class Wire:
     """Messages in `data`, any buffer of bytes. Each is named by where it begins and ends."""
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self.data = memoryview(data)
+        self.data = data if isinstance(data, memoryview) else memoryview(data)
         self._left = _MOST_FIELDS
 
     def fields(self, start: int, end: int) -> Iterator[Field]:

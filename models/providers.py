@@ -1,7 +1,7 @@
 """Where an ONNX model may run: onnxruntime's execution providers, and which of them to use.
 
-A provider is a back end for one kind of processor: an NPU, a graphics card, the CPU. Which there are depends on
-the build of onnxruntime that is installed; whether one is quicker than the CPU depends on the model and is
+A provider is a back end for one kind of processor: an NPU, a graphics card, the CPU. Which there are depends
+on the build of onnxruntime that is installed; whether one is quicker than the CPU depends on the model and is
 measured. Everything that can go wrong with one ends with the next, and the CPU's is always the last.
 """
 
@@ -42,6 +42,7 @@ KNOWN = (
     Provider(CPU, "CPU", "every onnxruntime"),
 )
 _LABELS = {one.name: one.label for one in KNOWN}
+_PACKAGES = {one.name: one.package for one in KNOWN}
 
 
 def label(provider: str) -> str:
@@ -87,7 +88,7 @@ class Measured:
     def fate(self, provider: str, offered: Sequence[str]) -> str:
         """Whether it is used, and why, in words."""
         if provider not in offered:
-            return f"not here: it comes with {next((p.package for p in KNOWN if p.name == provider), 'another build')}"
+            return f"not here: it comes with {_PACKAGES[provider]}"
         if provider in self.failed:
             return f"not used: {self.failed[provider]}"
         if provider == CPU:

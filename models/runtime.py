@@ -1,4 +1,4 @@
-"""Model runtimes behind one interface: GGUF files on llama.cpp and ik_llama.cpp, ONNX folders on onnxruntime."""
+"""Model runtimes behind one interface: GGUF files on two native engines, ONNX folders on onnxruntime."""
 
 from __future__ import annotations
 
@@ -82,6 +82,10 @@ class Model(Protocol):
         """Sequences live in one pool and are evaluated in one pass."""
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+
+    @property
     def fixed_threads(self) -> bool:
         """`set_threads` does nothing."""
 
@@ -138,13 +142,14 @@ def load_draft(
     options: Options | None = None,
     progress: Callable[[float], bool] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    source: Path | None = None,
 ) -> Model:
-    """The same for a model that drafts, which may be a trimmed one."""
+    """The same for a model that drafts, which may be a trimmed one of `source`."""
     if is_onnx(path):
         return load_model(path, options, progress, say)
     from edgespec.models.trimmed import open_draft
 
-    return open_draft(path, options_for(path, options), progress)
+    return open_draft(path, options_for(path, options), progress, source)
 
 
 def options_for(path: Path, options: Options | None) -> Any:

@@ -126,7 +126,7 @@ def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
     """What keeps `draft` from guessing for `target`, in words; None if the two agree.
 
     Token ids must mean the same text in both. Padding (tokens marked unused) does not count: models of one
-    family are padded to different sizes.
+    family are padded to different sizes. Nor does what ends a text: that is the target's to say.
     """
     for token in range(min(target.size, draft.size)):
         if target.raw(token) != draft.raw(token):
@@ -135,8 +135,6 @@ def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
             return (
                 f"token {token} is {target.text(token)!r} in the target, {draft.text(token)!r} in the draft"
             )
-        if target.is_end(token) != draft.is_end(token):
-            return f"token {token} ({target.text(token)!r}) ends a text in only one of them"
     longer, shorter = (target, draft) if target.size > draft.size else (draft, target)
     if not all(longer.is_unused(token) for token in range(shorter.size, longer.size)):
         return f"the target has {target.size} tokens and the draft {draft.size}"

@@ -16,9 +16,10 @@ from typing import get_args
 from edgespec.control import best_case
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve
+from edgespec.models.catalog import is_onnx, load_catalog
 from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaOptions
-from edgespec.models.native import EngineName
+from edgespec.models.native import EngineName, LlamaOptions
+from edgespec.models.runtime import options_for
 from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
 from edgespec.sensors import compute_cores, logical_cores
@@ -133,13 +134,20 @@ def thread_counts() -> list[int]:
 
 
 def draft_forms(source: Path) -> list[Path]:
-    """`source` and the drafts made of exactly this file. Damaged ones do not count."""
+    """`source`, the drafts made of exactly this file, and its ONNX folders. Damaged ones do not count."""
     forms = [source]
     for path in made_drafts(source):
         with suppress(EdgespecError, OSError):
             if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
                 forms.append(path)
-    return forms
+    return [*forms, *onnx_forms(source)]
+
+
+def onnx_forms(source: Path) -> list[Path]:
+    """ONNX folders beside `source` that are named after it: whether they fit is seen when they are loaded."""
+    names = [source.stem, *(one.name for one in load_catalog().values() if one.file == source.name)]
+    others = [path for path in source.parent.iterdir() if is_onnx(path)] if source.parent.is_dir() else []
+    return sorted(path for path in others if any(path.name.startswith(f"{name}-") for name in names))
 
 
 class _Search:
@@ -227,12 +235,12 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     """Time the forms of a draft on the target's engine; the fastest is chosen."""
     forms: list[Form] = []
     variants: dict[str, Variant] = {}
-    options = replace(target.options, max_rows=1)
     bench.close()
     for path in draft_forms(source):
+        variant = Variant(path, options_for(path, replace(target.options, max_rows=1)))
         try:
-            bench.open(Variant(path, options), path.name, source)
-            variants[path.name] = Variant(path, options)
+            bench.open(variant, path.name, source)
+            variants[path.name] = variant
         except EdgespecError as error:
             forms.append(Form(path, f"not measured: {error}"))
     if not variants:

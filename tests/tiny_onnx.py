@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tiny import byte_characters
 
-WIDTH, HEADS, SIZE, POSITIONS, LAYERS = 32, 2, 16, 512, 2
+WIDTH, HEADS, SIZE, POSITIONS, LAYERS = 32, 2, 16, 2048, 2
 Attention = Literal["shared", "plain"]
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
 
