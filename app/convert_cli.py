@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
@@ -39,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 
 def onnx(
     model: Annotated[
-        str, typer.Argument(help="Catalogue name, .gguf file, folder with a checkpoint, or its name on the Hub.")
+        str, typer.Argument(help="Catalogue name, .gguf file, checkpoint's folder, or its name on the Hub.")
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     bits: Annotated[int, typer.Option(help="Of a weight: 4 or 8.")] = 4,
@@ -93,10 +94,8 @@ def _corpus(paths: list[Path] | None) -> str:
     if paths:
         return "\n\n".join(map(read_text, paths))
     readme = ""
-    try:
+    with suppress(metadata.PackageNotFoundError):  # a frozen program has the prompts alone
         readme = str(metadata.metadata("edgespec").get_payload())
-    except metadata.PackageNotFoundError:  # a frozen program: the prompts alone are somewhat shorter
-        pass
     return "\n\n".join([*(prompt.text for prompt in read_suite(None, 1000)), readme])
 
 

@@ -13,8 +13,18 @@ import numpy as np
 
 from edgespec.core import EdgespecError, Logits
 from edgespec.models.native import LlamaOptions
-from edgespec.models.runtime import Model, load_model
-from edgespec.quant.agreement import CHUNK, TOKENS, WINDOW, Agreement, Reader, compare, reader, speeds, windows
+from edgespec.models.runtime import Model, check_model, load_model
+from edgespec.quant.agreement import (
+    CHUNK,
+    TOKENS,
+    WINDOW,
+    Agreement,
+    Reader,
+    compare,
+    reader,
+    speeds,
+    windows,
+)
 from edgespec.quant.export import run_exporter
 from edgespec.quant.exporter import SCORE, SCORES_FILE, TOKENS_FILE
 from edgespec.quant.requant import require_space
@@ -50,8 +60,8 @@ def assess(source: Path, made: Path, text: str, progress: Progress | None = None
     needed, free = sum(sizes) + _ROOM, memory_available()
     if needed > free:
         raise EdgespecError(
-            f"Comparing with {source.name} takes about {needed >> 20} MiB of memory and {free >> 20} are free: "
-            "close other programs first."
+            f"Comparing with {source.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
+            "free: close other programs first."
         )
     with ExitStack() as stack:
         ours = _open(made, stack)
@@ -62,7 +72,7 @@ def assess(source: Path, made: Path, text: str, progress: Progress | None = None
             raise EdgespecError("The text to compare on is empty: give another.")
         same_tokens = theirs is ours or ours.vocab.tokenize(text) == tokens
         if theirs is ours:
-            reference = stack.enter_context(_scores(source, made, tokens[:TOKENS], ours.vocab.size, report))
+            reference = stack.enter_context(_scores(source, made, tokens[:TOKENS], report))
             sequences = {"made": ours.sequence()}
         else:
             sequences = {"source": theirs.sequence(), "made": ours.sequence()}
@@ -73,23 +83,24 @@ def assess(source: Path, made: Path, text: str, progress: Progress | None = None
 
 
 @contextmanager
-def _scores(source: Path, made: Path, tokens: Sequence[int], vocab_size: int, report: Progress) -> Iterator[Reader]:
+def _scores(source: Path, made: Path, tokens: Sequence[int], report: Progress) -> Iterator[Reader]:
     """A Reader of a checkpoint, whose logits transformers computes beforehand in a process of its own."""
     with TemporaryDirectory(prefix=f".{made.name}.scores-", dir=made.parent) as name:
         work = Path(name)
-        require_space(work, 4 * len(tokens) * vocab_size)
+        require_space(work, 4 * len(tokens) * check_model(made).vocab_size)
         np.save(work / TOKENS_FILE, tokens)
         run_exporter([SCORE, str(source), str(work)], source, work, report)
-        scores = np.load(work / SCORES_FILE, mmap_mode="r")
+        scores = [np.load(work / SCORES_FILE, mmap_mode="r")]
         place = 0
 
-        def read(new: Sequence[int], fresh: bool) -> Logits:
+        def read(new: Sequence[int], _: bool) -> Logits:
             nonlocal place
             place += len(new)
-            return scores[place - len(new) : place]
+            rows: Logits = scores[0][place - len(new) : place]
+            return rows
 
         yield read
-        del scores  # Windows deletes no file that is mapped
+        scores.clear()  # Windows deletes no file that is mapped
 
 
 def bytes_of(path: Path) -> int:

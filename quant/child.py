@@ -11,7 +11,7 @@ from edgespec.core import Cancelled
 
 
 def command(module: str, frozen: str) -> list[str]:
-    """What runs `module`'s main in another Python; a frozen program must call it when given the word `frozen`."""
+    """What runs `module`'s main in another process; a frozen program must call it for the word `frozen`."""
     if getattr(sys, "frozen", False):
         return [sys.executable, frozen]
     return [sys.executable, "-I", "-m", module]

@@ -1,9 +1,10 @@
-"""One table for embeddings and output head, in the ONNX folders that onnxruntime-genai's model builder writes.
+"""One table for embeddings and output head, in the ONNX folders that onnxruntime-genai's builder writes.
 
-The builder keeps a table of embeddings beside the quantized head: in fp32 with 8 bits (545 MB where the head
-takes 153), or as a reshaped copy of the head with 4, which onnxruntime then holds in memory. Here the
-embedding looks its rows up in the head's own bytes, which onnxruntime maps from the file: rows that are not
-looked up take no memory at all. Where a model has two different matrices, its embeddings get 8 bits.
+The builder keeps the table of embeddings in fp32 beside the quantized head: 545 MB where the head takes 153.
+(Its own way of sharing them is for 4 bits only, and makes onnxruntime hold a second copy of the head in
+memory.) Here the embedding looks its rows up in the head's own bytes, which onnxruntime maps from the file:
+rows that are not looked up take no memory at all. Where a model has two different matrices, its embeddings
+get 8 bits.
 
 Needs `onnx`, so it runs in the exporting process.
 """
@@ -39,10 +40,8 @@ def compact(folder: Path, tied: bool) -> None:
     graph = model.graph
     stored = np.memmap(folder / WEIGHTS, np.uint8, "r")
     weights = {one.name: one for one in graph.initializer}
-    gather = next((node for node in graph.node if "Gather" in node.op_type and "input_ids" in node.input), None)
-    head = next((node for node in graph.node if "logits" in node.output), None)
-    if gather is None or head is None:
-        raise ValueError("the graph has no embedding or no output head")
+    gather = _first(node for node in graph.node if node.op_type == "Gather" and "input_ids" in node.input)
+    head = _first(node for node in graph.node if "logits" in node.output)
     made: dict[str, Bytes] = {}
     how = {one.name: helper.get_attribute_value(one) for one in head.attribute}
     if tied and head.op_type == "MatMulNBits" and how["K"] % how["block_size"] == 0:
@@ -51,7 +50,7 @@ def compact(folder: Path, tied: bool) -> None:
         table.name = _TABLE
         table.dims[:] = [how["N"], how["K"] * how["bits"] // 8]
         _look_up(gather, head.input[2:], how["bits"], how["block_size"])
-    elif gather.op_type == "Gather" and weights[gather.input[0]].dims[1] % _BLOCK == 0:
+    elif weights[gather.input[0]].dims[1] % _BLOCK == 0:
         shape = tuple(weights[gather.input[0]].dims)
         plain = _stored(stored, weights[gather.input[0]]).view(np.float32).reshape(shape)
         made[_TABLE], made[_SCALES] = _eight_bits(plain)
@@ -66,6 +65,12 @@ def compact(folder: Path, tied: bool) -> None:
     del stored  # Windows replaces no file that is mapped
     onnx.save(model, str(folder / MODEL))
     os.replace(folder / f"{WEIGHTS}.new", folder / WEIGHTS)  # noqa: PTH105
+
+
+def _first(nodes: Iterator[Any]) -> Any:
+    if (node := next(nodes, None)) is None:
+        raise ValueError("the graph has no embedding or no output head")
+    return node
 
 
 def _look_up(gather: Any, scales: Any, bits: int, block: int) -> None:

@@ -87,7 +87,9 @@ def export_onnx(
         try:
             check_onnx(made)
         except EdgespecError as error:
-            raise EdgespecError(f"{source.path.name} was exported to what Edgespec cannot run: {error}") from None
+            raise EdgespecError(
+                f"{source.path.name} was exported to what does not run here: {error}"
+            ) from None
         _replace(made, out, work)
     return out
 
@@ -133,8 +135,8 @@ def require_room(source: Source, out: Path, bits: Bits) -> None:
     needed, free = source.parameters * _MEMORY + _ROOM, memory_available()
     if needed > free:
         raise EdgespecError(
-            f"Exporting {source.path.name} takes about {needed >> 20} MiB of memory and {free >> 20} are free: "
-            "close other programs, or export a smaller model."
+            f"Exporting {source.path.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
+            "free: close other programs, or export a smaller model."
         )
 
 
@@ -182,8 +184,8 @@ def _checkpoint(folder: Path) -> Source:
     files = sorted(folder.glob(_WEIGHTS))
     if not files or not (folder / "config.json").is_file():
         raise EdgespecError(
-            f"{printable(str(folder), None)} has no config.json with .safetensors files: name a GGUF file, or a "
-            "folder with a checkpoint."
+            f"{printable(str(folder), None)} has no config.json with .safetensors: name a GGUF file, or "
+            "a folder with a checkpoint."
         )
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
@@ -191,7 +193,9 @@ def _checkpoint(folder: Path) -> Source:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise EdgespecError(f"{printable(str(folder), None)} is damaged: download it again.") from None
     if not isinstance(config, dict) or config.get("quantization_config"):
-        raise EdgespecError(f"{printable(str(folder), None)} is quantized already: name the checkpoint it came of.")
+        raise EdgespecError(
+            f"{printable(str(folder), None)} is quantized already: name the checkpoint it came of."
+        )
     return Source(folder, weights)
 
 

@@ -117,7 +117,7 @@ def _build(checkpoint: Path, out: Path, work: Path, bits: int) -> None:
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     precision, cache = f"int{bits}", str(work / "cache")
-    options = ["hf_token=false", "hf_remote=false", *OPTIONS[bits]]
+    options = ["hf_token=false", "hf_remote=false", "shared_embeddings=false", *OPTIONS[bits]]
     where = ("", str(checkpoint), str(out), precision, "cpu", cache)
     layers = int(json.loads((checkpoint / "config.json").read_text("utf-8"))["num_hidden_layers"])
     with contextlib.redirect_stdout(_Layers(work, layers)), _heard(_Products(work, 7 * layers)):
@@ -194,8 +194,8 @@ def _score(source: Path, work: Path) -> None:
 def _tidy_tokenizer(folder: Path, vocab_size: int, split: object) -> None:
     """Mend what transformers makes of a GGUF file's tokenizer.
 
-    It invents an unknown token where a file has none, beyond what the model knows, and does not know how every
-    family splits a text: `split` is llama.cpp's name for that.
+    It invents an unknown token where a file has none, beyond what the model knows, and does not know how
+    every family splits a text: `split` is llama.cpp's name for that.
     """
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text("utf-8"))
