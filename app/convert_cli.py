@@ -86,17 +86,20 @@ def gguf(
         _compare(source, out, corpus, progress, as_json)
 
 
-def _corpus(paths: list[Path] | None) -> str:
-    """The text that source and result are compared on. Raises EdgespecError."""
+def own_text() -> str:
+    """The prompts that Edgespec is measured on, and its README: some 3,000 tokens."""
     from edgespec.app.bench.measure import read_suite
-    from edgespec.quant.draft import read_text
 
-    if paths:
-        return "\n\n".join(map(read_text, paths))
     readme = ""
     with suppress(metadata.PackageNotFoundError):  # a frozen program has the prompts alone
         readme = str(metadata.metadata("edgespec").get_payload())
     return "\n\n".join([*(prompt.text for prompt in read_suite(None, 1000)), readme])
+
+
+def _corpus(paths: list[Path] | None) -> str:
+    from edgespec.quant.draft import read_text
+
+    return "\n\n".join(map(read_text, paths)) if paths else own_text()
 
 
 def _compare(

@@ -81,7 +81,8 @@ def size_as(source: Path, summary: GgufSummary, kind: Kind | Mixture, pure: bool
     if not pure and bits < 8.5:  # the table of embeddings and the head come out wider
         tables = [math.prod(one.shape) for name, one in summary.tensors.items() if name in _TABLES]
         odd = any(len(one.shape) > 1 and one.shape[0] % _BLOCK for one in summary.tensors.values())
-        bits = max(bits, 6.6) if odd else bits
+        if odd:
+            bits = 8.5 if bits > 6 else 6.6
         return int((summary.parameters * bits + sum(tables) * (8.5 - bits)) / 8) + header
     return int(summary.parameters * bits / 8) + header
 

@@ -1,4 +1,4 @@
-"""One table for embeddings and head: graphs as the builder leaves them, run by onnxruntime before and after."""
+"""One table for embeddings and head: graphs like the builder's, run by onnxruntime before and after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What surrounds an export: refusals, one folder that appears whole or not at all. The exporter itself is faked."""
+"""What surrounds an export: refusals, a folder that appears whole or not at all. The exporter is faked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import psutil
 import pytest
 from tiny import write_tiny
@@ -18,7 +17,7 @@ from tiny_onnx import write_tiny_onnx
 
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.catalog import is_onnx
-from edgespec.quant import export, requant
+from edgespec.quant import export
 from edgespec.quant.export import Source, export_onnx, find_source
 
 EDGESPEC = [sys.executable, "-m", "edgespec.app.cli"]
