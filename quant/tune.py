@@ -182,11 +182,11 @@ class _Search:
         if not variants:
             raise next(iter(errors.values()))
         best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
-        (name, variant), *rivals = variants.items()
+        name, *rivals = variants
         if first:
-            self.best = Trial(name, variant.options, "where it starts", undisturbed(best), 1.0)
+            self.best = Trial(name, settings[name], "where it starts", undisturbed(best), 1.0)
             self.trials.append(self.best)
-        rated = [(setting, rival.options) for setting, rival in rivals]
+        rated = [(setting, settings[setting]) for setting in rivals]
         self.trials += judged(self.best, rated, best, others, never)
         self.trials += [Trial(name, settings[name], f"not measured: {why}") for name, why in errors.items()]
         self.best = next((one for one in reversed(self.trials) if one.outcome == "chosen"), self.best)
