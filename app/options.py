@@ -173,12 +173,12 @@ def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list
 
 def _form_of(draft: Path, wanted: str) -> Path:
     """The form of `draft` that was found fastest, else the one made of it, else itself."""
-    from edgespec.quant.tune import draft_forms
+    from edgespec.quant.tune import draft_forms, onnx_forms
 
     if is_onnx(draft):
         return draft
     forms = draft_forms(draft)
-    return next((form for form in forms if form.name == wanted), forms[:2][-1])
+    return next((form for form in [*forms, *onnx_forms(draft)] if form.name == wanted), forms[:2][-1])
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

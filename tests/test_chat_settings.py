@@ -224,7 +224,7 @@ def test_the_choice_names_sizes_pairs_and_what_is_here(
     (tmp_path / "no" / "models").mkdir(parents=True)
     (tmp_path / "no" / "models" / "mine.gguf").write_bytes(b"GGUF")
     assert chat_models.choices()[0] == chat_models.Choice(
-        "mine.gguf", True, "0 MB · a file in the models folder"
+        "mine.gguf", True, "0 MB · in the models folder"
     )
 
 
