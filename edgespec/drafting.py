@@ -136,7 +136,8 @@ class ModelDrafter:
         """What follows `text`, of which the model holds the first `same` tokens: logits [vocab]."""
         self._rows = {}
         self._model.rollback(min(same, len(text) - 1))
-        return self._model.forward(text[len(self._model.tokens) :])[0]
+        row: Logits = self._model.forward(text[len(self._model.tokens) :])[0]
+        return row
 
     def _view(self, context: Sequence[int]) -> tuple[int, int]:
         """Where in `context` its cache is to begin, and how many tokens from there it holds already."""

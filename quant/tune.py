@@ -134,13 +134,13 @@ def thread_counts() -> list[int]:
 
 
 def draft_forms(source: Path) -> list[Path]:
-    """`source`, the drafts made of exactly this file, and its ONNX folders. Damaged ones do not count."""
+    """`source` and the drafts made of exactly this file. Damaged ones do not count."""
     forms = [source]
     for path in made_drafts(source):
         with suppress(EdgespecError, OSError):
             if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
                 forms.append(path)
-    return [*forms, *onnx_forms(source)]
+    return forms
 
 
 def onnx_forms(source: Path) -> list[Path]:
@@ -182,11 +182,11 @@ class _Search:
         if not variants:
             raise next(iter(errors.values()))
         best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
-        (name, variant), *rivals = variants.items()
+        name, *rivals = variants
         if first:
-            self.best = Trial(name, variant.options, "where it starts", undisturbed(best), 1.0)
+            self.best = Trial(name, settings[name], "where it starts", undisturbed(best), 1.0)
             self.trials.append(self.best)
-        rated = [(setting, rival.options) for setting, rival in rivals]
+        rated = [(setting, settings[setting]) for setting in rivals]
         self.trials += judged(self.best, rated, best, others, never)
         self.trials += [Trial(name, settings[name], f"not measured: {why}") for name, why in errors.items()]
         self.best = next((one for one in reversed(self.trials) if one.outcome == "chosen"), self.best)
@@ -236,7 +236,7 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     forms: list[Form] = []
     variants: dict[str, Variant] = {}
     bench.close()
-    for path in draft_forms(source):
+    for path in [*draft_forms(source), *onnx_forms(source)]:
         variant = Variant(path, options_for(path, replace(target.options, max_rows=1)))
         try:
             bench.open(variant, path.name, source)

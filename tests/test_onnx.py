@@ -232,6 +232,40 @@ def test_a_measured_provider_is_where_it_runs(shared, monkeypatch):
         assert any("CoreML is not used" in note for note in engine.notes)
 
 
+def test_an_onnx_draft_is_a_form_that_tuning_may_choose(tmp_path, tiny_llama, monkeypatch):
+    """Beside the GGUF draft it is named after; without tuning the GGUF stays the draft."""
+    from edgespec.app.options import _form_of
+    from edgespec.quant.tune import onnx_forms, tune
+
+    source = tmp_path / "small.gguf"
+    source.write_bytes(tiny_llama.read_bytes())
+    folder = write_tiny_onnx(tmp_path / "small-int4")
+    write_tiny_onnx(tmp_path / "smaller-int4")
+    assert onnx_forms(source) == [folder]
+    assert _form_of(source, "") == source
+    assert _form_of(source, "small-int4") == folder
+    report = tune(tiny_llama, source, quick=True)
+    assert [form.path for form in report.forms] == [source, folder]
+    assert all(form.seconds for form in report.forms)
+
+
+def test_the_partner_of_a_folder_is_the_folder_of_its_draft(tmp_path, monkeypatch):
+    from edgespec.app.options import partner
+
+    monkeypatch.setenv("EDGESPEC_MODELS", str(tmp_path))
+    target = write_tiny_onnx(tmp_path / "qwen2.5-coder-1.5b-int4")
+    assert partner(target.name) is None
+    (tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf").write_bytes(b"GGUF")
+    assert partner(target.name) == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    assert partner("qwen2.5-coder-1.5b") == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    other = write_tiny_onnx(tmp_path / "qwen2.5-coder-0.5b-a")
+    assert partner(target.name) == other
+    alike = write_tiny_onnx(tmp_path / "qwen2.5-coder-0.5b-int4")
+    assert partner(target.name) == partner(str(target)) == alike
+    assert partner(str(other)) is None
+    assert partner("qwen2.5-coder-1.5b") == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+
+
 def test_memory_goes_with_the_model(shared):
     model = OnnxModel(shared)
     sequence = model.sequence()
