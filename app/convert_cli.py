@@ -92,7 +92,7 @@ def own_text() -> str:
 
     readme = ""
     with suppress(metadata.PackageNotFoundError):  # a frozen program has the prompts alone
-        readme = str(metadata.metadata("edgespec").get_payload())
+        readme = metadata.metadata("edgespec")["Description"]
     return "\n\n".join([*(prompt.text for prompt in read_suite(None, 1000)), readme])
 
 

@@ -26,6 +26,7 @@ MODEL, WEIGHTS = "model.onnx", "model.onnx.data"
 _TABLE, _SCALES = "embed_tokens.table", "embed_tokens.scales"
 _BLOCK = 32  # weights that share a scale
 _ROWS = 1024  # of a table at a time
+_PART = 1 << 24  # bytes written at a time
 _ALIGNMENT = 4096  # a page: what is mapped is then whole pages of one tensor
 
 Bytes = npt.NDArray[np.uint8]
@@ -82,7 +83,10 @@ def _look_up(gather: Any, scales: Any, bits: int, block: int) -> None:
             list(gather.output),
             name=gather.name,
             domain="com.microsoft",
-            **{"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1},
+            bits=bits,
+            block_size=block,
+            gather_axis=0,
+            quantize_axis=1,
         )
     )
 
@@ -97,7 +101,7 @@ def _eight_bits(table: npt.NDArray[np.float32]) -> tuple[Bytes, Bytes]:
         unit = np.where(scale == 0, np.float32(1), scale)[..., None]
         codes.append((np.rint(blocks / unit) + 128).astype(np.uint8).reshape(rows.shape))
         scales.append(scale)
-    return np.concatenate(codes).view(np.uint8), np.concatenate(scales).view(np.uint8)
+    return np.concatenate(codes).reshape(-1), np.concatenate(scales).reshape(-1).view(np.uint8)
 
 
 def _drop_unused(graph: Any) -> None:
@@ -129,18 +133,12 @@ def _store(graph: Any, stored: Bytes, made: dict[str, Bytes], path: Path) -> Non
                 if piece.nbytes >= _ALIGNMENT:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
                 places[known] = file.tell()
-                for part in _parts(piece):
-                    file.write(part)
+                for part in range(0, piece.nbytes, _PART):
+                    file.write(piece[part : part + _PART].tobytes())
             weight.data_location = onnx.TensorProto.EXTERNAL
             del weight.external_data[:]
             for key, value in (("location", WEIGHTS), ("offset", places[known]), ("length", piece.nbytes)):
                 weight.external_data.add(key=key, value=str(value))
-
-
-def _parts(piece: Bytes) -> Iterator[memoryview]:
-    flat = np.ascontiguousarray(piece).reshape(-1)
-    for start in range(0, len(flat), 1 << 24):
-        yield memoryview(flat[start : start + (1 << 24)])
 
 
 def _stored(stored: Bytes, weight: Any) -> Bytes:
