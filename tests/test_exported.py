@@ -18,10 +18,11 @@ from edgespec.models.runtime import load_model
 from edgespec.quant.agreement import CHUNK, WINDOW, compare, reader, windows
 
 TOKENS = 1000
+ACTIVATIONS = 16 << 20  # of a pass of 128 tokens, and the graph itself
 NAMES = ("smollm2-135m", "qwen2.5-coder-0.5b")
 
 MEMORY = """
-import json, sys
+import ctypes, json, sys
 from pathlib import Path
 from edgespec.models import onnx
 from edgespec.models.onnx_check import check_onnx
@@ -35,6 +36,7 @@ vocab = OnnxVocab(check_onnx(Path(sys.argv[1])))  # the tokenizer's memory is no
 vocab.tokenize("The sea is large and old.")
 onnx.OnnxVocab = lambda summary: vocab
 onnx.providers.runtime()
+ctypes.CDLL(None).malloc_trim(0)  # what the tokenizer's reading left free would not be counted again
 before = taken()
 with onnx.OnnxModel(Path(sys.argv[1]), onnx.OnnxOptions(context=1024, max_rows=8)) as model:
     sequence = model.sequence()
@@ -85,4 +87,4 @@ def test_running_takes_the_weights_a_table_and_the_cache(exported, name):
     weights = check_onnx(folder).weights.stat().st_size
     sizes = {"weights": weights, "table": table, **found}
     print(name, {key: f"{value >> 20} MiB" for key, value in sizes.items()})
-    assert found["taken"] <= weights + table + found["cache"]
+    assert found["taken"] <= weights + table + found["cache"] + ACTIVATIONS
