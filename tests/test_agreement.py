@@ -68,6 +68,7 @@ def test_a_model_agrees_with_itself_and_not_with_its_past(starter):
         theirs.forward(tokens)
         again = compare(reader(ours), reader(theirs), windows(tokens))
         assert again.divergence < 1e-3
+        assert list(theirs.tokens) == tokens
     finally:
         ours.close()
         theirs.close()
