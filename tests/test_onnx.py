@@ -140,6 +140,25 @@ def test_padding_does_not_keep_vocabularies_apart(tmp_path, tiny_llama):
         assert onnx.vocab.piece(259) == b""
 
 
+def test_tokens_that_steer_are_never_typed(tmp_path):
+    """tokenizer.json marks only some of them as special."""
+    folder = write_tiny_onnx(tmp_path / "tiny", extra=1)
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["added_tokens"].append(
+        {**settings["added_tokens"][0], "id": 257, "content": "<|fim_pad|>", "special": False}
+    )
+    settings["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    del settings["model"]["vocab"]["<extra0>"]
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    with OnnxModel(folder) as model:
+        vocab = model.vocab
+        assert vocab.tokenize("<|fim_pad|>", special=True) == [257]
+        assert vocab.is_end(257)
+        assert vocab.piece(257) == b""
+        assert len(vocab.tokenize("<|fim_pad|>")) == 11  # and nothing is cut off
+        assert vocab.tokenize("a") == vocab.tokenize("a", special=True)
+
+
 def test_a_grammar_is_kept_to(shared):
     with Engine(shared, options=OnnxOptions(context=128)) as engine:
         grammar = GrammarCompiler(engine.model.vocab).compile("regex", "[a-c]{5}[0-9]{3}")
@@ -239,7 +258,6 @@ def test_a_measured_provider_is_where_it_runs(shared, monkeypatch):
     found = Measured({CPU: 1.0, "CoreMLExecutionProvider": 0.5})
     profile.keep_providers(check_onnx(shared), found)
     with load_engine(str(shared), "suffix", 7, 64, 0) as engine:
-        assert engine.model.options.providers == ("CoreMLExecutionProvider", CPU)
         assert engine.model.provider == CPU  # it is not in this onnxruntime, which is said
         assert any("CoreML is not used" in note for note in engine.notes)
 
