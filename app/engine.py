@@ -26,6 +26,7 @@ from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.native import LlamaOptions
+from edgespec.models.onnx import OnnxOptions
 from edgespec.models.runtime import (
     Model,
     ModelSequence,
@@ -126,10 +127,11 @@ class Engine:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = options_for(
-            path, replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
-        )
         summary = check_model(path)
+        one = options_for(path, replace(self._draft_options, context=self.context_length))
+        options = one.for_texts(self._parallel)
+        if isinstance(options, OnnxOptions):
+            options = replace(options, providers=profile.providers(summary))
         known = profile.known_curve(summary, options)
         digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
         fits = digests[0] == digests[1] or profile.agree(*digests)

@@ -304,6 +304,7 @@ class OnnxModel:
         """Make the session on the first provider in order that works."""
         name, self._session = providers.first_that_works(self._order, self._make, self._say)
         self._order = self._order[self._order.index(name) :]
+        self.options = replace(self.options, providers=tuple(self._order))
         self._inputs = {one.name for one in self._session.get_inputs()}
         for sequence in self._sequences:
             sequence.unbind()
