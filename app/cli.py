@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 import edgespec
-from edgespec.app import config, corpus_cli, doctor, quant_cli, tune_cli
+from edgespec.app import config, convert_cli, corpus_cli, doctor, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.bench import cli as bench_cli
 from edgespec.app.chat import cli as chat_cli
@@ -40,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+convert_cli.add_to(quant_cli.app)
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
 app.command()(chat_cli.chat)

@@ -26,10 +26,20 @@ from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
 from edgespec.models.native import LlamaOptions
-from edgespec.models.runtime import Model, Options, check_model, load_draft, load_model, options_for
+from edgespec.models.onnx import OnnxOptions
+from edgespec.models.runtime import (
+    Model,
+    ModelSequence,
+    Options,
+    check_model,
+    load_draft,
+    load_model,
+    options_for,
+)
 from edgespec.models.tools import folded, read_tools, syntax_of
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
+from edgespec.overlap import AHEAD, pays
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampling
 from edgespec.sharing import Sharing
@@ -71,6 +81,7 @@ class Engine:
         self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
+        self._ahead = 0  # tokens that the draft model may go on by while the target checks
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
             self._parallel = parallel
@@ -121,10 +132,11 @@ class Engine:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = options_for(
-            path, replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
-        )
         summary = check_model(path)
+        one = options_for(path, replace(self._draft_options, context=self.context_length))
+        options = one.for_texts(self._parallel)
+        if isinstance(options, OnnxOptions):
+            options = replace(options, providers=profile.providers(summary))
         known = profile.known_curve(summary, options)
         digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
         fits = digests[0] == digests[1] or profile.agree(*digests)
@@ -151,6 +163,14 @@ class Engine:
             slot.drafting = sequence
         self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
+        self._ahead = AHEAD if self._may_overlap(draft, sequences[0]) else 0
+
+    def _may_overlap(self, draft: Model, drafting: ModelSequence) -> bool:
+        """Whether the draft model may go on while the target checks: measured where they share no cores."""
+        if self.model.on_cpu and draft.on_cpu:
+            return False
+        together = profile.together(self._sequence, drafting, self.notes.append)
+        return pays(self._costs, self._draft_costs, together)
 
     def _difference(self, draft: Model) -> str | None:
         """What keeps `draft` from guessing for the target. Vocabularies that agree are compared once."""
@@ -351,7 +371,7 @@ class Engine:
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
-        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most)
+        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most, self._ahead)
 
 
 class ContextFullError(EdgespecError):

@@ -141,10 +141,23 @@ def load_engine(
 
 
 def partner(name: str) -> Path | None:
-    """The draft that the catalogue names for a model, if it is on this machine."""
-    entry = load_catalog().get(name)
+    """The draft that the catalogue names for a model, if it is on this machine.
+
+    For an ONNX folder that is named after an entry it is the draft's folder, the same weights first, or file.
+    """
+    catalog, here = load_catalog(), installed()
+    folder = Path(name).name if name not in catalog else ""
+    entry = catalog.get(name) or next((e for e in catalog.values() if folder.startswith(f"{e.name}-")), None)
     wanted = entry.draft if entry is not None else None
-    return next((one.path for one in installed() if one.entry is not None and one.entry.name == wanted), None)
+    if entry is None or wanted is None:
+        return None
+    files = [one.path for one in here if one.entry is not None and one.entry.name == wanted]
+    if folder:
+        names = [one.path for one in here if one.entry is None and one.path.name.startswith(f"{wanted}-")]
+        folders = [path for path in names if is_onnx(path)]
+        alike = f"{wanted}{folder.removeprefix(entry.name)}"
+        files = [*sorted(folders, key=lambda path: path.name != alike), *files]
+    return next(iter(files), None)
 
 
 def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list[str]]:
@@ -173,12 +186,12 @@ def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list
 
 def _form_of(draft: Path, wanted: str) -> Path:
     """The form of `draft` that was found fastest, else the one made of it, else itself."""
-    from edgespec.quant.tune import draft_forms
+    from edgespec.quant.tune import draft_forms, onnx_forms
 
     if is_onnx(draft):
         return draft
     forms = draft_forms(draft)
-    return next((form for form in forms if form.name == wanted), forms[:2][-1])
+    return next((form for form in [*forms, *onnx_forms(draft)] if form.name == wanted), forms[:2][-1])
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

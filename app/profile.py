@@ -24,6 +24,7 @@ from edgespec.models.native import EngineName, LlamaOptions, library
 from edgespec.models.onnx import build
 from edgespec.models.providers import CPU, Measured, offered
 from edgespec.models.runtime import Model, ModelSequence, Options, Summary
+from edgespec.overlap import Together, measure_together
 from edgespec.sensors import compute_cores, cpu_name
 
 _VERSION = 1
@@ -185,6 +186,27 @@ def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
     except (*_DAMAGE, EdgespecError):
         return None
     return options, data["draft"]
+
+
+def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
+    """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
+    models = target.model, draft.model
+    key = _digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
+    data = load("together", key)
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            known = Together(float(data["target"]), float(data["draft"]))
+            if 0.1 <= known.target <= 100.0 and 0.1 <= known.draft <= 100.0:
+                return known
+    say(f"Measured once what {models[0].path.name} and {models[1].path.name} cost side by side.")
+    runs = [_runner(sequence) for sequence in (target, draft)]
+    try:
+        found = measure_together(lambda: runs[0](4), lambda: runs[1](1))
+    finally:
+        target.rollback(0)
+        draft.rollback(0)
+    save("together", key, {"target": found.target, "draft": found.draft})
+    return found
 
 
 def agree(target: str, draft: str) -> bool:

@@ -141,6 +141,7 @@ class Writing:
     def end(self) -> str:
         """The answer is over, whatever ended it; returns the rest of the text. Raises what made it fail."""
         self.slot.used = monotonic()
+        self.planner.settle()
         self.request.disarm()
         if self._constraint is not None and self._constraint.finished:
             self.result.stop_reason = "end"

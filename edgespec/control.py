@@ -81,6 +81,7 @@ class Planner:
     be shared. `suffix` costs nothing and is asked every round, so its acceptance is learned from every
     token, guessed or not. `model`, with its `model_costs`, is asked where that finds nothing worth checking
     and where its guesses are expected to bring more than they cost; repetition then adds to what it guessed.
+    While the target checks what it guessed, it goes on by at most `ahead` tokens.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Planner:
         model: ModelDrafter | None = None,
         model_costs: CostCurve | None = None,
         most: int = 31,
+        ahead: int = 0,
     ) -> None:
         self._costs = costs
         self._acceptance = acceptance
@@ -98,6 +100,7 @@ class Planner:
         self._model = model
         self._model_costs = model_costs or costs
         self._budget = Budget(most)
+        self._ahead = ahead
         self._caution = Caution()
         self._level = acceptance.level(MODEL)  # what the model's next guess is worth in this text, on average
         self._written, self._spent = 0.0, 0.0
@@ -142,9 +145,17 @@ class Planner:
         plan = self._best(self._found, limit)
         if self._model is not None and self._budget.model_draft and not plan.draft.tokens:
             plan = self._with_model(self._model, context, plan, limit, left)
+            if self._ahead and MODEL in plan.draft.sources:
+                self._model.begin_ahead([*context, *plan.draft.tokens], self._ahead)
         return plan
 
+    def settle(self) -> None:
+        """Let nothing run ahead any more: an answer is over, and its drafter free for another."""
+        if self._model is not None:
+            self._model.settle()
+
     def observe(self, round_: Round) -> None:
+        self.settle()
         if not self._length:
             return
         length, self._length = self._length, 0
@@ -290,6 +301,9 @@ class FixedLength:
 
     def observe(self, round_: Round) -> None:
         """Learns nothing."""
+
+    def settle(self) -> None:
+        """Nothing runs ahead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,11 @@ class LlamaModel:
 
     fixed_threads = False
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
+
     def __init__(
         self, path: Path, options: LlamaOptions | None = None, progress: Callable[[float], bool] | None = None
     ) -> None:

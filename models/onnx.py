@@ -32,8 +32,7 @@ _MOST_REWRITTEN = 256 << 20  # bytes of a model's file: larger ones, with weight
 class OnnxOptions:
     """How a model is loaded; fields mean what LlamaOptions has them mean.
 
-    `providers` are tried in order; none stands for the CPU's. `shared`: other programs, or another model's
-    threads, want the cores between passes, so threads do not wait busily for the next one.
+    `providers` are tried in order; none stands for the CPU's.
     """
 
     context: int = 4096
@@ -42,7 +41,6 @@ class OnnxOptions:
     max_rows: int = 32
     batch: int = 128
     providers: tuple[str, ...] = ()
-    shared: bool = False
 
     @property
     def engine(self) -> str:
@@ -63,7 +61,7 @@ class OnnxOptions:
     def kernels(self) -> tuple[object, ...]:
         """What a forward pass costs depends on, the model aside."""
         order = self.providers or (providers.CPU,)
-        return build(order[0]), self.threads or compute_cores(), self.shared
+        return build(order[0]), self.threads or compute_cores()
 
 
 def build(provider: str) -> str:
@@ -133,6 +131,11 @@ class OnnxModel:
     def provider(self) -> str:
         """The execution provider it runs on."""
         return self._order[0]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return self.provider == providers.CPU
 
     @property
     def build(self) -> str:
@@ -301,6 +304,7 @@ class OnnxModel:
         """Make the session on the first provider in order that works."""
         name, self._session = providers.first_that_works(self._order, self._make, self._say)
         self._order = self._order[self._order.index(name) :]
+        self.options = replace(self.options, providers=tuple(self._order))
         self._inputs = {one.name for one in self._session.get_inputs()}
         for sequence in self._sequences:
             sequence.unbind()
@@ -314,8 +318,8 @@ class OnnxModel:
         settings.intra_op_num_threads = self.threads[0]
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
-        if self.options.shared:
-            settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that wait busily take the cores from another model's, and from other programs.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         source: bytes | str = str(self.summary.path)
         if self._graph is not None:
             source = self._graph

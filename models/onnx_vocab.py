@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgespec.core import EdgespecError
 from edgespec.models.catalog import printable
 from edgespec.models.onnx_check import OnnxSummary
-from edgespec.models.onnx_folder import TOKENIZER, read_json, read_text
+from edgespec.models.onnx_folder import TOKENIZER, read_bytes, read_json, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -40,9 +39,7 @@ class OnnxVocab:
 
     def __init__(self, summary: OnnxSummary) -> None:
         """Raises EdgespecError where the tokenizer is not valid or knows tokens that the model does not."""
-        folder = summary.path.parent
-        settings = read_json(folder, TOKENIZER) or {}
-        self._tokenizer = _load(summary.name, settings)
+        self._tokenizer = _load(summary)
         self.size = summary.vocab_size
         self._known = self._tokenizer.get_vocab_size(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -54,8 +51,8 @@ class OnnxVocab:
             )
         self._special = {token for token, one in added.items() if one.special}
         self._added = {token: one.content for token, one in added.items()}
-        self._bytes_of = _byte_level() if _is_byte_level(settings) else None
-        unknown = settings.get("model", {}).get("unk_token")
+        self._bytes_of = _byte_level() if _is_byte_level(self._tokenizer) else None
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
         if isinstance(unknown, str) and (token := self._tokenizer.token_to_id(unknown)) is not None:
             self._special.add(token)
         self.bos = summary.bos if summary.bos is not None and summary.bos < self.size else None
@@ -128,31 +125,35 @@ def chat_template(summary: OnnxSummary) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _load(name: str, settings: dict[str, Any]) -> Tokenizer:
-    from tokenizers import Tokenizer
+def _load(summary: OnnxSummary) -> Tokenizer:
+    from tokenizers import AddedToken, Tokenizer
 
-    settings = {**settings, "truncation": None, "padding": None}  # a prompt is read whole, and nothing else
-    for one in settings.get("added_tokens") or []:
-        if isinstance(one, dict) and one.get("content") in _CONTROL:  # or typing one would make one
-            one["special"] = True
     try:
-        return Tokenizer.from_str(json.dumps(settings))
-    except KeyboardInterrupt:
+        # Straight from the bytes: as Python's objects the same would take 80 MB.
+        tokenizer = Tokenizer.from_buffer(read_bytes(summary.path.parent, TOKENIZER))
+        tokenizer.no_truncation()  # a prompt is read whole, and nothing else
+        tokenizer.no_padding()
+        added = tokenizer.get_added_tokens_decoder().values()
+        # Or typing one would make one.
+        tokenizer.add_special_tokens(
+            [
+                AddedToken(one.content, special=True, normalized=False)
+                for one in added
+                if one.content in _CONTROL
+            ]
+        )
+    except (EdgespecError, KeyboardInterrupt):
         raise
     except BaseException as error:  # noqa: BLE001 - the library's panics are BaseExceptions
         raise EdgespecError(
-            f"{name}/{TOKENIZER} is not valid ({printable(error)}). Export or download the model again."
+            f"{summary.name}/{TOKENIZER} is not valid ({printable(error)}). "
+            "Export or download the model again."
         ) from None
+    return tokenizer
 
 
-def _is_byte_level(settings: dict[str, Any]) -> bool:
-    return any(_mentions(settings.get(part), "ByteLevel") for part in ("decoder", "pre_tokenizer"))
-
-
-def _mentions(part: object, kind: str) -> bool:
-    if isinstance(part, dict):
-        return part.get("type") == kind or any(_mentions(one, kind) for one in part.values())
-    return isinstance(part, list) and any(_mentions(one, kind) for one in part)
+def _is_byte_level(tokenizer: Tokenizer) -> bool:
+    return any("ByteLevel(" in str(part) for part in (tokenizer.decoder, tokenizer.pre_tokenizer))
 
 
 @lru_cache(1)

@@ -82,6 +82,10 @@ class Model(Protocol):
         """Sequences live in one pool and are evaluated in one pass."""
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+
+    @property
     def fixed_threads(self) -> bool:
         """`set_threads` does nothing."""
 

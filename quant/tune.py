@@ -134,13 +134,13 @@ def thread_counts() -> list[int]:
 
 
 def draft_forms(source: Path) -> list[Path]:
-    """`source`, the drafts made of exactly this file, and its ONNX folders. Damaged ones do not count."""
+    """`source` and the drafts made of exactly this file. Damaged ones do not count."""
     forms = [source]
     for path in made_drafts(source):
         with suppress(EdgespecError, OSError):
             if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
                 forms.append(path)
-    return [*forms, *onnx_forms(source)]
+    return forms
 
 
 def onnx_forms(source: Path) -> list[Path]:
@@ -236,7 +236,7 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     forms: list[Form] = []
     variants: dict[str, Variant] = {}
     bench.close()
-    for path in draft_forms(source):
+    for path in [*draft_forms(source), *onnx_forms(source)]:
         variant = Variant(path, options_for(path, replace(target.options, max_rows=1)))
         try:
             bench.open(variant, path.name, source)

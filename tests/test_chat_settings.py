@@ -223,9 +223,7 @@ def test_the_choice_names_sizes_pairs_and_what_is_here(
     assert not any(one.here for one in found.values())
     (tmp_path / "no" / "models").mkdir(parents=True)
     (tmp_path / "no" / "models" / "mine.gguf").write_bytes(b"GGUF")
-    assert chat_models.choices()[0] == chat_models.Choice(
-        "mine.gguf", True, "0 MB · a file in the models folder"
-    )
+    assert chat_models.choices()[0] == chat_models.Choice("mine.gguf", True, "0 MB · in the models folder")
 
 
 async def test_choices_leave_with_escape(tmp_path: Path) -> None:

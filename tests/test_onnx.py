@@ -95,6 +95,18 @@ def test_several_texts_at_once_each_in_a_cache_of_its_own(shared):
         assert [result.tokens for result in results] == alone
 
 
+@pytest.mark.parametrize(("target", "draft"), [("onnx", "gguf"), ("gguf", "onnx")])
+def test_draft_and_target_have_room_for_the_same_texts(shared, tiny_llama, target, draft, monkeypatch):
+    """One kind shares a pool of all contexts, the other has a cache for each."""
+    monkeypatch.setattr("edgespec.app.engine.WORTH_LOADING", 0.0)
+    paths = {"onnx": shared, "gguf": tiny_llama}
+    options = OnnxOptions(context=256) if target == "onnx" else LlamaOptions(context=256)
+    with Engine(paths[target], paths[draft], parallel=2, options=options) as engine:
+        assert engine.context_length == 256
+        assert engine._draft_room == 256
+        assert engine.draft.context_length == (512 if draft == "gguf" else 256)
+
+
 def test_a_draft_of_another_vocabulary_is_refused(tmp_path, shared, tiny_llama, monkeypatch):
     monkeypatch.setattr("edgespec.app.engine.WORTH_LOADING", 0.0)
     other = write_tiny_onnx(tmp_path / "other", replaced=(65, "Zebra"))
@@ -126,6 +138,25 @@ def test_padding_does_not_keep_vocabularies_apart(tmp_path, tiny_llama):
         assert first_difference(gguf.vocab, onnx.vocab) is None
         assert onnx.vocab.is_control(259)
         assert onnx.vocab.piece(259) == b""
+
+
+def test_tokens_that_steer_are_never_typed(tmp_path):
+    """tokenizer.json marks only some of them as special."""
+    folder = write_tiny_onnx(tmp_path / "tiny", extra=1)
+    settings = json.loads((folder / "tokenizer.json").read_text())
+    settings["added_tokens"].append(
+        {**settings["added_tokens"][0], "id": 257, "content": "<|fim_pad|>", "special": False}
+    )
+    settings["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    del settings["model"]["vocab"]["<extra0>"]
+    (folder / "tokenizer.json").write_text(json.dumps(settings))
+    with OnnxModel(folder) as model:
+        vocab = model.vocab
+        assert vocab.tokenize("<|fim_pad|>", special=True) == [257]
+        assert vocab.is_end(257)
+        assert vocab.piece(257) == b""
+        assert len(vocab.tokenize("<|fim_pad|>")) == 11  # and nothing is cut off
+        assert vocab.tokenize("a") == vocab.tokenize("a", special=True)
 
 
 def test_a_grammar_is_kept_to(shared):
@@ -227,9 +258,42 @@ def test_a_measured_provider_is_where_it_runs(shared, monkeypatch):
     found = Measured({CPU: 1.0, "CoreMLExecutionProvider": 0.5})
     profile.keep_providers(check_onnx(shared), found)
     with load_engine(str(shared), "suffix", 7, 64, 0) as engine:
-        assert engine.model.options.providers == ("CoreMLExecutionProvider", CPU)
         assert engine.model.provider == CPU  # it is not in this onnxruntime, which is said
         assert any("CoreML is not used" in note for note in engine.notes)
+
+
+def test_an_onnx_draft_is_a_form_that_tuning_may_choose(tmp_path, tiny_llama, monkeypatch):
+    """Beside the GGUF draft it is named after; without tuning the GGUF stays the draft."""
+    from edgespec.app.options import _form_of
+    from edgespec.quant.tune import onnx_forms, tune
+
+    source = tmp_path / "small.gguf"
+    source.write_bytes(tiny_llama.read_bytes())
+    folder = write_tiny_onnx(tmp_path / "small-int4")
+    write_tiny_onnx(tmp_path / "smaller-int4")
+    assert onnx_forms(source) == [folder]
+    assert _form_of(source, "") == source
+    assert _form_of(source, "small-int4") == folder
+    report = tune(tiny_llama, source, quick=True)
+    assert [form.path for form in report.forms] == [source, folder]
+    assert all(form.seconds for form in report.forms)
+
+
+def test_the_partner_of_a_folder_is_the_folder_of_its_draft(tmp_path, monkeypatch):
+    from edgespec.app.options import partner
+
+    monkeypatch.setenv("EDGESPEC_MODELS", str(tmp_path))
+    target = write_tiny_onnx(tmp_path / "qwen2.5-coder-1.5b-int4")
+    assert partner(target.name) is None
+    (tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf").write_bytes(b"GGUF")
+    assert partner(target.name) == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    assert partner("qwen2.5-coder-1.5b") == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+    other = write_tiny_onnx(tmp_path / "qwen2.5-coder-0.5b-a")
+    assert partner(target.name) == other
+    alike = write_tiny_onnx(tmp_path / "qwen2.5-coder-0.5b-int4")
+    assert partner(target.name) == partner(str(target)) == alike
+    assert partner(str(other)) is None
+    assert partner("qwen2.5-coder-1.5b") == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
 
 
 def test_memory_goes_with_the_model(shared):

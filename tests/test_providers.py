@@ -148,6 +148,7 @@ def test_one_that_fails_in_the_middle_is_replaced_and_nothing_is_lost(tmp_path, 
         rows = sequence.forward(tokens[35:], 5)
         np.testing.assert_allclose(rows, expected, atol=1e-3)
         assert model.provider == CPU
+        assert model.options.providers == (CPU,)  # what it costs from here on is not the NPU's
         assert list(sequence.tokens) == tokens
     (line,) = said
     assert line.startswith("QNN failed and is used no more")
