@@ -1,9 +1,10 @@
 """The models Edgespec knows by name, and which of them are on this machine.
 
 The catalogue is `catalog.toml`, shipped with the package; the store is a folder of .gguf files, and beside a
-program that came with models a second one, looked at first; nothing is pulled into it. A file that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every
-start would cost seconds, so a hidden record beside the file says which state of it was found good; it guards
-against damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
+program that came with models a second one, looked at first; nothing is pulled into it. A file that goes by a
+catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every start would
+cost seconds, so a hidden record beside the file says which state of it was found good; it guards against
+damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
 """
 
 from __future__ import annotations
