@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import edgespec
-from edgespec.app import config, corpus_cli, doctor, models_cli, quant_cli, tune_cli
+from edgespec.app import config, corpus_cli, doctor, licences, models_cli, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.bench import cli as bench_cli
 from edgespec.app.chat import cli as chat_cli
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.add_typer(models_cli.app, name="models")
 app.command()(models_cli.pull)
 app.command()(models_cli.rm)
+app.command()(licences.licences)
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
 app.command()(chat_cli.chat)
