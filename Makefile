@@ -1,7 +1,7 @@
 # The steps a person and CI run are the same. `make chat` and `make test` need nothing run before them.
 BIN := .venv/bin
 
-.PHONY: chat test check format setup setup-dev models models-dev bench clean
+.PHONY: chat test test-binary check format setup setup-dev models models-dev bench binary bundle clean
 
 chat: setup
 	@$(BIN)/edgespec models --json | grep -q '"path": "/' || $(BIN)/edgespec pull smollm2-135m
@@ -25,6 +25,19 @@ format: setup-dev
 
 models-dev: setup-dev
 	$(BIN)/edgespec pull smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+
+# A folder that runs without Python, on any processor of this architecture.
+binary:
+	@packaging/binary.sh
+
+# The same with models, in one file that never needs a network: make bundle MODELS="qwen2.5-coder-1.5b mine.gguf"
+bundle: setup binary
+	@$(BIN)/edgespec pull $(or $(filter-out %.gguf,$(MODELS)),smollm2-135m) >/dev/null
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
+		$(BIN)/python packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
+
+test-binary: setup-dev bundle
+	$(BIN)/pytest packaging/smoke
 
 bench: setup
 	$(BIN)/edgespec bench -m qwen2.5-coder-1.5b

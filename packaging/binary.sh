@@ -34,7 +34,7 @@ ls "$venv"/lib/python*/site-packages/llama_cpp/lib/*ggml-cpu-* >/dev/null 2>&1 |
     fail "build/venv has a llama.cpp for this processor alone: delete build/venv and try again"
 
 version=$("$venv/bin/python" -P -c 'import edgespec; print(edgespec.__version__)')
-platform=$(uname -s | tr '[:upper:]' '[:lower:]')-$(uname -m)
+platform=$(uname -s | tr "[:upper:]" "[:lower:]")-$(uname -m)
 name=edgespec-$version-$platform
 rm -rf "dist/$name" dist/edgespec build/dist
 mkdir -p dist
