@@ -31,10 +31,11 @@ binary:
 	@packaging/binary.sh
 
 # The same with models, in one file that never needs a network: make bundle MODELS="qwen2.5-coder-1.5b mine.gguf"
-bundle: setup binary
-	@$(BIN)/edgespec pull $(or $(filter-out %.gguf,$(MODELS)),smollm2-135m) >/dev/null
-	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 315532800) \
-		$(BIN)/python packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
+MODELS ?= smollm2-135m
+bundle: binary
+	@for name in $(filter-out %.gguf,$(MODELS)); do dist/edgespec pull --no-requantise $$name || exit; done
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \
+		build/venv/bin/python -P packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
 
 test-binary: setup-dev bundle
 	$(BIN)/pytest packaging/smoke
