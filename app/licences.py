@@ -38,7 +38,9 @@ def licences(
         print(texts[0].rstrip())
         return
     if as_json:
-        print(json.dumps([{"name": one.name, "version": one.version, "licence": one.licence} for one in found]))
+        print(
+            json.dumps([{"name": one.name, "version": one.version, "licence": one.licence} for one in found])
+        )
         return
     table = Table("component", "version", "licence", box=None, pad_edge=False)
     for one in found:
@@ -92,9 +94,7 @@ def _installed() -> list[Component]:
             if ".dist-info/" in str(path) and path.name.upper().startswith(("LICEN", "COPYING", "NOTICE"))
         ]
         found[name] = Component(data["Name"], package.version, licence, "\n\n".join(texts) or short)
-        for requirement in package.requires or []:
-            if "extra ==" not in requirement:
-                queue.append(_name_of(requirement))
+        queue += [_name_of(one) for one in package.requires or [] if "extra ==" not in one]
     return sorted(found.values(), key=lambda one: one.name.lower())
 
 

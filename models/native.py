@@ -121,8 +121,8 @@ class Library(ABC):
         flags = re.findall(r"(\w+) = 1\b", (functions.llama_print_system_info() or b"").decode())
         self.build = " ".join([self.name, version, *flags])
 
-    def _load_kernels(self) -> None:
-        """Load what computes where the engine's own library has no kernels in it. Raises EdgespecError."""
+    def _load_kernels(self) -> None:  # noqa: B027 - most engines have them built in
+        """Load what computes, where it is a library of its own. Raises EdgespecError."""
 
     @abstractmethod
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:

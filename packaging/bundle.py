@@ -2,8 +2,8 @@
 
     python packaging/bundle.py PROGRAM_FOLDER [MODEL...]
 
-makes `dist/edgespec-offline-PLATFORM.tar.zst` (a MODEL is a catalogue name or a .gguf file; the starter if none is
-given) and names it in `dist/SHA256SUMS`. The same input gives the same file.
+makes `dist/edgespec-offline-PLATFORM.tar.zst` (a MODEL is a catalogue name or a .gguf file; without any it is
+the starter) and names it in `dist/SHA256SUMS`. The same input gives the same file.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def main() -> None:
         target = program.parent / f"edgespec-offline-{platform}.tar.zst"
         pack(program, chosen(names), target)
     except FileNotFoundError as error:
-        sys.exit(f"edgespec: {error.filename} is missing" + " (on Debian, apt install zstd)" * (error.filename == "zstd"))
+        sys.exit(
+            f"edgespec: {error.filename} is missing"
+            + " (on Debian, apt install zstd)" * (error.filename == "zstd")
+        )
     except EdgespecError as error:
         sys.exit(f"edgespec: {error}")
     with target.open("rb") as file:

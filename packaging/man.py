@@ -1,4 +1,4 @@
-"""Writes the manual page and the shells' completions into a folder like /usr/share: python packaging/man.py FOLDER"""
+"""Writes the manual page and the shells' completions: python packaging/man.py FOLDER, one like /usr/share."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     python packaging/notices.py PYINSTALLER_WORK_FOLDER PROGRAM_FOLDER
 
-Components are found by the files that PyInstaller collected: Python packages by their metadata, libraries of the
-system by the package that owns them. A file that belongs to nothing stops the build.
+Components are found by the files that PyInstaller collected: Python packages by their metadata, libraries of
+the system by the package that owns them. A file that belongs to nothing stops the build.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def collected(work: Path) -> set[Path]:
         stack = [ast.literal_eval((work / name).read_text("utf-8"))]
         while stack:
             one = stack.pop()
-            if isinstance(one, tuple) and len(one) == 3 and isinstance(one[1], str) and Path(one[1]).is_file():
+            if (
+                isinstance(one, tuple)
+                and len(one) == 3
+                and isinstance(one[1], str)
+                and Path(one[1]).is_file()
+            ):
                 found.add(Path(one[1]))
             elif isinstance(one, list | tuple):
                 stack += one
@@ -55,7 +60,9 @@ def collected(work: Path) -> set[Path]:
 def python_part(dist: Distribution) -> Part:
     """A Python package. Its licence texts are what its metadata lists."""
     data = dist.metadata
-    classifiers = [c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License ::")]
+    classifiers = [
+        c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License ::")
+    ]
     short = (data.get("License") or "").strip()
     licence = data.get("License-Expression") or ("" if "\n" in short else short) or " AND ".join(classifiers)
     texts = [
@@ -107,7 +114,9 @@ def parts(files: set[Path]) -> list[Part]:
     found |= {python_part(dist) for dist in used}
     version = next(part.version for part in found if part.name.replace("_", "-") == "llama-cpp-python")
     # Compiled into llama-cpp-python's libraries, and not named by its metadata.
-    found.add(Part("generic", "llama.cpp", f"as in llama-cpp-python {version}", "MIT", LLAMA.read_text("utf-8")))
+    found.add(
+        Part("generic", "llama.cpp", f"as in llama-cpp-python {version}", "MIT", LLAMA.read_text("utf-8"))
+    )
     return sorted(found, key=lambda part: part.name.lower())
 
 

@@ -49,10 +49,7 @@ def busy() -> None:
 @contextmanager
 def busy_loops() -> Iterator[None]:
     """A program that wants a whole core, for each core."""
-    loops = [
-        subprocess.Popen(worker_command(), stdin=subprocess.DEVNULL)
-        for _ in range(logical_cores())
-    ]
+    loops = [subprocess.Popen(worker_command(), stdin=subprocess.DEVNULL) for _ in range(logical_cores())]
     try:
         yield
     finally:

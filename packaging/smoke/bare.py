@@ -1,4 +1,4 @@
-"""A bare system to try the bundle in: no Python, no compiler, no network, nothing but /home and /tmp to write to."""
+"""A bare system to try the bundle in: no Python, no network, nothing but the home and /tmp to write to."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Bare:
             f"mount -o remount,bind,ro {q['root']}{OPT}",
             f"mount -t proc proc {q['root']}/proc",
             f"mount --rbind /dev {q['root']}/dev",
-            f"mount -t tmpfs -o {self.tmp} tmpfs {q['root']}/tmp",
+            f"mount -t tmpfs -o {self.tmp} tmpfs {q['root']}/tmp",  # noqa: S108
         ]
         target = f"{q['root']}{HOME}"
         if self.home_size:

@@ -25,7 +25,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert found, "make bundle first"
     folder = tmp_path_factory.mktemp("opt")
     folder.chmod(0o755)
-    subprocess.run(["tar", "-C", str(folder), "--use-compress-program=zstd --long=27", "-xf", str(found[-1])], check=True)
+    subprocess.run(
+        ["tar", "-C", str(folder), "--use-compress-program=zstd --long=27", "-xf", str(found[-1])], check=True
+    )
     (unpacked,) = folder.iterdir()
     return unpacked
 

@@ -47,7 +47,9 @@ def answer(command: list[str]) -> dict[str, Any]:
 
 
 def test_the_bare_system_has_no_python_and_no_network(bare: Bare) -> None:
-    done = bare.run(["sh", "-c", "ls /usr/bin/python* /usr/bin/*cc* /usr/local/bin; cat /proc/net/dev"], good=False)
+    done = bare.run(
+        ["sh", "-c", "ls /usr/bin/python* /usr/bin/*cc* /usr/local/bin; cat /proc/net/dev"], good=False
+    )
     assert "/usr/bin/python" not in done.stdout
     assert len(re.findall(r"^ *\w+:", done.stdout, re.MULTILINE)) == 1  # lo, which is down
     assert bare.run(["touch", "/usr/x"], good=False).returncode != 0
@@ -159,7 +161,8 @@ def test_nothing_planted_is_loaded(bare: Bare, edgespec: str, program: Path, tmp
     code = tmp_path / "planted.c"
     code.write_text(
         "#include <fcntl.h>\n#include <unistd.h>\n"
-        f'__attribute__((constructor)) static void ran(void) {{ close(open("{HOME}/ran", O_CREAT | O_WRONLY, 0644)); }}\n'
+        "__attribute__((constructor)) static void ran(void)\n"
+        f'{{ close(open("{HOME}/ran", O_CREAT | O_WRONLY, 0644)); }}\n'
     )
     library = tmp_path / "planted.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(code)], check=True)
@@ -189,7 +192,9 @@ def test_nothing_planted_is_loaded(bare: Bare, edgespec: str, program: Path, tmp
 
 
 def test_noexec_tmp(bare: Bare, edgespec: str) -> None:
-    assert bare.change(tmp="mode=1777,noexec").run([edgespec, "run", "Hi", "--max-tokens", "4"]).stdout.strip()
+    assert (
+        bare.change(tmp="mode=1777,noexec").run([edgespec, "run", "Hi", "--max-tokens", "4"]).stdout.strip()
+    )
 
 
 def test_no_space_in_tmp_and_a_home_that_cannot_be_written(bare: Bare, edgespec: str) -> None:
@@ -254,7 +259,9 @@ def test_install_and_uninstall(bare: Bare, program: Path) -> None:
         assert (inside / "share/man/man1/edgespec.1").stat().st_size > 1000
         bare.run(["sh", script, *prefix])  # again, as an update
         bare.run(["sh", script, "--uninstall", *prefix])
-        left = [path for path in bare.home.rglob("*edgespec*") if ".cache" not in path.parts and not path.is_dir()]
+        left = [
+            path for path in bare.home.rglob("*edgespec*") if ".cache" not in path.parts and not path.is_dir()
+        ]
         assert left == []
     assert "choose another --prefix" in bare.run(["sh", script, "--prefix", "/usr"], good=False).stderr
 
@@ -265,8 +272,12 @@ def test_install_and_uninstall(bare: Bare, program: Path) -> None:
 def test_the_glibc_it_needs_is_the_one_that_is_promised(program: Path) -> None:
     promised = (2, 36)  # docs/packaging.md
     files = [path for path in program.rglob("*") if ".so" in path.name and not path.is_symlink()]
-    listed = subprocess.run(["objdump", "-T", program / "edgespec", *files], capture_output=True, text=True, check=True)
-    needed = {tuple(map(int, found.split("."))) for found in re.findall(r"\(?GLIBC_([\d.]+)\)?", listed.stdout)}
+    listed = subprocess.run(
+        ["objdump", "-T", program / "edgespec", *files], capture_output=True, text=True, check=True
+    )
+    needed = {
+        tuple(map(int, found.split("."))) for found in re.findall(r"\(?GLIBC_([\d.]+)\)?", listed.stdout)
+    }
     assert max(needed) <= promised
 
 
