@@ -36,6 +36,7 @@ class FakeEngine:
     governor: Governor = field(default_factory=Governor)
     reading: Reading | None = None
     before_answer: Callable[[], None] = lambda: None
+    before_piece: Callable[[int], object] = lambda number: None
 
     def prompt(self, messages: Sequence[dict[str, str]]) -> list[int]:
         return [1] * 10 * len(messages)
@@ -54,6 +55,7 @@ class FakeEngine:
                 return
             if isinstance(piece, Exception):
                 raise piece
+            self.before_piece(number)
             result.tokens.append(number)
             suffix = number % 2 == 1
             draft = Draft((number, number), (0.9, 0.9), ("suffix", "suffix"))
@@ -87,7 +89,7 @@ def shown(app: Any) -> str:
     return "\n".join(strip.text for strip in app.screen._compositor.render_strips())
 
 
-async def until(pilot: Pilot[Any], ready: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(pilot: Pilot[Any], ready: Callable[[], bool], seconds: float = 60.0) -> None:
     end = monotonic() + seconds
     while not ready():
         assert monotonic() < end, f"still waiting; the screen is\n{shown(pilot.app)}"

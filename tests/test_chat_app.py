@@ -6,12 +6,13 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from chats import SIZE, FakeEngine, app_of, say, shown, until
+from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from textual.events import Paste
 from textual.widgets import ProgressBar
 
 from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.view import ConversationView
 from edgespec.app.chat.writer import Progress
 from edgespec.core import EdgespecError
 
@@ -226,21 +227,47 @@ async def test_new_lines_and_paste_make_one_message() -> None:
 
 
 async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
-    engine = FakeEngine([f"line {n}\n\n" for n in range(60)], pause=0.05)
+    read = threading.Event()
+    engine = FakeEngine([f"line {n}\n\n" for n in range(60)])
+    engine.before_piece = lambda number: number != 40 or read.wait(20)
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         app.query_one(MessageInput).insert("\n" * 40)
         await pilot.pause()
-        assert app.query_one("#conversation").size.height >= 10
+        view = app.query_one(ConversationView)
+        assert view.size.height >= 10
         assert "fake-model" in shown(app).splitlines()[-1]
         app.query_one(MessageInput).clear()
         await say(pilot, "Go")
-        await until(pilot, lambda: engine.given > 25 and "line 1" in shown(app))
+        await until(pilot, lambda: "line 39" in shown(app))
         await pilot.press("pageup")
-        await pilot.pause(0.1)
-        held = app.query_one("#conversation").scroll_y
-        await until(pilot, lambda: "ready" in shown(app))
-        assert app.query_one("#conversation").scroll_y == held
-        assert "line 59" not in shown(app)
+        await until(pilot, lambda: "line 39" not in shown(app))
+
+        def looked_at() -> list[str]:
+            return [line[:70] for line in shown(app).splitlines()[1:15]]
+
+        before = looked_at()
+        read.set()
+        await answered(pilot)
+        assert view.max_scroll_y > 90
+        assert looked_at() == before
         await say(pilot, "Again")
         await until(pilot, lambda: engine.given == 120 and "line 59" in shown(app))
+
+
+async def test_paging_where_there_is_nothing_to_scroll_does_not_lose_the_end() -> None:
+    engine = FakeEngine(["Short."])
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        view = app.query_one(ConversationView)
+        await say(pilot, "Go")
+        await until(pilot, lambda: "Short." in shown(app))
+        assert "Go" in shown(app).splitlines()[1]
+        assert view.scroll_y == 0
+        await pilot.press("pageup", "pagedown")
+        engine.pieces = [f"line {n}\n\n" for n in range(30)]
+        await say(pilot, "More")
+        await until(pilot, lambda: "line 29" in shown(app))
+        engine.before_piece = lambda number: None if number else app.call_from_thread(view.page, 1)
+        await say(pilot, "And more")  # a page forth at the end, as it grows
+        await until(pilot, lambda: engine.given == 61 and "line 29" in shown(app))

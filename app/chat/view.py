@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
+from textual.reactive import Reactive
+from textual.widget import Widget
 from textual.widgets import Label, Static
 
 from edgespec.app.chat.files import folded
@@ -15,6 +17,7 @@ from edgespec.app.chat.items import Ended, Item
 from edgespec.app.chat.markdown import Answer, Section
 from edgespec.app.terminal import clean, one_line
 
+T = TypeVar("T")
 _PAGE = 30  # messages drawn at a time
 _LINES = 20  # of a question, until it is unfolded
 
@@ -136,13 +139,20 @@ class ConversationView(VerticalScroll, can_focus=False):
     async def _show(self, section: Section, near: bool) -> None:
         place = section.region
         await section.reveal(near)
-        if near and place.y < self.region.y and self.scroll_y < self.max_scroll_y:
+        if near and place.y < self.region.y:
             self.call_after_refresh(self._shifted, section, place.height)
 
     def _shifted(self, section: Section, before: int) -> None:
         """What is looked at stays where it was when something above it turns out to be of another height."""
-        if section.region and (more := section.region.height - before):
-            self.scroll_relative(y=more, animate=False, force=True)
+        more = section.region.height - before if section.region else 0
+        if more and self.scroll_y < self.max_scroll_y:  # the end is followed in any case
+            self.scroll_relative(y=more, animate=False, force=True, immediate=True)
+
+    def set_reactive(self, reactive: Reactive[T], value: T) -> None:
+        """As in Textual, whose anchor scrolls a short conversation to a position below zero."""
+        if reactive in (Widget.scroll_y, Widget.scroll_target_y) and isinstance(value, int) and value < 0:
+            value = 0  # type: ignore[assignment]
+        super().set_reactive(reactive, value)
 
     @property
     def focused_item(self) -> Item | None:
@@ -198,7 +208,11 @@ class ConversationView(VerticalScroll, can_focus=False):
     async def page(self, direction: int) -> None:
         if direction < 0 and self.scroll_y <= 0 and self._hidden:
             await self._more()
-        (self.scroll_page_up if direction < 0 else self.scroll_page_down)(animate=False)
+        to = max(0, self.scroll_y + direction * self.scrollable_content_region.height)
+        if to >= self.max_scroll_y:
+            self.anchor()  # to go there would not, where it is there already
+        else:
+            self.scroll_to(y=to, animate=False, immediate=True)
         self.call_after_refresh(self._reveal)
 
     def pick(self, step: int) -> None:
