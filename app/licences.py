@@ -93,7 +93,7 @@ def _installed() -> list[Component]:
             for path in package.files or []
             if ".dist-info/" in str(path) and path.name.upper().startswith(("LICEN", "COPYING", "NOTICE"))
         ]
-        found[name] = Component(data["Name"], package.version, licence, "\n\n".join(texts) or short)
+        found[name] = Component(data["Name"], package.version, licence, "\n\n".join(texts) or licence)
         queue += [_name_of(one) for one in package.requires or [] if "extra ==" not in one]
     return sorted(found.values(), key=lambda one: one.name.lower())
 
