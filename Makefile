@@ -38,7 +38,7 @@ bundle: binary
 		build/venv/bin/python -P packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
 
 test-binary: setup-dev bundle
-	$(BIN)/pytest packaging/smoke
+	$(BIN)/pytest tests/binary
 
 bench: setup
 	$(BIN)/edgespec bench -m qwen2.5-coder-1.5b
