@@ -1,4 +1,4 @@
-"""Names what differs between two builds: python packaging/compare.py FOLDER FOLDER. Exits 1 if anything does."""
+"""Names what differs between two builds, and exits 1 if anything does: packaging/compare.py FOLDER FOLDER."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgespec.models.catalog import file_sha256
 
 
 def described(folder: Path) -> dict[str, str]:
-    """What each path in `folder` is: its SHA-256, where a link points, or that it is a folder; and its mode."""
+    """What each path is: its SHA-256, where a link points, or that it is a folder; and its mode."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink():

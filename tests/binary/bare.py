@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,12 @@ def _system(key: str) -> str:
     return next(line.partition("=")[2].strip('"') for line in lines if line.startswith(f"{key}="))
 
 
+def end(pid: int) -> None:
+    """Kill what `Bare.command` started as process `pid`: its child is the first of all the others."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+
+
 @dataclass(frozen=True, slots=True)
 class Bare:
     """How the program is run: `root` read-only, `opt` shown at /opt, `home` at /home/user.
@@ -72,7 +79,7 @@ class Bare:
             f"mount -o remount,bind,ro {q['root']}{OPT}",
             f"mount -t proc proc {q['root']}/proc",
             f"mount --rbind /dev {q['root']}/dev",
-            f"mount -t tmpfs -o {self.tmp} tmpfs {q['root']}/tmp",  # noqa: S108
+            f"mount -t tmpfs -o {self.tmp} tmpfs {q['root']}/tmp",
         ]
         target = f"{q['root']}{HOME}"
         if self.home_size:
@@ -89,7 +96,7 @@ class Bare:
             "/bin/sh", "-c", 'cd "$0" && exec "$@"', where, *arguments,
         ]  # fmt: skip
         script = " && ".join([*mounts, f"exec {shlex.join(inner)}"])
-        unshare = ["/usr/bin/unshare", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+        unshare = ["/usr/bin/unshare", "--net", "--mount", "--pid", "--fork"]
         return [*unshare, "/bin/sh", "-c", script]
 
     def run(

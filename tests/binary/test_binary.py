@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from bare import HOME, USER, Bare
+from bare import HOME, USER, Bare, end
 from test_chat_terminal import Terminal
 
 import edgespec as source
@@ -82,7 +81,7 @@ def test_it_answers_as_the_source_does(bare: Bare, edgespec: str, prompt: str) -
 
 
 @pytest.fixture
-def served(bare: Bare, edgespec: str) -> Iterator[httpx2.Client]:
+def served(bare: Bare, edgespec: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx2.Client]:
     command = bare.command([edgespec, "serve", "--socket", f"{HOME}/edgespec.sock"])
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     path = bare.home / "edgespec.sock"
@@ -92,11 +91,12 @@ def served(bare: Bare, edgespec: str) -> Iterator[httpx2.Client]:
                 break
             assert server.poll() is None, server.stderr and server.stderr.read()
             time.sleep(0.1)
-        transport = httpx2.HTTPTransport(uds=str(path))
+        monkeypatch.chdir(bare.home)  # the way there is root's alone
+        transport = httpx2.HTTPTransport(uds=path.name)
         with httpx2.Client(base_url="http://localhost", transport=transport, timeout=300) as client:
             yield client
     finally:
-        server.send_signal(signal.SIGKILL)
+        end(server.pid)
         server.communicate()
 
 
@@ -124,7 +124,7 @@ def test_it_chats_in_a_terminal(bare: Bare, edgespec: str) -> None:
         assert chat.wait() == 0
     finally:
         if not chat.ended:
-            os.kill(chat.pid, signal.SIGKILL)
+            end(chat.pid)
             os.waitpid(chat.pid, 0)
 
 
