@@ -147,7 +147,9 @@ def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    # Where nobody watches it would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(name, total=None)
         yield lambda done, total, what: bars.update(
             task, completed=done, total=total, description=f"{name}: {what}"

@@ -1,7 +1,7 @@
 """How long the program takes to start, beside the source install: packaging/startup.py PROGRAM [PROGRAM...]
 
-Prints medians in seconds, of runs in turn: `--version`; the chat's first screen; the starter model's first token
-from the launch. The machine should be idle, and the files in its cache: each is run once before.
+Prints medians in seconds, of runs in turn: `--version`; the chat's first screen; the starter model's first
+token from the launch. The machine should be idle, and the files in its cache: each is run once before.
 """
 
 from __future__ import annotations
