@@ -37,6 +37,7 @@ bundle: binary
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \
 		build/venv/bin/python -P packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
 
+# On a bare system and on emulated processors: as root, with debootstrap and qemu-user.
 test-binary: setup-dev bundle
 	$(BIN)/pytest tests/binary
 
