@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from edgespec.core import EdgespecError
 from edgespec.models.catalog import printable
@@ -42,6 +39,9 @@ def licences(
             json.dumps([{"name": one.name, "version": one.version, "licence": one.licence} for one in found])
         )
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("component", "version", "licence", box=None, pad_edge=False)
     for one in found:
         table.add_row(one.name, one.version, one.licence)
@@ -75,6 +75,8 @@ def _bundled(program: Path) -> list[Component]:
 
 def _installed() -> list[Component]:
     """Edgespec's package and what it needs, directly or not."""
+    from importlib.metadata import PackageNotFoundError, distribution  # slow to import
+
     found: dict[str, Component] = {}
     queue = ["edgespec"]
     while queue:
