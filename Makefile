@@ -2,7 +2,8 @@
 BIN := .venv/bin
 EXPORT_BIN := .venv-export/bin
 
-.PHONY: chat test test-export test-openvino check format setup setup-dev models models-dev models-onnx bench clean
+.PHONY: chat test test-binary test-export test-openvino check format setup setup-dev models models-dev models-onnx
+.PHONY: bench binary bundle clean
 
 chat: setup
 	@$(BIN)/edgespec models --json | grep -q '"path": "/' || $(BIN)/edgespec pull smollm2-135m
@@ -41,6 +42,21 @@ models-dev: setup-dev
 models-onnx: models-dev
 	@VENV=.venv-export packaging/setup.sh test-export
 	$(EXPORT_BIN)/python packaging/models_onnx.py
+
+# A folder that runs without Python, on any processor of this architecture.
+binary:
+	@packaging/binary.sh
+
+# The same with models, in one file that never needs a network: make bundle MODELS="qwen2.5-coder-1.5b mine.gguf"
+MODELS ?= smollm2-135m
+bundle: binary
+	@for name in $(filter-out %.gguf,$(MODELS)); do dist/edgespec pull --no-requantise $$name || exit; done
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \
+		build/venv/bin/python -P packaging/bundle.py $$(dirname $$(realpath dist/edgespec)) $(MODELS)
+
+# On a bare system and on emulated processors: as root, with debootstrap and qemu-user.
+test-binary: setup-dev bundle
+	$(BIN)/pytest tests/binary
 
 bench: setup
 	$(BIN)/edgespec bench -m qwen2.5-coder-1.5b

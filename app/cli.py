@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 import edgespec
-from edgespec.app import config, convert_cli, corpus_cli, doctor, quant_cli, tune_cli
+from edgespec.app import config, convert_cli, corpus_cli, doctor, licences, models_cli, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.bench import cli as bench_cli
 from edgespec.app.chat import cli as chat_cli
 from edgespec.app.serve import cli as serve_cli
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.catalog import installed, load_catalog, models_folder, remove
 from edgespec.sampling import Sampling
 
 app = typer.Typer(
@@ -41,6 +27,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 convert_cli.add_to(quant_cli.app)
+app.add_typer(models_cli.app, name="models")
+app.command()(models_cli.pull)
+app.command()(models_cli.rm)
+app.command()(licences.licences)
 app.add_typer(quant_cli.app, name="quant")
 app.add_typer(corpus_cli.app, name="corpus")
 app.command()(chat_cli.chat)
@@ -169,101 +159,6 @@ def run(
             raw=raw, stats=stats, as_json=as_json,
         )  # fmt: skip
     sys.exit(code)
-
-
-@app.command()
-def pull(
-    names: Annotated[list[str], typer.Argument(help="Catalogue names: see `edgespec models`.")],
-    offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
-    requantise: Annotated[
-        bool, typer.Option(help="Make the drafts of pulled models faster for this machine.")
-    ] = True,
-) -> None:
-    """Download models, check them, and keep them for use without a network."""
-    from edgespec.models import download
-
-    pulled = []
-    for name in names:
-        entry = load_catalog().get(name)
-        if entry is None:
-            raise EdgespecError(f"{name!r} is not in the catalogue: `edgespec models` lists it.")
-        with _download_bar(name) as report, _interruptible():
-            path = download.pull(entry, models_folder(), offline=offline, progress=report)
-        print(path)
-        pulled.append(entry)
-    if requantise:
-        quant_cli.make_missing_drafts(pulled)
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C during a download: keep what is there, say so, exit 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("edgespec: stopped; run the same command again and it goes on where it was.\n")
-        sys.exit(130)
-
-
-@contextlib.contextmanager
-def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(name, total=None)
-        yield lambda done, total, what: bars.update(
-            task, completed=done, total=total, description=f"{name}: {what}"
-        )
-
-
-@app.command()
-def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """List the catalogue and what is on this machine."""
-    files = installed()
-    here = {one.entry.name: one for one in files if one.entry is not None}
-    others = [one for one in files if one.entry is None]
-    if as_json:
-        rows = [
-            {
-                "name": entry.name, "family": entry.family, "role": entry.role, "licence": entry.licence,
-                "parameters": entry.parameters, "bytes": entry.bytes, "draft": entry.draft,
-                "path": str(here[entry.name].path) if entry.name in here else None,
-            }
-            for entry in load_catalog().values()
-        ]  # fmt: skip
-        rows += [{"name": one.path.name, "bytes": one.bytes, "path": str(one.path)} for one in others]
-        print(json.dumps(rows, indent=2))
-        return
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "role", "size", "licence", "draft", "here"):
-        table.add_column(title, justify="right" if title == "size" else "left", no_wrap=True)
-    for entry in load_catalog().values():
-        mark = "yes" if entry.name in here else "no"
-        table.add_row(entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "", mark)
-    for one in others:
-        table.add_row(one.path.name, "", _megabytes(one.bytes), "", "", "yes")
-    Console(markup=False, highlight=False).print(table)
-    if len(here) < len(load_catalog()):
-        print("\n`edgespec pull NAME` fetches one.")
-
-
-@app.command()
-def rm(
-    name: Annotated[str, typer.Argument(help="A catalogue name, or a file in the models folder.")],
-) -> None:
-    """Delete a model from this machine."""
-    print(f"freed {_megabytes(remove(name))}")
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """The models Edgespec knows by name, and which of them are on this machine.
 
-The catalogue is `catalog.toml`, shipped with the package; the store is one folder of .gguf files and of
-folders with ONNX models. A file
-that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every
-start would cost seconds, so a hidden record beside the file says which state of it was found good; it guards
-against damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
+The catalogue is `catalog.toml`, shipped with the package; the store is a folder of .gguf files and of folders
+with ONNX models, and beside a program that came with models a second one, looked at first; nothing is pulled
+into it. A file that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a
+gigabyte at every start would cost seconds, so a hidden record beside the file says which state of it was found
+good; it guards against damage, not against someone who may write in the folder. Knows nothing of networks: see
+`download`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import tomllib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -62,8 +64,12 @@ class Entry:
     sources: tuple[HubSource | WheelSource, ...]
 
 
+MANIFEST = "SHA256SUMS"
+"""The file beside models that says what they should be: `sha256sum`'s format."""
+
+
 class Installed(NamedTuple):
-    """A .gguf file or ONNX folder in the models folder, `bytes` long; `entry` is None if it is not known."""
+    """A .gguf file or ONNX folder in a models folder, `bytes` long; `entry` is None if it is not known."""
 
     entry: Entry | None
     path: Path
@@ -177,23 +183,49 @@ def models_folder() -> Path:
     return user_data_path("edgespec", appauthor=False) / "models"
 
 
+def bundled_folder() -> Path | None:
+    """`models` beside the executable of a frozen program; None if it came without."""
+    if not getattr(sys, "frozen", False):
+        return None
+    folder = Path(sys.executable).resolve().parent / "models"
+    return folder if (folder / MANIFEST).is_file() else None
+
+
+def model_folders() -> list[Path]:
+    """Where models are looked for, the first first."""
+    return [folder for folder in (bundled_folder(), models_folder()) if folder is not None]
+
+
 def resolve(name_or_path: str) -> Path:
-    """The .gguf file or ONNX folder meant by a catalogue name, a path, or a name in the models folder.
+    """The .gguf file or ONNX folder meant by a catalogue name, a path, or a name in a models folder.
 
     A file that stands for a catalogue entry has been verified, now (seconds) or earlier. Raises EdgespecError
     for one that is damaged or not on this machine, and for a name or path that does not exist.
     """
-    folder, path = models_folder(), _path(name_or_path)
-    if not _exists(path) and _is_in(folder / path, folder):
-        path = folder / path
-    entry = load_catalog().get(name_or_path) or _entry_of(path, folder)
-    if entry is None:
-        if not name_or_path or not _exists(path):
-            raise _unknown(name_or_path)
-        return path
-    if (good := verified(entry, folder)) is None:
-        raise EdgespecError(f"{entry.name} is not on this machine: run `edgespec pull {entry.name}`")
-    return good
+    folders, path = model_folders(), _path(name_or_path)
+    if named := load_catalog().get(name_or_path):
+        return _good(named, folders)
+    if not _exists(path):  # a file where the user stands comes first
+        inside = [folder / path for folder in folders if _is_in(folder / path, folder)]
+        path = next(filter(_exists, inside), inside[-1] if inside else path)
+    for folder in folders:
+        if entry := _entry_of(path, folder):
+            return _good(entry, [folder])
+    if not name_or_path or not _exists(path):
+        raise _unknown(name_or_path)
+    return path
+
+
+def _good(entry: Entry, folders: list[Path]) -> Path:
+    """The entry's file in the first folder where it is good. Raises EdgespecError if there is none."""
+    damage = EdgespecError(f"{entry.name} is not on this machine: run `edgespec pull {entry.name}`")
+    for folder in folders:
+        try:
+            if path := verified(entry, folder):
+                return path
+        except EdgespecError as error:
+            damage = error
+    raise damage
 
 
 def verified(entry: Entry, folder: Path) -> Path | None:
@@ -229,6 +261,37 @@ def record_verified(entry: Entry, path: Path) -> None:
         _record(path).write_bytes(_state(entry, path))
 
 
+class Check(NamedTuple):
+    """What `check` found of a file: "good", "damaged", or "unknown" where nothing says what it should be."""
+
+    path: Path
+    state: Literal["good", "damaged", "unknown"]
+
+
+def check(one: Installed) -> Check:
+    """Read the whole file and compare it with the catalogue's SHA-256, or its folder's manifest's.
+
+    Raises EdgespecError if it cannot be read.
+    """
+    wanted = one.entry.sha256 if one.entry is not None else manifest(one.path.parent).get(one.path.name)
+    if wanted is None:
+        return Check(one.path, "unknown")
+    try:
+        return Check(one.path, "good" if file_sha256(one.path) == wanted else "damaged")
+    except OSError as error:
+        raise EdgespecError(f"cannot read {printable(one.path)}: {error.strerror}") from None
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name, as the folder's manifest has it; empty without one."""
+    try:
+        lines = (folder / MANIFEST).read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return {}
+    found = (re.fullmatch(r"([0-9a-f]{64}) [ *]([^/]+)", line) for line in lines)
+    return {match[2]: match[1] for match in found if match}
+
+
 def file_sha256(path: Path) -> str:
     """The file's SHA-256 in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
@@ -254,18 +317,19 @@ def file_sample(path: Path) -> str:
 
 
 def installed() -> list[Installed]:
-    """What is in the models folder: catalogue entries in their order, then others by name.
+    """What is in the models folders: catalogue entries in their order, then others by name.
 
     Those are .gguf files and folders with an ONNX model.
 
-    Says what is there, not whether it is good: nothing is hashed.
+    Says what is there, not whether it is good: nothing is hashed. Of a name in both folders, the first.
     """
-    folder = models_folder()
     with suppress(OSError):
-        files = {path.name: path for path in sorted(folder.glob("*.gguf")) if path.is_file()}
+        found = [path for folder in reversed(model_folders()) for path in folder.glob("*")]
+        found.sort(key=lambda path: path.name)
+        files = {path.name: path for path in found if path.suffix == ".gguf" and path.is_file()}
         known = [(entry, files.pop(entry.file)) for entry in load_catalog().values() if entry.file in files]
-        folders = [path for path in sorted(folder.iterdir()) if path.name[0] != "." and is_onnx(path)]
-        everything = [*known, *((None, path) for path in [*files.values(), *folders])]
+        onnx = {path.name: path for path in found if path.name[0] != "." and is_onnx(path)}
+        everything = [*known, *((None, path) for path in [*files.values(), *onnx.values()])]
         return [Installed(entry, path, _size(path)) for entry, path in everything]
     return []
 

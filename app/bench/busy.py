@@ -24,7 +24,6 @@ _PROMPT = (
     "Write a JSON array of 60 employees. Each has the keys id, first_name, last_name, email, department, "
     "city, salary and start_date, with varied values. Indent by two spaces. Answer with the JSON alone."
 )
-_LOOP = "while True: pass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +34,22 @@ class Course:
     speeds: tuple[float, ...]
 
 
+def worker_command() -> list[str]:
+    """The command line of one such program. A frozen program must call `busy` for `_busy-worker`."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "_busy-worker"]
+    return [sys.executable, "-I", "-c", "while True: pass"]
+
+
+def busy() -> None:
+    while True:
+        pass
+
+
 @contextmanager
 def busy_loops() -> Iterator[None]:
     """A program that wants a whole core, for each core."""
-    loops = [
-        subprocess.Popen([sys.executable, "-I", "-c", _LOOP], stdin=subprocess.DEVNULL)
-        for _ in range(logical_cores())
-    ]
+    loops = [subprocess.Popen(worker_command(), stdin=subprocess.DEVNULL) for _ in range(logical_cores())]
     try:
         yield
     finally:

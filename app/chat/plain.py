@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -215,7 +215,8 @@ def talk(session: Session, reopen: int | None = None) -> int:
     """Talk on standard input and output. Returns the exit code."""
     prompts = sys.stdin.isatty()
     if prompts:
-        import readline  # noqa: F401 - gives `input` its line editing
+        with suppress(ImportError):  # a frozen program goes without: the library's licence is the GPL
+            import readline  # noqa: F401 - gives `input` its line editing
 
     def write(text: str) -> None:
         sys.stdout.write(text)
