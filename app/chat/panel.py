@@ -61,6 +61,9 @@ class EnginePanel(Vertical):
         self.set_interval(1.0, self._feel)
         self.draw(anew=True)
 
+    def on_resize(self) -> None:
+        self.draw(anew=True)
+
     def draw(self, anew: bool = False) -> None:
         """Show what the answer under way, or the last one, has come to."""
         result = self._session.result
@@ -99,7 +102,7 @@ class EnginePanel(Vertical):
         )
         plot = self.query_one(f"#{name}-plot", Static)
         self.query_one(f"#{name}-label", Label).update(now, layout=False)
-        plot.update(bars(list(values)[-plot.size.width :], foot), layout=False)
+        plot.update(bars(list(values)[-max(1, plot.size.width) :], foot), layout=False)
 
 
 def bars(values: Sequence[float], foot: float = 0.0) -> str:
