@@ -69,6 +69,9 @@ def bench(
             show_default=False,
         ),
     ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="No model: what drawing the terminal chat costs.")
+    ] = False,
     chart: Annotated[
         Path | None,
         typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
@@ -87,6 +90,12 @@ def bench(
         if not against and replay != "heat":
             raise EdgespecError("--chart draws a comparison: add --against or --replay heat.")
         picture.check(chart)
+    if chat:
+        from edgespec.app.bench import screen
+
+        drawing = screen.measure()
+        print(json.dumps(drawing) if as_json else screen.table(drawing))
+        return
     if replay:
         _replay(replay, mode or "auto", chart, as_json)
         return

@@ -349,8 +349,8 @@ again, c copies, Left and Right switch branches. A message that begins with // b
 def help_text() -> RenderableType:
     """Every key and command."""
     table = Table.grid(padding=(0, 2))
-    for options in ({"no_wrap": True}, {"no_wrap": True}, {}):
-        table.add_column(**options)
+    for whole in (True, True, False):
+        table.add_column(no_wrap=whole)
     for one in TABLE.values():
         key = one.key.title().replace("Escape", "Esc")
         table.add_row(Text(key, "bold"), f"/{one.name} {one.argument}", one.about)
