@@ -95,6 +95,9 @@ def bench(
             show_default=False,
         ),
     ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="No model: what drawing the terminal chat costs.")
+    ] = False,
     chart: Annotated[
         Path | None,
         typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
@@ -107,7 +110,13 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure plain against speculative decoding on the same prompts, interleaved."""
-    _check(chart, against or [], replay, [agents, schemas, energy, busy])
+    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat])
+    if chat:
+        from edgespec.app.bench import screen
+
+        drawing = screen.measure()
+        print(json.dumps(drawing) if as_json else screen.table(drawing))
+        return
     if replay:
         _replay(replay, mode or "auto", chart, as_json)
         return
@@ -143,11 +152,11 @@ def bench(
 
 def _check(chart: Path | None, against: Sequence[str], replay: str, kinds: Sequence[bool]) -> None:
     """Raise EdgespecError for options that contradict each other, before anything is loaded."""
-    agents, schemas, energy, busy = kinds
+    agents, schemas, energy, busy, chat = kinds
     if sum(kinds) > 1:
-        raise EdgespecError("Choose one of --agents, --schemas, --energy and --busy.")
-    if against and (agents or energy or busy):
-        raise EdgespecError("--against compares speed: leave out --agents, --energy and --busy.")
+        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy and --chat.")
+    if against and (agents or energy or busy or chat):
+        raise EdgespecError("--against compares speed: leave out --agents, --energy, --busy and --chat.")
     if chart is not None:
         from edgespec.app.bench import chart as picture
 
