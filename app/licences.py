@@ -87,7 +87,7 @@ def _installed() -> list[Component]:
             package = distribution(name)
         except PackageNotFoundError:  # for another system, or an extra
             continue
-        data = package.metadata
+        data = {field: package.metadata[field] for field in package.metadata}
         short = (data.get("License") or "").strip()
         licence = data.get("License-Expression") or ("" if "\n" in short else short) or "see its text"
         texts = [

@@ -3,9 +3,9 @@
 The catalogue is `catalog.toml`, shipped with the package; the store is a folder of .gguf files and of folders
 with ONNX models, and beside a program that came with models a second one, looked at first; nothing is pulled
 into it. A file that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a
-gigabyte at every start would cost seconds, so a hidden record beside the file says which state of it was found
-good; it guards against damage, not against someone who may write in the folder. Knows nothing of networks: see
-`download`.
+gigabyte at every start would cost seconds, so a hidden record beside the file says which state of it was
+found good; it guards against damage, not against someone who may write in the folder. Knows nothing of
+networks: see `download`.
 """
 
 from __future__ import annotations
