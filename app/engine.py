@@ -77,9 +77,9 @@ class Engine:
             self._parallel = parallel
             self._resting: Round | None = None
             # Exact answers need batches of certain sizes, which company would change.
-            self._together = self.model.shares_cache and not exact
+            self._together = self.model.library.shares_cache and not exact
             self._sharing = Sharing(lambda: self.steering.costs)
-            pooled = parallel if self.model.shares_cache else 1
+            pooled = parallel if self.model.library.shares_cache else 1
             self.context_length = self.model.context_length // pooled
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
@@ -350,10 +350,7 @@ class ContextFullError(EdgespecError):
 
 def _for_several(options: LlamaOptions, texts: int) -> LlamaOptions:
     """`options` with room for several texts; what they share is a pool of all their contexts."""
-    engine = library(options.engine)
-    if texts > 1:
-        options = engine.for_several(options)
-    pooled = texts if engine.shares_cache(options) else 1
+    pooled = texts if library(options.engine).shares_cache else 1
     return replace(options, sequences=texts, context=options.context * pooled)
 
 

@@ -103,11 +103,12 @@ class Library(ABC):
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
     a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another.
+    made under one `build` says nothing of another. `shares_cache`: one context holds many sequences.
     """
 
     name: ClassVar[EngineName]
     cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
+    shares_cache: ClassVar[bool] = True
 
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
@@ -130,18 +131,6 @@ class Library(ABC):
     @abstractmethod
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
-
-    @abstractmethod
-    def copy(self, context: Handle, source: int, to: int, length: int) -> None:
-        """Let the empty sequence `to` hold the first `length` positions of `source`, in the same cells."""
-
-    def shares_cache(self, options: LlamaOptions) -> bool:
-        """One context holds many sequences; else each has its own, and passes of its own."""
-        return True
-
-    def for_several(self, options: LlamaOptions) -> LlamaOptions:
-        """`options` as several sequences need them to share a context, where that can be."""
-        return options
 
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
@@ -188,7 +177,7 @@ class Library(ABC):
         params = C.llama_context_default_params()
         params.n_ctx = options.context
         params.n_batch = params.n_ubatch = min(options.batch, options.context or options.batch)
-        params.n_seq_max = options.sequences if self.shares_cache(options) else 1
+        params.n_seq_max = options.sequences if self.shares_cache else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores
         params.n_threads_batch = options.threads_batch or options.threads or cores

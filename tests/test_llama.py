@@ -46,7 +46,7 @@ def test_rows_after_a_rollback_are_those_of_a_fresh_cache(starter, sequence):
 
 
 def test_a_prompt_is_read_in_the_batch_that_others_rows_are_in(starter, sequence, monkeypatch):
-    if not starter.shares_cache:
+    if not starter.library.shares_cache:
         pytest.skip("its sequences share no batch")
     other = starter.sequence()
     tokens = starter.vocab.tokenize(TEXT)
