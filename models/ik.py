@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,10 @@ _FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
 
 class Ik(Library):
     name = "ik"
-    # Its flash attention ends the process over other types.
+    # Its flash attention ends the process over other types, and over a second sequence in one cache: it
+    # takes a block of keys whose first is hidden from a row for one that is hidden as a whole.
     cache_types = ("f16", "q8_0", "q4_0")
+    shares_cache = False
 
     def __init__(self) -> None:
         """Raises EdgespecError when the package is missing, broken or of another version."""
@@ -50,20 +51,6 @@ class Ik(Library):
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
-
-    def copy(self, context: Handle, source: int, to: int, length: int) -> None:
-        self.C.llama_kv_cache_seq_cp(context, source, to, 0, length)
-
-    def shares_cache(self, options: LlamaOptions) -> bool:
-        # Its flash attention ends the process over a second sequence in one cache: it takes a block of keys
-        # whose first is hidden from a row for one that is hidden as a whole.
-        return options.flash_attention is False
-
-    def for_several(self, options: LlamaOptions) -> LlamaOptions:
-        # What attention without it costs more, shared passes bring back; only 16-bit values go without it.
-        if options.flash_attention is None and options.type_v == "f16":
-            return replace(options, flash_attention=False)
-        return options
 
     def most_rows(self, types: Collection[str]) -> int:
         # From 32 rows on another kernel multiplies Q4_1: it moved logits of SmolLM2-135M by up to 27, and the

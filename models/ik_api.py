@@ -111,7 +111,6 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_decode": (_I, _P, llama_batch),
     "llama_get_logits": (POINTER(c_float), _P),
     "llama_kv_cache_seq_rm": (_B, _P, _I, _I, _I),
-    "llama_kv_cache_seq_cp": (None, _P, _I, _I, _I, _I),
     "llama_state_seq_get_size_ext": (c_size_t, _P, _I, c_uint32),
     "llama_state_seq_get_data_ext": (c_size_t, _P, _P, c_size_t, _I, c_uint32),
     "llama_state_seq_set_data_ext": (c_size_t, _P, _P, c_size_t, _I, c_uint32),

@@ -84,7 +84,7 @@ class LlamaModel:
     @property
     def shares_cache(self) -> bool:
         """All sequences live in one context, and are evaluated in one pass."""
-        return self.library.shares_cache(self.options)
+        return self.library.shares_cache
 
     def fingerprint(self) -> tuple[object, ...]:
         """What the state of a sequence fits: engine build, cache types, weights.
@@ -120,7 +120,7 @@ class LlamaModel:
         if not self._free_ids:
             raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
         first = self._free_ids[0]
-        if not self.shares_cache and first not in self._contexts:
+        if not self.library.shares_cache and first not in self._contexts:
             self._contexts[first] = self._new_context()
             self._C.llama_set_n_threads(self._contexts[first], *self.threads)
         return LlamaSequence(self, self._free_ids.pop(0))
@@ -163,7 +163,7 @@ class LlamaModel:
             self._refuse_request(sequence, new, last)
         if sum(last for _, _, last in requests) > self.options.max_rows:
             raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
-        if self.shares_cache:
+        if self.library.shares_cache:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]
 
@@ -238,7 +238,7 @@ class LlamaModel:
 
     def _slot(self, sequence_id: int) -> tuple[Handle, int]:
         """The context a sequence lives in, and the id it has there."""
-        if self.shares_cache:
+        if self.library.shares_cache:
             return self._contexts[0], sequence_id
         return self._contexts[sequence_id], 0
 
@@ -300,12 +300,13 @@ class LlamaSequence:
 
     def share(self, other: LlamaSequence, length: int) -> bool:
         """Hold the first `length` tokens of `other`, without copying them. False where that cannot be."""
-        model = self.model
-        if other is self or not model.shares_cache or model.rollback_refusal:
+        model, C = self.model, self.model._C  # noqa: N806
+        if other is self or not model.library.shares_cache or model.rollback_refusal:
             return False
         self.rollback(0)
         context, native_id = model._slot(self.id)
-        model.library.copy(context, model._slot(other.id)[1], native_id, length)
+        memory = C.llama_get_memory(context)
+        C.llama_memory_seq_cp(memory, model._slot(other.id)[1], native_id, 0, length)
         self._tokens = list(other.tokens[:length])
         return True
 

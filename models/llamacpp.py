@@ -48,9 +48,6 @@ class LlamaCpp(Library):
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(C.llama_memory_seq_rm(C.llama_get_memory(context), sequence, length, -1))
 
-    def copy(self, context: Handle, source: int, to: int, length: int) -> None:
-        C.llama_memory_seq_cp(C.llama_get_memory(context), source, to, 0, length)
-
     def refusal(self, model: Handle) -> str | None:
         if C.llama_model_has_encoder(model):
             return "has an encoder: Edgespec runs decoder-only models"

@@ -71,10 +71,8 @@ class LlamaOptions:
 
     def for_texts(self, texts: int) -> LlamaOptions:
         """The same with room for several texts; what they share is a pool of all their contexts."""
-        engine = library(self.engine)
-        options = engine.for_several(self) if texts > 1 else self
-        pooled = texts if engine.shares_cache(options) else 1
-        return replace(options, sequences=texts, context=self.context * pooled)
+        pooled = texts if library(self.engine).shares_cache else 1
+        return replace(self, sequences=texts, context=self.context * pooled)
 
 
 class Batch:
@@ -121,11 +119,12 @@ class Library(ABC):
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
     a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another.
+    made under one `build` says nothing of another. `shares_cache`: one context holds many sequences.
     """
 
     name: ClassVar[EngineName]
     cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
+    shares_cache: ClassVar[bool] = True
 
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
@@ -152,18 +151,6 @@ class Library(ABC):
     @abstractmethod
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
-
-    @abstractmethod
-    def copy(self, context: Handle, source: int, to: int, length: int) -> None:
-        """Let the empty sequence `to` hold the first `length` positions of `source`, in the same cells."""
-
-    def shares_cache(self, options: LlamaOptions) -> bool:
-        """One context holds many sequences; else each has its own, and passes of its own."""
-        return True
-
-    def for_several(self, options: LlamaOptions) -> LlamaOptions:
-        """`options` as several sequences need them to share a context, where that can be."""
-        return options
 
     def most_rows(self, types: Collection[str]) -> int:
         """With how many rows at once products with weights of `types` are right."""
@@ -222,7 +209,7 @@ class Library(ABC):
         params.n_ctx = options.context
         params.n_batch = min(options.batch, options.context or options.batch)
         params.n_ubatch = min(params.n_batch, self.most_rows(types))
-        params.n_seq_max = options.sequences if self.shares_cache(options) else 1
+        params.n_seq_max = options.sequences if self.shares_cache else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores
         params.n_threads_batch = options.threads_batch or options.threads or cores

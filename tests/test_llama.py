@@ -31,7 +31,7 @@ def sequence(starter: LlamaModel) -> Iterator[LlamaSequence]:
 
 
 def test_a_prompt_is_read_in_the_batch_that_others_rows_are_in(starter, sequence, monkeypatch):
-    if not starter.shares_cache:
+    if not starter.library.shares_cache:
         pytest.skip("its sequences share no batch")
     other = starter.sequence()
     tokens = starter.vocab.tokenize(TEXT)

@@ -107,7 +107,7 @@ def test_a_shared_beginning_is_as_good_as_one_read(model):
     tokens = model.vocab.tokenize(TEXT)
     first.forward(tokens)
     shared = second.share(first, 200)
-    assert shared == model.shares_cache
+    assert shared == model.library.shares_cache
     if shared:
         assert list(second.tokens) == tokens[:200]
         new = model.vocab.tokenize(" But then")
