@@ -87,9 +87,9 @@ class Engine:
             self._parallel = parallel
             self._resting: Round | None = None
             # Exact answers need batches of certain sizes, which company would change.
-            self._together = self.model.library.shares_cache and not exact
+            self._together = self.model.shares_cache and not exact
             self._sharing = Sharing(lambda: self.steering.costs)
-            pooled = parallel if self.model.library.shares_cache else 1
+            pooled = parallel if self.model.shares_cache else 1
             self.context_length = self.model.context_length // pooled
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
