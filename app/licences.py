@@ -87,15 +87,15 @@ def _installed() -> list[Component]:
             package = distribution(name)
         except PackageNotFoundError:  # for another system, or an extra
             continue
-        data = {field: package.metadata[field] for field in package.metadata}
-        short = (data.get("License") or "").strip()
-        licence = data.get("License-Expression") or ("" if "\n" in short else short) or "see its text"
+        data = package.metadata.json
+        expression, short = (str(data.get(key, "")) for key in ("license_expression", "license"))
+        licence = expression or ("" if "\n" in short else short) or "see its text"
         texts = [
             path.read_text("utf-8")
             for path in package.files or []
             if ".dist-info/" in str(path) and path.name.upper().startswith(("LICEN", "COPYING", "NOTICE"))
         ]
-        found[name] = Component(data["Name"], package.version, licence, "\n\n".join(texts) or licence)
+        found[name] = Component(str(data["name"]), package.version, licence, "\n\n".join(texts) or licence)
         queue += [_name_of(one) for one in package.requires or [] if "extra ==" not in one]
     return sorted(found.values(), key=lambda one: one.name.lower())
 
