@@ -129,11 +129,12 @@ def main() -> None:
     bom.serial_number = bom.metadata.timestamp = None  # would differ from build to build
     bom.metadata.tools.tools.clear()
     for part in found:
+        purl = PackageURL(part.kind, name=part.name, version=part.version)
         (folder / f"{part.name}.txt").write_text(part.text.rstrip() + "\n", "utf-8")
         bom.components.add(
             Component(
                 type=ComponentType.LIBRARY, name=part.name, version=part.version,
-                purl=PackageURL(part.kind, name=part.name, version=part.version),
+                purl=purl, bom_ref=str(purl),
                 licenses=[DisjunctiveLicense(name=part.licence)],
             )
         )  # fmt: skip
