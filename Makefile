@@ -1,7 +1,9 @@
 # The steps a person and CI run are the same. `make chat` and `make test` need nothing run before them.
 BIN := .venv/bin
+EXPORT_BIN := .venv-export/bin
 
-.PHONY: chat test test-binary check format setup setup-dev models models-dev bench binary bundle clean
+.PHONY: chat test test-binary test-export test-openvino check format setup setup-dev models models-dev models-onnx
+.PHONY: bench binary bundle clean
 
 chat: setup
 	@$(BIN)/edgespec models --json | grep -q '"path": "/' || $(BIN)/edgespec pull smollm2-135m
@@ -9,6 +11,16 @@ chat: setup
 
 test: check models-dev
 	$(BIN)/pytest
+
+# What exports models runs in an environment of its own.
+test-export: models-onnx
+	$(EXPORT_BIN)/pytest tests/test_exporter.py tests/test_exported.py
+
+# OpenVINO comes with a build of onnxruntime of its own, which replaces the other for these tests alone.
+test-openvino: setup-dev
+	@ls build/openvino/onnxruntime >/dev/null 2>&1 || $(BIN)/pip install --quiet --disable-pip-version-check \
+		--no-deps --target build/openvino onnxruntime-openvino
+	PYTHONPATH=build/openvino $(BIN)/pytest tests/test_openvino.py
 
 # What ships is type-checked as it is installed: folders and import names differ.
 check: setup-dev
@@ -25,6 +37,11 @@ format: setup-dev
 
 models-dev: setup-dev
 	$(BIN)/edgespec pull smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+
+# The exported models that tests want, in the models folder; made again only when what makes them changed.
+models-onnx: models-dev
+	@VENV=.venv-export packaging/setup.sh test-export
+	$(EXPORT_BIN)/python packaging/models_onnx.py
 
 # A folder that runs without Python, on any processor of this architecture.
 binary:
@@ -51,4 +68,4 @@ setup-dev:
 	@packaging/setup.sh dev
 
 clean:
-	rm -rf build dist .venv *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist .venv .venv-export *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import edgespec
-from edgespec.app import config, corpus_cli, doctor, licences, models_cli, quant_cli, tune_cli
+from edgespec.app import config, convert_cli, corpus_cli, doctor, licences, models_cli, quant_cli, tune_cli
 from edgespec.app import options as opt
 from edgespec.app.bench import cli as bench_cli
 from edgespec.app.chat import cli as chat_cli
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+convert_cli.add_to(quant_cli.app)
 app.add_typer(models_cli.app, name="models")
 app.command()(models_cli.pull)
 app.command()(models_cli.rm)
@@ -110,6 +112,26 @@ def run(
         list[str] | None,
         typer.Option(help="End the answer before this text; repeatable.", show_default=False),
     ] = None,
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A JSON schema: the answer is JSON that keeps to it. Say in the prompt what is wanted.",
+            show_default=False,
+        ),
+    ] = None,
+    tool: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Definitions of functions in OpenAI's form (JSON, one or a list) that the answer may call; "
+            "calls are printed as JSON, one a line. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    tool_choice: Annotated[
+        str, typer.Option(metavar="auto|required|NAME", help="Whether to call a function, or which one.")
+    ] = "auto",
     raw: Annotated[
         bool, typer.Option(help="Continue the prompt as it is, without the chat template.")
     ] = False,
@@ -117,7 +139,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
     """Answer one prompt on standard output."""
-    from edgespec.app.run import ask
+    from edgespec.app.run import ask, read_form
 
     sampling = Sampling(
         temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty,
@@ -125,6 +147,7 @@ def run(
     )  # fmt: skip
     if "" in (stop or []):
         raise EdgespecError("--stop needs a text: an empty one would end every answer at once.")
+    form = read_form(schema, tool or [], tool_choice, raw)
     text = "\n\n".join(part for part in (prompt, opt.piped_input()) if part.strip())
     if not text:
         raise EdgespecError('Nothing to answer: give a prompt, as in `edgespec run "Why is the sky blue?"`.')
@@ -132,8 +155,8 @@ def run(
         model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
     ) as loaded:
         code = ask(
-            loaded, text, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [], raw=raw,
-            stats=stats, as_json=as_json,
+            loaded, text, form, system=system, sampling=sampling, max_tokens=max_tokens, stops=stop or [],
+            raw=raw, stats=stats, as_json=as_json,
         )  # fmt: skip
     sys.exit(code)
 

@@ -48,8 +48,8 @@ CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL)
 class Tokenizer(Protocol):
     """What an index needs of a models.vocab.Vocab."""
 
-    size: int
-
+    @property
+    def size(self) -> int: ...
     def tokenize(self, text: str) -> list[int]: ...
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -51,7 +51,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "engines": _engines(),
-        "onnx": _onnx(),
+        "onnx": _onnx(model),
         "sensors": told_fields(reading),
         "not_told": {**missing(), **watch.troubles},
         "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
@@ -95,29 +95,41 @@ def _engines() -> dict[str, str]:
     return found
 
 
-def _onnx() -> list[str] | str:
-    """The providers of onnxruntime, or why there are none."""
+def _onnx(model: str) -> dict[str, str]:
+    """Each execution provider of onnxruntime by its name, and whether it is used for `model`, and why."""
+    from edgespec.app import profile
+    from edgespec.models.catalog import installed, is_onnx, resolve
+    from edgespec.models.onnx_check import check_onnx
+    from edgespec.models.providers import KNOWN, Measured, offered
+
     try:
-        runtime = import_module("onnxruntime")
-    except ImportError:
-        return "not used: onnxruntime is not installed"
-    return list(runtime.get_available_providers())
+        here = offered()
+    except EdgespecError as error:
+        return {"onnxruntime": f"not used: {error}"}
+    found = Measured()
+    with contextlib.suppress(EdgespecError):
+        folders = [path] if is_onnx(path := resolve(model)) else []
+        folders = folders or [one.path for one in installed() if is_onnx(one.path)]
+        found = next(
+            (known for one in folders if (known := profile.provider_figures(check_onnx(one))).seconds), found
+        )
+    return {one.label: found.fate(one.name, here) for one in KNOWN}
 
 
 def _curve(model: str) -> dict[str, Any]:
     """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
     from edgespec.app import profile
     from edgespec.models.catalog import resolve
-    from edgespec.models.gguf_check import check_gguf
-    from edgespec.models.llama import LlamaOptions
+    from edgespec.models.native import LlamaOptions
+    from edgespec.models.runtime import check_model, options_for
 
     try:
         path = resolve(model or opt.default_model())
-        summary = check_gguf(path)
+        summary = check_model(path)
     except EdgespecError as error:
         return {"missing": str(error)}
     found = profile.tuned(summary)
-    options = found[0] if found else LlamaOptions()
+    options = options_for(path, found[0] if found else LlamaOptions())
     curve = profile.known_curve(summary, options)
     if curve is None:
         return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}
@@ -132,7 +144,6 @@ def table(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     cpu, curve, governor = report["processor"], report["curve"], report["governor"]
     kinds = ", ".join(f"{kind['cores']} {kind['name']}" for kind in cpu["kinds"])
-    onnx = report["onnx"]
     lines = [
         (
             "processor",
@@ -143,7 +154,7 @@ def table(report: dict[str, Any]) -> str:
             ("engine" if i == 0 else "", f"{name}: {text}")
             for i, (name, text) in enumerate(report["engines"].items())
         ),
-        ("onnx", onnx if isinstance(onnx, str) else ", ".join(onnx)),
+        *_listed("onnx", [f"{name}: {fate}" for name, fate in report["onnx"].items()]),
         *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
         *_listed("not told", [f"{name}: {why}" for name, why in report["not_told"].items()]),
         *_listed("models", [f"{one['name']}, {one['bytes'] / 1e6:,.0f} MB" for one in report["models"]]),

@@ -16,7 +16,7 @@ from edgespec.app.answer import Request, Result
 from edgespec.app.corpus import index_for
 from edgespec.app.shelf import Shelf
 from edgespec.app.steering import Steering
-from edgespec.app.writing import Slot, Writing, borrow, choose_slot
+from edgespec.app.writing import Slot, Writing, borrow, choose_slot, first_readers
 from edgespec.control import FixedLength, Planner, best_case
 from edgespec.core import Cancelled, EdgespecError, Round
 from edgespec.costs import CostCurve
@@ -25,14 +25,24 @@ from edgespec.drafting import ModelDrafter
 from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaModel, LlamaOptions
-from edgespec.models.native import library
-from edgespec.models.trimmed import open_draft
+from edgespec.models.native import LlamaOptions
+from edgespec.models.onnx import OnnxOptions
+from edgespec.models.runtime import (
+    Model,
+    ModelSequence,
+    Options,
+    check_model,
+    load_draft,
+    load_model,
+    options_for,
+)
+from edgespec.models.tools import folded, read_tools, syntax_of
 from edgespec.models.vocab import first_difference
 from edgespec.oracle import model_runs, shortest, suffix_runs
+from edgespec.overlap import AHEAD, pays
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampling
+from edgespec.sharing import Sharing
 
 _CHUNK = 64  # tokens of a prompt that are read in a pass which others wait for
 WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
@@ -51,7 +61,7 @@ class Engine:
         mode: Mode = "auto",
         exact: bool = False,
         parallel: int = 1,
-        options: LlamaOptions | None = None,
+        options: Options | None = None,
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no guess can change.
@@ -63,18 +73,23 @@ class Engine:
         """
         self.notes: list[str] = []
         self.shelf: Shelf | None = None  # for those who answer several conversations in turn
-        options = _for_several(options or LlamaOptions(), parallel)
-        self.model = LlamaModel(target, exact_options(options) if exact else options, progress)
-        self.draft: LlamaModel | None = None
+        options = options_for(target, options or LlamaOptions()).for_texts(parallel)
+        chosen = exact_options(options) if exact else options
+        self.model: Model = load_model(target, chosen, progress, self.notes.append)
+        self.draft: Model | None = None
         self._steering: Steering | None = None
         self.draft_path: Path | None = None  # of the draft model asked for, loaded or not
         self._draft_options = options  # without the recipe of `exact`: a draft's rounding changes nothing
         self._suffix = suffix
+        self._ahead = 0  # tokens that the draft model may go on by while the target checks
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
             self._parallel = parallel
             self._resting: Round | None = None
-            pooled = parallel if self.model.library.shares_cache else 1
+            # Exact answers need batches of certain sizes, which company would change.
+            self._together = self.model.shares_cache and not exact
+            self._sharing = Sharing(lambda: self.steering.costs)
+            pooled = parallel if self.model.shares_cache else 1
             self.context_length = self.model.context_length // pooled
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
@@ -93,7 +108,7 @@ class Engine:
                 self._costs,
                 mode,
                 most=self._max_draft,
-                fixed_threads=exact,  # another count would round differently
+                fixed_threads=exact or self.model.fixed_threads,  # exact: another would round differently
                 note=self.notes.append,
             )
             self._corpus = None
@@ -117,16 +132,19 @@ class Engine:
         """Load the draft model, unless it is known or found that it cannot pay on this machine."""
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
-        options = replace(self._draft_options, context=self.model.context_length, sequences=self._parallel)
-        summary = check_gguf(path)
+        summary = check_model(path)
+        one = options_for(path, replace(self._draft_options, context=self.context_length))
+        options = one.for_texts(self._parallel)
+        if isinstance(options, OnnxOptions):
+            options = replace(options, providers=profile.providers(summary))
         known = profile.known_curve(summary, options)
-        fits = summary.tokenizer_digest == self.model.summary.tokenizer_digest
+        digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
+        fits = digests[0] == digests[1] or profile.agree(*digests)
         if fits and known is not None and self._is_hopeless(path, known):
             return
-        draft = open_draft(path, options, progress)
+        draft = load_draft(path, options, progress, self.notes.append)
         try:
-            same = draft.summary.tokenizer_digest == self.model.summary.tokenizer_digest
-            difference = None if same else first_difference(self.model.vocab, draft.vocab)
+            difference = self._difference(draft)
             if reason := difference or draft.rollback_refusal:
                 raise EdgespecError(
                     f"{path.name} cannot draft for {self.model.path.name}: {reason}. "
@@ -143,7 +161,26 @@ class Engine:
         self.draft, self._draft_sequence, self._draft_costs = draft, sequences[0], costs
         for slot, sequence in zip(self.slots, sequences, strict=True):
             slot.drafting = sequence
+        self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
+        self._ahead = AHEAD if self._may_overlap(draft, sequences[0]) else 0
+
+    def _may_overlap(self, draft: Model, drafting: ModelSequence) -> bool:
+        """Whether the draft model may go on while the target checks: measured where they share no cores."""
+        if self.model.on_cpu and draft.on_cpu:
+            return False
+        together = profile.together(self._sequence, drafting, self.notes.append)
+        return pays(self._costs, self._draft_costs, together)
+
+    def _difference(self, draft: Model) -> str | None:
+        """What keeps `draft` from guessing for the target. Vocabularies that agree are compared once."""
+        digests = [model.summary.tokenizer_digest for model in (self.model, draft)]
+        if digests[0] == digests[1] or profile.agree(*digests):
+            return None
+        difference = first_difference(self.model.vocab, draft.vocab)
+        if difference is None:
+            profile.keep_agreement(*digests)
+        return difference
 
     def _is_hopeless(self, path: Path, costs: CostCurve) -> bool:
         best = best_case(self._costs, costs)
@@ -207,8 +244,13 @@ class Engine:
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Token ids of a conversation, ready for the model's answer. Text in messages stays text."""
+        """Token ids of a conversation, ready for the model's answer. Text in messages stays text.
+
+        `tools` are in OpenAI's form. Where the template says nothing of tools, the system prompt does.
+        """
         vocab = self.model.vocab
+        if syntax_of(self.model.chat_template).taught:
+            messages, tools = folded(messages, read_tools(tools or ())), None
         if not self.template:
             text = "\n\n".join(str(message["content"]) for message in messages if message.get("content"))
             return vocab.tokenize(text, begin=True)
@@ -265,17 +307,20 @@ class Engine:
         """
         if self._resting is not None:  # only now: what the last pass brought was heard of before
             self.steering.rest(self._resting, lambda: any(one.request.cancelled for one in writings))
+        planners = [writing.planner for writing in writings]
+        if self._together:
+            writings = first_readers(writings, self.slots)
         texts = [writing.text for writing in writings]
         chunk = _CHUNK if len(texts) > 1 else self.context_length
         rounds: list[Round | None] = []
+        forward, rows = self.model.forward_texts, self.model.options.max_rows
         try:
-            for batch in [texts] if self.model.library.shares_cache else [[text] for text in texts]:
-                rounds += advance(batch, self.model.forward_texts, self.model.options.max_rows, chunk)
+            for batch in [texts] if self._together else [[text] for text in texts]:
+                rounds += advance(batch, forward, rows, chunk, self._sharing)
         except Cancelled:
             rounds += [None] * (len(texts) - len(rounds))
         done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
         news = [(writing, writing.took(round_)) for writing, round_ in done]
-        planners = [writing.planner for writing in writings]
         for writing, round_ in done:
             if writing.first is round_:
                 self.steering.mark(writing.result)
@@ -322,23 +367,15 @@ class Engine:
             q = Sampling()
             if settings.seed is None and settings.temperature > 0:
                 q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-            model = ModelDrafter(
-                slot.drafting, self.draft.context_length // self._parallel, q, is_end=self.model.vocab.is_end
-            )
+            model = ModelDrafter(slot.drafting, self._draft_room, q, is_end=self.model.vocab.is_end)
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
-        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most)
+        return Planner(self._costs, self._acceptance, suffix, model, self._draft_costs, most, self._ahead)
 
 
 class ContextFullError(EdgespecError):
     """A prompt that does not fit into the context."""
-
-
-def _for_several(options: LlamaOptions, texts: int) -> LlamaOptions:
-    """`options` with room for several texts; what they share is a pool of all their contexts."""
-    pooled = texts if library(options.engine).shares_cache else 1
-    return replace(options, sequences=texts, context=options.context * pooled)
 
 
 def _next_size(tokens: int) -> int:

@@ -14,11 +14,11 @@ import typer
 from edgespec.app import config
 from edgespec.core import EdgespecError
 from edgespec.governor import Mode
-from edgespec.models.catalog import installed, load_catalog, resolve
+from edgespec.models.catalog import installed, is_onnx, load_catalog, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine import Engine
-    from edgespec.models.llama import LlamaOptions
+    from edgespec.models.runtime import Options
 
 Backend = Literal["auto", "llama.cpp", "ik"]
 Model = Annotated[
@@ -27,7 +27,7 @@ Model = Annotated[
         "-m",
         "--model",
         envvar="EDGESPEC_MODEL",
-        help="A catalogue name or a .gguf file.",
+        help="A catalogue name, a .gguf file or the folder of an ONNX model.",
         show_default="starter",
     ),
 ]
@@ -35,7 +35,7 @@ Draft = Annotated[
     str,
     typer.Option(
         help="auto: what the machine gains from; none: plain decoding; suffix: only repeated text; or a "
-        "small model with the same vocabulary (name or .gguf file)."
+        "small model with the same vocabulary (name, .gguf file or ONNX folder)."
     ),
 ]
 MaxDraft = Annotated[
@@ -124,7 +124,7 @@ def load_engine(
     options, form, note = _tuned(name, target, engine)
     options = replace(options, context=context)
     if threads:
-        options = replace(options, threads=threads, threads_batch=threads)
+        options = options.with_threads(threads, threads)
     loaded = Engine(
         target,
         small and _form_of(small, form),
@@ -141,18 +141,39 @@ def load_engine(
 
 
 def partner(name: str) -> Path | None:
-    """The draft that the catalogue names for a model, if it is on this machine."""
-    entry = load_catalog().get(name)
+    """The draft that the catalogue names for a model, if it is on this machine.
+
+    For an ONNX folder that is named after an entry it is the draft's folder, the same weights first, or file.
+    """
+    catalog, here = load_catalog(), installed()
+    folder = Path(name).name if name not in catalog else ""
+    entry = catalog.get(name) or next((e for e in catalog.values() if folder.startswith(f"{e.name}-")), None)
     wanted = entry.draft if entry is not None else None
-    return next((one.path for one in installed() if one.entry is not None and one.entry.name == wanted), None)
+    if entry is None or wanted is None:
+        return None
+    files = [one.path for one in here if one.entry is not None and one.entry.name == wanted]
+    if folder:
+        names = [one.path for one in here if one.entry is None and one.path.name.startswith(f"{wanted}-")]
+        folders = [path for path in names if is_onnx(path)]
+        alike = f"{wanted}{folder.removeprefix(entry.name)}"
+        files = [*sorted(folders, key=lambda path: path.name != alike), *files]
+    return next(iter(files), None)
 
 
-def _tuned(name: str, target: Path, engine: Backend) -> tuple[LlamaOptions, str, list[str]]:
+def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list[str]]:
     """The settings found for `target` if they are for `engine`, its draft's form, and what to say of it."""
     from edgespec.app import profile
     from edgespec.models.gguf_check import check_gguf
-    from edgespec.models.llama import LlamaOptions
+    from edgespec.models.native import LlamaOptions
+    from edgespec.models.onnx import OnnxOptions
+    from edgespec.models.onnx_check import check_onnx
 
+    if is_onnx(target):
+        if engine != "auto":
+            raise EdgespecError(
+                f"{target.name} is an ONNX model, which onnxruntime runs: leave out --engine."
+            )
+        return OnnxOptions(providers=profile.providers(check_onnx(target))), "", []
     summary = check_gguf(target)
     found = profile.tuned(summary)
     if found is not None and engine in ("auto", found[0].engine):
@@ -165,10 +186,12 @@ def _tuned(name: str, target: Path, engine: Backend) -> tuple[LlamaOptions, str,
 
 def _form_of(draft: Path, wanted: str) -> Path:
     """The form of `draft` that was found fastest, else the one made of it, else itself."""
-    from edgespec.quant.tune import draft_forms
+    from edgespec.quant.tune import draft_forms, onnx_forms
 
+    if is_onnx(draft):
+        return draft
     forms = draft_forms(draft)
-    return next((form for form in forms if form.name == wanted), forms[:2][-1])
+    return next((form for form in [*forms, *onnx_forms(draft)] if form.name == wanted), forms[:2][-1])
 
 
 def parse_bias(entries: list[str]) -> dict[int, float]:

@@ -12,7 +12,6 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,9 +20,11 @@ from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
 from edgespec.models.catalog import folder_in
 from edgespec.models.exact import equal_sizes
-from edgespec.models.gguf_check import GgufSummary
-from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
-from edgespec.models.native import EngineName, library
+from edgespec.models.native import EngineName, LlamaOptions, library
+from edgespec.models.onnx import build
+from edgespec.models.providers import CPU, Measured, offered
+from edgespec.models.runtime import Model, ModelSequence, Options, Summary
+from edgespec.overlap import Together, measure_together
 from edgespec.sensors import compute_cores, cpu_name
 
 _VERSION = 1
@@ -45,26 +46,20 @@ def cache_folder() -> Path:
     return user_cache_path("edgespec", appauthor=False) / "machine"
 
 
-def cost_key(summary: GgufSummary, options: LlamaOptions) -> str:
+def cost_key(summary: Summary, options: Options) -> str:
     """Identifies what a forward pass costs: kernels, processor, threads, shapes and types of the weights.
 
     Two files that differ only in their weights cost the same, so the weights are not hashed.
     """
-    one_row = options.threads or compute_cores()
-    parts = (
-        library(options.engine).build, cpu_name(), one_row, options.threads_batch or one_row,
-        options.flash_attention, options.type_k, options.type_v, options.repack, options.gpu_layers,
-        *_shape(summary),
-    )  # fmt: skip
-    return _digest(parts)
+    return _digest((cpu_name(), *options.kernels(), *_shape(summary)))
 
 
-def tuned_key(summary: GgufSummary) -> str:
+def tuned_key(summary: Summary) -> str:
     """Identifies what settings were sought for: processor, shapes and types of the weights."""
     return _digest((cpu_name(), compute_cores(), *_shape(summary)))
 
 
-def _shape(summary: GgufSummary) -> tuple[object, ...]:
+def _shape(summary: Summary) -> tuple[object, ...]:
     return summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items())
 
 
@@ -98,7 +93,7 @@ def save(kind: str, key: str, data: dict[str, Any]) -> None:
             raise
 
 
-def known_curve(summary: GgufSummary, options: LlamaOptions) -> CostCurve | None:
+def known_curve(summary: Summary, options: Options) -> CostCurve | None:
     """The cost curve kept from an earlier run, None if there is none."""
     data = load("costs", cost_key(summary, options))
     if data is not None:
@@ -107,13 +102,13 @@ def known_curve(summary: GgufSummary, options: LlamaOptions) -> CostCurve | None
     return None
 
 
-def at(model: LlamaModel, threads: tuple[int, int]) -> LlamaOptions:
+def at(model: Model, threads: tuple[int, int]) -> Options:
     """The options of `model` with other thread counts, for passes of one row and of several."""
-    return replace(model.options, threads=threads[0], threads_batch=threads[1])
+    return model.options.with_threads(*threads)
 
 
 def curve(
-    sequence: LlamaSequence, say: Callable[[str], None], threads: tuple[int, int] | None = None
+    sequence: ModelSequence, say: Callable[[str], None], threads: tuple[int, int] | None = None
 ) -> CostCurve:
     """The cost curve of the sequence's model: kept from an earlier run, or measured now in a few seconds.
 
@@ -136,11 +131,11 @@ def curve(
     return result
 
 
-def keep(model: LlamaModel, curve: CostCurve, threads: tuple[int, int]) -> None:
+def keep(model: Model, curve: CostCurve, threads: tuple[int, int]) -> None:
     save("costs", cost_key(model.summary, at(model, threads)), curve.as_json())
 
 
-def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int]:
+def exact_sizes(sequence: ModelSequence, say: Callable[[str], None]) -> list[int]:
     """The batch sizes that change nothing, to the bit: kept from an earlier run, or found out now.
 
     Raises EdgespecError when there is none but one row.
@@ -162,7 +157,7 @@ def exact_sizes(sequence: LlamaSequence, say: Callable[[str], None]) -> list[int
     return sizes
 
 
-def keep_tuned(summary: GgufSummary, options: LlamaOptions, draft: str = "") -> None:
+def keep_tuned(summary: Summary, options: LlamaOptions, draft: str = "") -> None:
     """Keep the settings that were found best for a model here, and the file name of its draft's best form."""
     data = {name: getattr(options, name) for name in _TUNED}
     key = tuned_key(summary)
@@ -171,7 +166,7 @@ def keep_tuned(summary: GgufSummary, options: LlamaOptions, draft: str = "") -> 
         (cache_folder() / f"told-{key}.json").unlink(missing_ok=True)
 
 
-def tuned(summary: GgufSummary) -> tuple[LlamaOptions, str] | None:
+def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
     """What `keep_tuned` kept, None if there is nothing, or if its engine was changed or is gone."""
     data = load("tuned", tuned_key(summary))
     if data is None:
@@ -193,6 +188,61 @@ def tuned(summary: GgufSummary) -> tuple[LlamaOptions, str] | None:
     return options, data["draft"]
 
 
+def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
+    """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
+    models = target.model, draft.model
+    key = _digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
+    data = load("together", key)
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            known = Together(float(data["target"]), float(data["draft"]))
+            if 0.1 <= known.target <= 100.0 and 0.1 <= known.draft <= 100.0:
+                return known
+    say(f"Measured once what {models[0].path.name} and {models[1].path.name} cost side by side.")
+    runs = [_runner(sequence) for sequence in (target, draft)]
+    try:
+        found = measure_together(lambda: runs[0](4), lambda: runs[1](1))
+    finally:
+        target.rollback(0)
+        draft.rollback(0)
+    save("together", key, {"target": found.target, "draft": found.draft})
+    return found
+
+
+def agree(target: str, draft: str) -> bool:
+    """Whether `keep_agreement` was told that vocabularies of these digests agree."""
+    return load("agree", _digest((target, draft))) is not None
+
+
+def keep_agreement(target: str, draft: str) -> None:
+    save("agree", _digest((target, draft)), {})
+
+
+def providers(summary: Summary) -> tuple[str, ...]:
+    """Where an ONNX model runs: the execution providers to try in order, by what was measured here."""
+    return tuple(provider_figures(summary).order(offered()))
+
+
+def provider_figures(summary: Summary) -> Measured:
+    """What `keep_providers` kept for models of this shape and this onnxruntime, nothing if there is none."""
+    data = load("providers", _providers_key(summary))
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            seconds = {str(name): float(s) for name, s in data["seconds"].items()}
+            failed = {str(name): str(why) for name, why in data["failed"].items()}
+            if all(0.0 < s < 3600.0 for s in seconds.values()):
+                return Measured(seconds, failed)
+    return Measured()
+
+
+def keep_providers(summary: Summary, found: Measured) -> None:
+    save("providers", _providers_key(summary), {"seconds": dict(found.seconds), "failed": dict(found.failed)})
+
+
+def _providers_key(summary: Summary) -> str:
+    return _digest((cpu_name(), compute_cores(), build(CPU), *offered(), *_shape(summary)))
+
+
 def untold(key: str) -> bool:
     """Whether `key` was never spoken of. It is from now on; where that cannot be kept the answer is no."""
     if load("told", key) is not None:
@@ -201,12 +251,12 @@ def untold(key: str) -> bool:
     return load("told", key) is not None
 
 
-def prior_slope(model: LlamaModel) -> float:
+def prior_slope(model: Model) -> float:
     """How much dearer a pass gets with each token in the cache, before it was seen: as bytes to be read."""
     return min(1e-3, model.cache_bytes / model.context_length / model.summary.tensor_bytes)
 
 
-def acceptance(target: LlamaModel) -> Acceptance:
+def acceptance(target: Model) -> Acceptance:
     data = load("acceptance", target.summary.tokenizer_digest[:24])
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
@@ -214,11 +264,11 @@ def acceptance(target: LlamaModel) -> Acceptance:
     return Acceptance()
 
 
-def keep_acceptance(target: LlamaModel, known: Acceptance) -> None:
+def keep_acceptance(target: Model, known: Acceptance) -> None:
     save("acceptance", target.summary.tokenizer_digest[:24], known.as_json())
 
 
-def _runner(sequence: LlamaSequence) -> Callable[[int], None]:
+def _runner(sequence: ModelSequence) -> Callable[[int], None]:
     """Evaluates n rows after a few tokens, all logits wanted, and forgets them."""
     token = sequence.model.vocab.bos or 0
     sequence.forward([token] * 8)

@@ -62,7 +62,7 @@ def draft(
         raise EdgespecError(f"--kind {unknown[0]}: choose from {', '.join(known)}.")
     kinds = [one for one in known if one in wanted]
     source = draft_of(model)
-    with bar(source.name) as progress, _interruptible():
+    with bar(source.name) as progress, interruptible():
         report = make_draft(source, kinds, progress, vocabulary, corpus or ())
     if as_json:
         print(json.dumps(_as_json(report), indent=2))
@@ -91,7 +91,7 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
             source = verified(draft_entry, models_folder())
             if source is None or made_draft(source) is not None:
                 continue
-            with bar(draft_entry.name) as progress, _interruptible():
+            with bar(draft_entry.name) as progress, interruptible():
                 say = make_draft(source, progress=progress).line
         except EdgespecError as error:
             say = f"no faster draft: {error}"
@@ -123,21 +123,27 @@ def _as_json(report: Report) -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def bar(name: str) -> Iterator[Callable[[str, float], bool]]:
+def bar(name: str, *, lines: bool = False) -> Iterator[Callable[[str, float], bool]]:
+    """Shows progress on a terminal; elsewhere, with `lines`, a line for each thing that is begun."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn())
+    said = ""
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(name, total=1.0)
 
         def show(what: str, fraction: float) -> bool:
+            nonlocal said
             bars.update(task, completed=fraction, description=f"{name}: {what}")
+            if lines and what != said and not console.is_terminal:
+                sys.stderr.write(f"{one_line(name)}: {what}\n")
+            said = what
             return True
 
         yield show
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[None]:
     """Ctrl-C, or an end from outside: unfinished files go, and that is said."""
     if sys.platform != "win32":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -17,7 +17,7 @@ from edgespec.costs import CostCurve
 from edgespec.crowd import Crowd
 from edgespec.energy import Mark, Meter
 from edgespec.governor import LADDER, Decision, Governor, Mode, best_threads
-from edgespec.models.llama import LlamaModel, LlamaSequence
+from edgespec.models.runtime import Model, ModelSequence
 from edgespec.watch import Watch
 
 _SLICE = 0.05  # seconds of a rest after which a cancelled answer ends
@@ -28,7 +28,7 @@ class Steering:
 
     def __init__(
         self,
-        sequence: LlamaSequence,
+        sequence: ModelSequence,
         costs: CostCurve,
         mode: Mode = "auto",
         *,
@@ -65,14 +65,14 @@ class Steering:
         """The curve in force."""
         return self._costs
 
-    def begin(self, planner: Planner | FixedLength, drafting: LlamaModel | None) -> None:
+    def begin(self, planner: Planner | FixedLength, drafting: Model | None) -> None:
         """An answer begins. What the mode needs to know of other thread counts is measured first, once."""
         if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
         self._read, self._decisions = None, []
         self.steer([planner], drafting)
 
-    def steer(self, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None) -> None:
+    def steer(self, planners: Sequence[Planner | FixedLength], drafting: Model | None) -> None:
         """Before a pass: what the newest reading asks for, told to the planners of all its texts."""
         latest = self.watch.latest()
         if self._read is not None and latest.time == self._read.time:
@@ -82,9 +82,7 @@ class Steering:
         self._read = replace(latest, slowdown=curve.slowdown if curve and not self._crowd else None)
         self._apply(self.governor.decide(self._read), planners, drafting)
 
-    def after(
-        self, round_: Round, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None
-    ) -> None:
+    def after(self, round_: Round, planners: Sequence[Planner | FixedLength], drafting: Model | None) -> None:
         """After a pass, of which `round_` is one text's: try thread counts among other programs."""
         if self._crowd is None or round_.beside_rows is None:
             return
@@ -126,7 +124,7 @@ class Steering:
         )
 
     def _apply(
-        self, decision: Decision, planners: Sequence[Planner | FixedLength], drafting: LlamaModel | None
+        self, decision: Decision, planners: Sequence[Planner | FixedLength], drafting: Model | None
     ) -> None:
         threads = decision.budget.threads
         if threads == (0, 0):

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from edgespec.app import options as opt
 from edgespec.app.quant_cli import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.catalog import resolve
+from edgespec.models.catalog import is_onnx, resolve
 from edgespec.sensors import compute_cores, load_average
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ _SHOWN = (1, 4, 8, 16)  # rows in the table
 
 def tune(
     model: Annotated[
-        str, typer.Argument(help="A catalogue name or a .gguf file.", show_default="starter")
+        str,
+        typer.Argument(
+            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="starter"
+        ),
     ] = "",
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer rounds and steps: under a minute for a gigabyte.")
@@ -44,9 +48,12 @@ def tune(
 
     name = model or opt.default_model()
     path = resolve(name)
-    summary = check_gguf(path)
     if busy := _busy():
         sys.stderr.write(f"edgespec: {busy}\n")
+    if is_onnx(path):
+        _tune_onnx(path, quick=quick, as_json=as_json)
+        return
+    summary = check_gguf(path)
     try:
         with bar(path.name) as show, _stopped_by_ctrl_c(show) as progress:
             report = tuning.tune(path, opt.partner(name), quick=quick, progress=progress)
@@ -62,6 +69,49 @@ def tune(
         print(json.dumps(_as_json(report, busy), indent=2))
     else:
         _print(report)
+
+
+def _tune_onnx(folder: Path, *, quick: bool, as_json: bool) -> None:
+    """Find the provider that is fastest for an ONNX model, and compare with the same model as a GGUF file."""
+    from edgespec.app import profile
+    from edgespec.models.onnx_check import check_onnx
+    from edgespec.models.providers import KNOWN, offered
+    from edgespec.quant import tune_onnx
+
+    summary = check_onnx(folder)
+    try:
+        with bar(folder.name) as show, _stopped_by_ctrl_c(show) as progress:
+            report = tune_onnx.tune(folder, tune_onnx.gguf_of(folder), quick=quick, progress=progress)
+    except (Cancelled, KeyboardInterrupt):
+        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
+        sys.exit(130)
+    profile.keep_providers(summary, report.found)
+    fates = {one.label: report.found.fate(one.name, offered()) for one in KNOWN}
+    rows = sorted(n for n in next(iter(report.engines.values()), {}) if n)
+    fastest = {n: min(report.engines, key=lambda name: report.engines[name][n]) for n in rows}
+    if as_json:
+        engines = {
+            name: {str(n): round(1000 * figures[n], 3) for n in rows}
+            for name, figures in report.engines.items()
+        }
+        data = {
+            "model": str(folder), "providers": fates, "ms": engines,
+            "fastest": {str(n): name for n, name in fastest.items()}, "notes": report.notes,
+        }  # fmt: skip
+        print(json.dumps(data, indent=2))
+        return
+    for name, fate in fates.items():
+        print(f"{name:<10} {one_line(fate)}")
+    table = _table(["engine", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", ""])
+    for name, figures in report.engines.items():
+        best = [str(n) for n in rows if fastest[n] == name]
+        times = [f"{1000 * figures[n]:.1f}" for n in rows]
+        table.add_row(name, *times, f"{1 / figures[0]:.0f}", f"fastest for {', '.join(best)}" if best else "")
+    print()
+    _console().print(table)
+    print("rows: milliseconds of a forward pass; prompt: tokens a second")
+    for note in report.notes:
+        print(one_line(note))
 
 
 @contextmanager
@@ -89,7 +139,7 @@ def _busy() -> str:
 
 
 def _print(report: Report) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
+    console = _console()
     rows = [n for n in _SHOWN if n in (report.best.figures or {})]
     titles = ["setting", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", "score", ""]
     table = _table(titles)
@@ -108,6 +158,10 @@ def _print(report: Report) -> None:
         f"Best here: {describe(best.options)}; {best.score or 1:.2f} times {report.start.setting} as it is."
     )
     print("Kept: run, chat and bench use it.")
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
 
 
 def _table(titles: list[str]) -> Table:

@@ -12,8 +12,8 @@ from edgespec.control import FixedLength, Planner
 from edgespec.core import Round, common_prefix
 from edgespec.costs import CostCurve
 from edgespec.decode import Text
-from edgespec.models.llama import LlamaSequence
-from edgespec.models.vocab import Vocab
+from edgespec.models.runtime import ModelSequence
+from edgespec.models.vocab import Vocabulary
 from edgespec.sampling import Sampler
 
 _WORTH_SHARING = 16  # tokens
@@ -23,8 +23,8 @@ _WORTH_SHARING = 16  # tokens
 class Slot:
     """Room for one text: a sequence of the target and one of the draft model, with what they hold."""
 
-    sequence: LlamaSequence
-    drafting: LlamaSequence | None = None
+    sequence: ModelSequence
+    drafting: ModelSequence | None = None
     used: float = 0.0
 
     def forget(self) -> None:
@@ -61,6 +61,21 @@ def borrow(slot: Slot, slots: Sequence[Slot], prompt: Sequence[int]) -> None:
             held = common
 
 
+def first_readers(writings: Sequence[Writing], slots: Sequence[Slot]) -> list[Writing]:
+    """Those of `writings` that go on now: who lacks what an earlier one is about to read waits for it.
+
+    Programs that start at once often begin with the same system prompt and tools.
+    """
+    going: list[Writing] = []
+    for i, one in enumerate(writings):
+        if one.text.lacking >= _WORTH_SHARING:
+            if any(one.waits_for(other) for other in writings[:i]):
+                continue
+            one.borrow(slots)
+        going.append(one)
+    return going
+
+
 class Writing:
     """One answer. `text` is what `decode.advance` drives; `took` and `end` follow what comes of it."""
 
@@ -70,7 +85,7 @@ class Writing:
         result: Result,
         slot: Slot,
         planner: Planner | FixedLength,
-        vocab: Vocab,
+        vocab: Vocabulary,
         room: int,
         costs: Callable[[], CostCurve],
     ) -> None:
@@ -102,6 +117,18 @@ class Writing:
     def over(self) -> bool:
         return self.text.over or self.request.cancelled
 
+    def waits_for(self, other: Writing) -> bool:
+        """`other` is reading what this prompt begins with too."""
+        read, wanted = other.text.target.tokens, common_prefix(other.text.context, self.request.prompt)
+        return len(read) < wanted and wanted >= len(self.text.target.tokens) + _WORTH_SHARING
+
+    def borrow(self, slots: Sequence[Slot]) -> None:
+        """Go on from what another slot has read of the prompt by now, if that is more."""
+        held = len(self.text.target.tokens)
+        borrow(self.slot, slots, self.request.prompt[:-1])
+        if len(self.text.target.tokens) > held:
+            self.result.cached_tokens = len(self.text.target.tokens)
+
     def took(self, round_: Round) -> str:
         """Count a round; returns text that can no longer change."""
         result = self.result
@@ -114,6 +141,7 @@ class Writing:
     def end(self) -> str:
         """The answer is over, whatever ended it; returns the rest of the text. Raises what made it fail."""
         self.slot.used = monotonic()
+        self.planner.settle()
         self.request.disarm()
         if self._constraint is not None and self._constraint.finished:
             self.result.stop_reason = "end"

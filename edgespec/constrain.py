@@ -16,7 +16,7 @@ from dataclasses import replace
 from itertools import accumulate
 from operator import mul
 
-from edgespec.core import Constraint, Controller, Done, Draft, Round
+from edgespec.core import Constraint, Controller, Done, Draft, Offer, Round
 from edgespec.costs import CostCurve
 
 GRAMMAR = "grammar"
@@ -51,31 +51,41 @@ class Constrained:
         self._written = self._spent = 0.0
         self._length = self._texts = self._beside = 0
         self._forced = 0  # tokens that the draft begins with and the other controller took for context
-        self._guess: Draft | None = Draft()  # its part of the draft, None if it planned for another place
+        self._guess = Draft()  # its part of the draft
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         costs = self._costs()
-        limit = min(limit, costs.largest - self._beside - 1)
-        self._length, self._forced, self._guess = len(context), 0, Draft()
+        limit = self._begin(context, min(limit, costs.largest - self._beside - 1))
         if limit < 1:
             return Draft()
         forced = self._constraint.forced(limit)
         guess = Draft()
         if len(forced) < limit:
-            text = [*context, *forced] if forced else context
-            guess = self._controller.propose(text, limit - len(forced))
-        if not self._size(len(forced) + guess.rows - guess.padding, limit + 1, costs):
+            guess = self._controller.propose(_after(context, forced), limit - len(forced))
+        if not costs.size(len(forced) + guess.rows - guess.padding, limit + 1, self._beside):
             guess = Draft()
-        guess, whole = self._admitted(forced, guess)
-        tokens = forced + guess.tokens
-        more = self._constraint.forced(limit - len(tokens), tokens) if whole and guess.tokens else ()
+        guess, more, whole = self._checked(forced, guess, limit)
         if whole and not forced and not more:
             return guess
         draft = _certain(forced).followed_by(guess).followed_by(_certain(more))
-        kept, rows = self._best(draft, len(tokens) if guess.tokens else 0, limit + 1, costs)
-        self._forced = min(kept, len(forced))
-        self._guess = guess if self._forced == len(forced) else None
+        least = len(forced + guess.tokens) if guess.tokens else 0
+        kept, rows = self._best(draft, least, limit + 1, costs)
         return draft.cut(kept, max(0, rows - kept - 1))
+
+    def offer(self, context: Sequence[int], limit: int) -> Offer:
+        limit = self._begin(context, limit)
+        if limit < 1:
+            return Offer()
+        forced = self._constraint.forced(limit)
+        found = Offer()
+        if len(forced) < limit:
+            found = self._controller.offer(_after(context, forced), limit - len(forced))
+        guess, more, _ = self._checked(forced, found.draft, limit)
+        return Offer(
+            _certain(forced).followed_by(guess).followed_by(_certain(more)),
+            (1.0,) * len(forced) + found.chances[: len(guess.tokens)] + (1.0,) * len(more),
+            len(forced) + min(found.least, len(guess.tokens)) if found.least else 0,
+        )
 
     def beside(self, texts: int, rows: int) -> None:
         self._texts, self._beside = texts, rows
@@ -84,18 +94,20 @@ class Constrained:
     def observe(self, round_: Round) -> None:
         self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds
-        forced, guess = self._forced, self._guess
+        drafted = len(round_.draft.tokens)
+        forced = min(self._forced, drafted)
         if not forced:
             self._controller.observe(round_)
             return
         costs = self._costs()
         if round_.beside_rows is not None:
             costs.observe(round_.draft.rows + round_.beside_rows, self._length, round_.waiting)
-        if guess is None or round_.accepted < forced:
+        if round_.accepted < self._forced:
             return
         # As if what was forced had been part of the context, and the pass as long as one without it.
+        guess = self._guess.cut(min(len(self._guess.tokens), drafted - forced))
         accepted = min(round_.accepted - forced, len(guess.tokens))
-        rows = self._size(len(guess.tokens) + 1, costs.largest - self._beside, costs)
+        rows = costs.size(len(guess.tokens) + 1, costs.largest - self._beside, self._beside)
         guess = guess.cut(len(guess.tokens), max(0, rows - len(guess.tokens) - 1))
         waiting = costs.seconds(guess.rows + (round_.beside_rows or 0), self._length + forced)
         self._controller.observe(
@@ -109,6 +121,20 @@ class Constrained:
             )
         )
 
+    def _begin(self, context: Sequence[int], limit: int) -> int:
+        self._length, self._forced, self._guess = len(context), 0, Draft()
+        return limit
+
+    def _checked(
+        self, forced: tuple[int, ...], guess: Draft, limit: int
+    ) -> tuple[Draft, tuple[int, ...], bool]:
+        """`guess` as far as it may follow `forced`, what the grammar forces after it, and if it is whole."""
+        guess, whole = self._admitted(forced, guess)
+        self._forced, self._guess = len(forced), guess
+        tokens = forced + guess.tokens
+        more = self._constraint.forced(limit - len(tokens), tokens) if whole and guess.tokens else ()
+        return guess, more, whole
+
     def _admitted(self, forced: tuple[int, ...], guess: Draft) -> tuple[Draft, bool]:
         """`guess` as far as it may be drafted after `forced`, and whether the grammar admits all of it."""
         n = self._constraint.admits(forced + guess.tokens) - len(forced)
@@ -118,10 +144,6 @@ class Constrained:
             n += 1
         return guess.cut(n), False
 
-    def _size(self, rows: int, most: int, costs: CostCurve) -> int:
-        """The cheapest batch of at least `rows` and at most `most` rows of this text, 0 if there is none."""
-        return max(0, costs.size(rows + self._beside, most + self._beside) - self._beside)
-
     def _best(self, draft: Draft, least: int, most: int, costs: CostCurve) -> tuple[int, int]:
         """How many tokens of `draft`, at least `least`, and rows, at most `most`, bring most."""
         plain = costs.seconds(1 + self._texts, self._length) / (1 + self._texts)
@@ -130,10 +152,14 @@ class Constrained:
         plans = (
             (expected[k] - rate * costs.seconds(rows + self._beside, self._length), k, rows)
             for k in range(least, len(expected))
-            if (rows := self._size(k + 1, most, costs))
+            if (rows := costs.size(k + 1, most, self._beside))
         )
         _, kept, rows = max(plans, default=(0.0, 0, 1))
         return kept, rows
+
+
+def _after(context: Sequence[int], forced: tuple[int, ...]) -> Sequence[int]:
+    return [*context, *forced] if forced else context
 
 
 def _certain(tokens: tuple[int, ...]) -> Draft:

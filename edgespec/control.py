@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgespec.acceptance import LEVEL, Acceptance
-from edgespec.core import Budget, Draft, Round
+from edgespec.core import Budget, Draft, Offer, Round
 from edgespec.costs import CostCurve
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
@@ -81,6 +81,7 @@ class Planner:
     be shared. `suffix` costs nothing and is asked every round, so its acceptance is learned from every
     token, guessed or not. `model`, with its `model_costs`, is asked where that finds nothing worth checking
     and where its guesses are expected to bring more than they cost; repetition then adds to what it guessed.
+    While the target checks what it guessed, it goes on by at most `ahead` tokens.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Planner:
         model: ModelDrafter | None = None,
         model_costs: CostCurve | None = None,
         most: int = 31,
+        ahead: int = 0,
     ) -> None:
         self._costs = costs
         self._acceptance = acceptance
@@ -98,6 +100,7 @@ class Planner:
         self._model = model
         self._model_costs = model_costs or costs
         self._budget = Budget(most)
+        self._ahead = ahead
         self._caution = Caution()
         self._level = acceptance.level(MODEL)  # what the model's next guess is worth in this text, on average
         self._written, self._spent = 0.0, 0.0
@@ -121,19 +124,38 @@ class Planner:
         self._texts, self._beside = texts, rows
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
+        return self._plan(context, limit).draft
+
+    def offer(self, context: Sequence[int], limit: int) -> Offer:
+        """What repetition found or, if none of it pays even here, what the model guesses."""
+        draft = self._plan(context, limit).draft
+        least = draft.sources.count(MODEL) if draft.probs else 0
+        draft = draft.cut(len(draft.tokens)) if MODEL in draft.sources else self._found
+        guesses = zip(draft.sources, draft.confidence, strict=True)
+        return Offer(draft, tuple(self._acceptance.probability(*one) for one in guesses), least)
+
+    def _plan(self, context: Sequence[int], limit: int) -> _Plan:
         self._length = len(context)
         self._rate = self._running_rate()
         left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - self._beside - 1)
         if limit < 1:
-            return Draft()
+            return _Plan(Draft(), 0.0)
         if self._suffix is not None:
             self._found = self._suffix.propose(context, min(limit, self._caution.longest))
         plan = self._best(self._found, limit)
         if self._model is not None and self._budget.model_draft and not plan.draft.tokens:
             plan = self._with_model(self._model, context, plan, limit, left)
-        return plan.draft
+            if self._ahead and MODEL in plan.draft.sources:
+                self._model.begin_ahead([*context, *plan.draft.tokens], self._ahead)
+        return plan
+
+    def settle(self) -> None:
+        """Let nothing run ahead any more: an answer is over, and its drafter free for another."""
+        if self._model is not None:
+            self._model.settle()
 
     def observe(self, round_: Round) -> None:
+        self.settle()
         if not self._length:
             return
         length, self._length = self._length, 0
@@ -188,8 +210,7 @@ class Planner:
         return self._weight(rows) * self._costs.seconds(rows, length) + self._weight(1) * drafting
 
     def _size(self, rows: int, most: int) -> int:
-        """The cheapest batch of at least `rows` and at most `most` rows of this text, 0 if there is none."""
-        return max(0, self._costs.size(rows + self._beside, most + self._beside) - self._beside)
+        return self._costs.size(rows, most, self._beside)
 
     def _weight(self, rows: int) -> float:
         """What a second is worth: compute threads wait busily, so that all of them use it."""
@@ -274,8 +295,15 @@ class FixedLength:
             return self._model.draft(context, limit, lambda confidence: len(confidence) < limit)
         return found
 
+    def offer(self, context: Sequence[int], limit: int) -> Offer:
+        draft = self.propose(context, limit)
+        return Offer(draft, (1.0,) * len(draft.tokens), len(draft.tokens))
+
     def observe(self, round_: Round) -> None:
         """Learns nothing."""
+
+    def settle(self) -> None:
+        """Nothing runs ahead."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,18 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """What a text would guess if rows were cheap, without padding, and the chance of each token to stand.
+
+    `chances[i]` is that of token i if all before it stood. The first `least` tokens must not be dropped.
+    """
+
+    draft: Draft = Draft()
+    chances: tuple[float, ...] = ()
+    least: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Forward:
     """What a round asks of the target: evaluate everything it lacks of the context, then `draft`.
 
@@ -203,7 +215,8 @@ class Round:
     `seconds` runs from asking the drafter to the verdict. `drafting` and `waiting` (for the target's logits)
     are parts of it; what remains is Edgespec's own bookkeeping. `done`: the last token ends the generation.
     `tokens` are the accepted ones of `draft`, then the target's own. In a pass shared with other texts
-    `beside_rows` were theirs (None: prompts were read in it, too) and brought them `beside_tokens`.
+    `beside_rows` were theirs and brought them `beside_tokens`; None where the pass teaches nothing of costs:
+    prompts were read in it, too, or another of its rounds tells.
     """
 
     tokens: tuple[int, ...]
@@ -286,11 +299,14 @@ class Controller(Drafter, Protocol):
     The rows of its drafts, padding included, are at most limit + 1.
     """
 
+    def offer(self, context: Sequence[int], limit: int) -> Offer:
+        """Instead of `propose`, where several texts share a pass: what is kept of it is in the round."""
+
     def observe(self, round_: Round) -> None:
         """Called once after each round."""
 
     def beside(self, texts: int, rows: int) -> None:
-        """The next round shares its pass with `texts` others, which take `rows` rows of it so far."""
+        """The next round shares its pass with `texts` others, which take `rows` rows of it."""
 
 
 Done = Callable[[int], bool]

@@ -59,11 +59,14 @@ class CostCurve:
         """The cost of exactly `rows`, or of the next size known; beyond the largest in proportion."""
         return self.pace * self._relative(rows) * (1.0 + self.slope * context)
 
-    def size(self, rows: int, most: int) -> int:
+    def size(self, rows: int, most: int, beside: int = 0) -> int:
         """The cheapest batch of at least `rows` and at most `most` rows, 0 if there is none.
 
-        Padding may be cheaper than not: of sizes that were never seen none is taken.
+        Padding may be cheaper than not: of sizes that were never seen none is taken. With `beside` rows of
+        other texts in the batch, those of this one.
         """
+        if beside:
+            return max(0, self.size(rows + beside, most + beside) - beside)
         if not self._plan:
             self._plan = [0] * (self.largest + 1)
             best = 0

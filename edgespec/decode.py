@@ -19,10 +19,12 @@ from edgespec.core import (
     Forward,
     LanguageModel,
     Logits,
+    Offer,
     Round,
     common_prefix,
 )
 from edgespec.sampling import Sampler
+from edgespec.sharing import Sharing
 from edgespec.verify import verify
 
 Request = tuple[LanguageModel, Sequence[int], int]
@@ -82,14 +84,25 @@ class Text:
         """Tokens of the context that the target has not read, the last one aside."""
         return len(self.context) - 1 - len(self.target.tokens)
 
-    def plan(self, rows: int) -> tuple[Generator[Forward, Logits, Round], Request]:
-        """A round of at most `rows` rows, and what it asks of the target."""
-        limit = min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
-        step = speculate(self.context, self.controller, limit, self._sampler, self._done)
+    def offer(self, rows: int) -> Offer:
+        """What it would guess of a round of at most `rows` rows."""
+        limit = self.limit(rows)
+        return self.controller.offer(self.context, limit) if limit > 0 else Offer()
+
+    def plan(
+        self, rows: int, draft: Draft | None = None
+    ) -> tuple[Generator[Forward, Logits, Round], Request]:
+        """A round of at most `rows` rows, which checks `draft` if given, and what it asks of the target."""
+        drafter = self.controller if draft is None else _Given(draft)
+        step = speculate(self.context, drafter, self.limit(rows), self._sampler, self._done)
         ask = next(step)
         padding = [self.context[-1]] * ask.padding
         new = [*self.context[len(self.target.tokens) :], *ask.draft, *padding]
         return step, (self.target, new, 1 + len(ask.draft) + ask.padding)
+
+    def limit(self, rows: int) -> int:
+        """How many tokens may be guessed in a round of `rows` rows."""
+        return min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
 
     def take(self, round_: Round) -> None:
         """A round is over."""
@@ -109,57 +122,94 @@ class Text:
 
 
 def advance(
-    texts: Sequence[Text], forward: ForwardAll, rows: int = 1 << 30, chunk: int = 1 << 30
+    texts: Sequence[Text],
+    forward: ForwardAll,
+    rows: int = 1 << 30,
+    chunk: int = 1 << 30,
+    sharing: Sharing | None = None,
 ) -> list[Round | None]:
     """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
 
-    At most `rows` rows of logits, which is no less than the number of texts. A text that lacks more than
-    `chunk` tokens only reads so many, so that the others need not wait for all of it. An EdgespecError of one
-    text ends that text alone, and is its `error`; what the pass itself raises is raised.
+    At most `rows` rows of logits, which is no less than the number of texts; `sharing` divides them, without
+    it several texts guess nothing. A text that lacks more than `chunk` tokens only reads so many, so that the
+    others need not wait for all of it. An EdgespecError of one text ends that text alone, and is its `error`;
+    what the pass itself raises is raised.
     """
-    reading = [text.lacking > chunk for text in texts]
+    reading = [text for text in texts if text.lacking > chunk]
+    writing = [text for text in texts if text.lacking <= chunk]
     alone = not any(text.lacking for text in texts)  # with their rows: no prompts are read beside them
-    steps: list[Generator[Forward, Logits, Round] | None] = [None] * len(texts)
-    requests: list[Request] = []
-    asking: list[int] = []
-    taken = 0
-    rounds: list[Round | None] = [None] * len(texts)
+    rows -= len(reading)
+    asking: list[tuple[Text, Generator[Forward, Logits, Round] | None, Request]] = []
+    for text in reading:
+        held = len(text.target.tokens)
+        asking.append((text, None, (text.target, text.context[held : held + chunk], 1)))
+    rounds: dict[Text, Round] = {}
     try:
-        for i, text in enumerate(texts):
-            others = len(texts) - i - 1
-            if reading[i]:
-                held = len(text.target.tokens)
-                request: Request = (text.target, text.context[held : held + chunk], 1)
-            else:
-                text.controller.beside(len(texts) - 1 - sum(reading), taken + others - sum(reading))
+        drafts = _drafts(writing, rows, sharing, alone=alone) if len(writing) > 1 else {}
+        for text in writing:
+            if len(writing) == 1:
+                text.controller.beside(0, 0)
+            try:
+                if text.error is None:
+                    asking.append((text, *text.plan(rows, drafts.get(text))))
+            except EdgespecError as error:
+                text.fail(error)
+        start = perf_counter()
+        answers = forward([request for _, _, request in asking]) if asking else []
+        seconds = perf_counter() - start
+        for (text, step, _), logits in zip(asking, answers, strict=True):
+            if step is not None:
                 try:
-                    steps[i], request = text.plan(rows - taken - others)
+                    rounds[text] = _answer(step, logits)
                 except EdgespecError as error:
                     text.fail(error)
-                    continue
-            requests.append(request)
-            asking.append(i)
-            taken += request[2]
-        answers = forward(requests) if requests else []
-        for i, logits in zip(asking, answers, strict=True):
-            if (step := steps[i]) is not None:
-                try:
-                    rounds[i] = _answer(step, logits)
-                except EdgespecError as error:
-                    texts[i].fail(error)
     except BaseException:
         for text in texts:
             text.undo()
         raise
-    written = sum(len(round_.tokens) for round_ in rounds if round_ is not None)
-    for i, request in zip(asking, requests, strict=True):
-        if (round_ := rounds[i]) is not None:
-            beside = taken - request[2] if alone else None
-            round_ = rounds[i] = replace(
-                round_, beside_rows=beside, beside_tokens=written - len(round_.tokens)
-            )
-            texts[i].take(round_)
-    return rounds
+    taken = sum(request[2] for _, _, request in asking)
+    written = sum(len(round_.tokens) for round_ in rounds.values())
+    if sharing is not None and alone and len(rounds) > 1:
+        sharing.observe(len(rounds), written, seconds, _mean_length(list(rounds)))
+    for i, (text, round_) in enumerate(rounds.items()):
+        rounds[text] = replace(
+            round_,
+            beside_rows=taken - round_.draft.rows if alone and i == 0 else None,
+            beside_tokens=written - len(round_.tokens),
+        )
+        text.take(rounds[text])
+    return [rounds.get(text) for text in texts]
+
+
+def _drafts(texts: Sequence[Text], rows: int, sharing: Sharing | None, *, alone: bool) -> dict[Text, Draft]:
+    """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none."""
+    offers: dict[Text, Offer] = {}
+    spare = rows - len(texts)
+    for text in texts:
+        text.controller.beside(len(texts) - 1, len(texts) - 1)
+        try:
+            offers[text] = text.offer(1 + spare) if sharing is not None else Offer()
+        except EdgespecError as error:
+            text.fail(error)
+            continue
+        spare -= offers[text].least
+    kept, padding = [0] * len(offers), 0
+    if sharing is not None:
+        length = _mean_length(texts)
+        kept, padding = sharing.divide(list(offers.values()), rows, length, beside_prompts=not alone)
+    drafts: dict[Text, Draft] = {}
+    for (text, offer), n in zip(offers.items(), kept, strict=True):
+        room = min(padding, max(0, text.limit(rows) - n))  # what is evaluated must fit behind the text
+        padding -= room
+        drafts[text] = offer.draft.cut(n, room)
+    taken = sum(draft.rows for draft in drafts.values())
+    for text, draft in drafts.items():
+        text.controller.beside(len(drafts) - 1, taken - draft.rows)
+    return drafts
+
+
+def _mean_length(texts: Sequence[Text]) -> int:
+    return sum(len(text.context) for text in texts) // len(texts)
 
 
 def generate(
@@ -186,6 +236,16 @@ def generate(
             raise text.error
         assert round_ is not None
         yield round_
+
+
+class _Given:
+    """A Drafter of what was decided before."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        return self._draft
 
 
 def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:

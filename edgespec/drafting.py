@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from threading import Event, Thread
 
-from edgespec.core import Distribution, Draft, LanguageModel, common_prefix
+from edgespec.core import (
+    Cancelled,
+    Distribution,
+    Draft,
+    EdgespecError,
+    LanguageModel,
+    Logits,
+    common_prefix,
+)
 from edgespec.sampling import Sampler, Sampling, token_logprob
 
 MODEL = "model"
@@ -20,6 +29,8 @@ class ModelDrafter:
     It need not have read everything: when more than `window` tokens are new to it, it starts afresh with the
     last `window`. What it guesses is checked anyway, and reading costs as much as guessing. `capacity` is how
     many tokens its cache holds.
+
+    `begin_ahead` lets it go on while the target checks, where both have a processor of their own.
     """
 
     def __init__(
@@ -37,12 +48,16 @@ class ModelDrafter:
         self._window = max(1, min(window, capacity // 2))
         self._is_end = is_end or (lambda _token: False)
         self._start = 0  # where in the text the model's cache begins
+        self._ahead: Thread | None = None
+        self._stop = Event()
+        self._rows: dict[int, Logits] = {}  # what follows the first so many tokens of the cache, where known
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         return self.draft(context, limit, lambda _confidence: True)
 
     def lag(self, context: Sequence[int]) -> int:
         """How many tokens it would have to read before its first guess after `context`, at least one."""
+        self.settle()
         start, held = self._view(context)
         return len(context) - start - held
 
@@ -52,15 +67,19 @@ class ModelDrafter:
         `more` sees how sure the model was, never what was drawn: a decision that saw the token and dropped
         it would bias the ratio rule.
         """
-        self._start, held = self._view(context)
-        self._model.rollback(held)
-        new = context[self._start + len(self._model.tokens) :]
-        limit = min(limit, self._capacity - (len(context) - self._start))
+        self.settle()
+        self._start, same = self._view(context)
+        text = list(context[self._start :])
+        if self._rows:
+            same = common_prefix(self._model.tokens, text)
+        limit = min(limit, self._capacity - len(text))
         tokens: list[int] = []
         confidence: list[float] = []
         probs: list[Distribution] = []
         while len(tokens) < limit and more(confidence):
-            row = self._model.forward(new)[0]
+            row = self._rows.get(len(text)) if same == len(text) else None
+            if row is None:
+                row = self._read(text, same)
             best = int(row.argmax())
             q = self._sampler.distribution(row)
             token = q.sample(self._sampler.uniform())
@@ -69,11 +88,56 @@ class ModelDrafter:
             probs.append(q)
             if self._is_end(token):
                 break
-            new = (token,)
+            held = self._model.tokens
+            same = len(text) + (len(held) > len(text) and held[len(text)] == token)
+            text.append(token)
+        if not self._rows:
+            self._model.rollback(same)
         sampled = self._settings.temperature > 0
         return Draft(
             tuple(tokens), tuple(confidence), (MODEL,) * len(tokens), tuple(probs) if sampled else None
         )
+
+    def begin_ahead(self, text: Sequence[int], most: int) -> None:
+        """Go on after `text` in a thread, at most `most` tokens, on the guess that the target agrees.
+
+        Until `settle` nobody else may touch the model.
+        """
+        self.settle()
+        self._start, _ = self._view(text)
+        view = list(text[self._start :])
+        most = min(most, self._capacity - len(view))
+        if most < 1:
+            return
+        self._stop.clear()
+        self._ahead = Thread(target=self._go_ahead, args=(view, most), name="edgespec-ahead", daemon=True)
+        self._ahead.start()
+
+    def settle(self) -> None:
+        """Stop what runs ahead, which takes one pass of the model at most. What it found is kept."""
+        if self._ahead is not None:
+            self._stop.set()
+            self._ahead.join()
+            self._ahead = None
+
+    def _go_ahead(self, text: list[int], most: int) -> None:
+        same = common_prefix(self._model.tokens, text)
+        rows: dict[int, Logits] = {}
+        try:
+            while len(rows) < most and not self._stop.is_set():
+                rows[len(text)] = row = self._read(text, same).copy()
+                same = len(text)
+                text.append(int(row.argmax()))
+        except (Cancelled, EdgespecError):  # the answer is given up; or the next draft meets the same again
+            pass
+        self._rows = rows
+
+    def _read(self, text: list[int], same: int) -> Logits:
+        """What follows `text`, of which the model holds the first `same` tokens: logits [vocab]."""
+        self._rows = {}
+        self._model.rollback(min(same, len(text) - 1))
+        row: Logits = self._model.forward(text[len(self._model.tokens) :])[0]
+        return row
 
     def _view(self, context: Sequence[int]) -> tuple[int, int]:
         """Where in `context` its cache is to begin, and how many tokens from there it holds already."""

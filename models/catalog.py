@@ -1,10 +1,11 @@
 """The models Edgespec knows by name, and which of them are on this machine.
 
-The catalogue is `catalog.toml`, shipped with the package; the store is a folder of .gguf files, and beside a
-program that came with models a second one, looked at first; nothing is pulled into it. A file that goes by a
-catalogue name is never handed out before its SHA-256 was compared. Hashing a gigabyte at every start would
-cost seconds, so a hidden record beside the file says which state of it was found good; it guards against
-damage, not against someone who may write in the folder. Knows nothing of networks: see `download`.
+The catalogue is `catalog.toml`, shipped with the package; the store is a folder of .gguf files and of folders
+with ONNX models, and beside a program that came with models a second one, looked at first; nothing is pulled
+into it. A file that goes by a catalogue name is never handed out before its SHA-256 was compared. Hashing a
+gigabyte at every start would cost seconds, so a hidden record beside the file says which state of it was
+found good; it guards against damage, not against someone who may write in the folder. Knows nothing of
+networks: see `download`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ MANIFEST = "SHA256SUMS"
 
 
 class Installed(NamedTuple):
-    """A .gguf file in a models folder, `bytes` long; `entry` is None if the catalogue does not know it."""
+    """A .gguf file or ONNX folder in a models folder, `bytes` long; `entry` is None if it is not known."""
 
     entry: Entry | None
     path: Path
@@ -196,7 +197,7 @@ def model_folders() -> list[Path]:
 
 
 def resolve(name_or_path: str) -> Path:
-    """The .gguf file meant by a catalogue name, a path, or the name of a file in a models folder.
+    """The .gguf file or ONNX folder meant by a catalogue name, a path, or a name in a models folder.
 
     A file that stands for a catalogue entry has been verified, now (seconds) or earlier. Raises EdgespecError
     for one that is damaged or not on this machine, and for a name or path that does not exist.
@@ -297,31 +298,53 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_onnx(path: Path) -> bool:
+    """Does `path` look like a folder with an ONNX model? Never raises."""
+    try:
+        return path.is_dir() and any(path.glob("*.onnx"))
+    except (OSError, ValueError):
+        return False
+
+
+def file_sample(path: Path) -> str:
+    """A digest of 64 places of a file: two fine-tunings of a model differ in all of them. Raises OSError."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        for i in range(64):
+            file.seek(size * i // 64)
+            digest.update(file.read(4096))
+    return digest.hexdigest()
+
+
 def installed() -> list[Installed]:
-    """What is in the models folders: catalogue entries in their order, then other .gguf files by name.
+    """What is in the models folders: catalogue entries in their order, then others by name.
+
+    Those are .gguf files and folders with an ONNX model.
 
     Says what is there, not whether it is good: nothing is hashed. Of a name in both folders, the first.
     """
     with suppress(OSError):
-        found = [path for folder in reversed(model_folders()) for path in folder.glob("*.gguf")]
-        files = {path.name: path for path in sorted(found, key=lambda one: one.name) if path.is_file()}
+        found = [path for folder in reversed(model_folders()) for path in folder.glob("*")]
+        found.sort(key=lambda path: path.name)
+        files = {path.name: path for path in found if path.suffix == ".gguf" and path.is_file()}
         known = [(entry, files.pop(entry.file)) for entry in load_catalog().values() if entry.file in files]
-        everything = [*known, *((None, path) for path in files.values())]
-        return [Installed(entry, path, path.stat().st_size) for entry, path in everything]
+        onnx = {path.name: path for path in found if path.name[0] != "." and is_onnx(path)}
+        everything = [*known, *((None, path) for path in [*files.values(), *onnx.values()])]
+        return [Installed(entry, path, _size(path)) for entry, path in everything]
     return []
 
 
 def remove(name: str) -> int:
     """Delete a model and what an interrupted pull left of it; the bytes freed.
 
-    `name` is a catalogue name or a .gguf file directly in the models folder. Raises EdgespecError for
-    anything else, for a model that is not there, and while it is being pulled.
+    `name` is a catalogue name, or a .gguf file or ONNX folder directly in the models folder. Raises
+    EdgespecError for anything else, for a model that is not there, and while it is being pulled.
     """
     folder = models_folder()
     path = folder / _path(name)
     entry = load_catalog().get(name) or _entry_of(path, folder)
     if entry is None:
-        if not (_is_in(path, folder) and _exists(path) and path.is_file()):
+        if not (_is_in(path, folder) and _exists(path) and (path.is_file() or is_onnx(path))):
             raise EdgespecError(
                 f"{printable(name)} is not a model in {printable(folder)}: `edgespec models` lists them"
             )
@@ -355,6 +378,12 @@ def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
         raise EdgespecError(f"cannot write in {printable(folder)}: {error.strerror}") from None
 
 
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def _state(entry: Entry, path: Path) -> bytes:
     """What must be as it was for a record to hold. Unlike mtime, ctime cannot be set back by a program."""
     s = path.stat()
@@ -379,7 +408,7 @@ def _exists(path: Path) -> bool:
 def _is_in(path: Path, folder: Path) -> bool:
     """Is `path` directly in `folder`? Only the way there is resolved: the file itself may be a link."""
     try:
-        return path.suffix == ".gguf" and path.parent.resolve() == folder.resolve()
+        return (path.suffix == ".gguf" or is_onnx(path)) and path.parent.resolve() == folder.resolve()
     except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL in the name
         return False
 
@@ -397,7 +426,10 @@ def _unknown(name: str) -> EdgespecError:
 
     close = get_close_matches(name[:100], load_catalog(), n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(load_catalog())}"
-    return EdgespecError(f"no model is called {printable(name)}: {known}; a path to a .gguf file works too")
+    return EdgespecError(
+        f"no model is called {printable(name)}: {known}; "
+        "a path to a .gguf file or to the folder of an ONNX model works too"
+    )
 
 
 def _delete(paths: list[Path]) -> int:

@@ -13,20 +13,24 @@ from dataclasses import replace
 import numpy as np
 
 from edgespec.costs import SIZES
-from edgespec.models.llama import LlamaOptions, LlamaSequence
+from edgespec.models.native import LlamaOptions
+from edgespec.models.runtime import ModelSequence, Options
 
 _LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on
 
 
-def exact_options(options: LlamaOptions) -> LlamaOptions:
-    """`options` on llama.cpp with an 8-bit cache, whose attention has one path for any number of rows.
+def exact_options(options: Options) -> Options:
+    """A GGUF's `options` on llama.cpp with an 8-bit cache, whose attention has one path for all sizes.
 
-    No setting of ik_llama.cpp was found whose batches are equal to single rows.
+    No setting of ik_llama.cpp was found whose batches are equal to single rows. An ONNX model keeps its own:
+    the graph says what is computed.
     """
+    if not isinstance(options, LlamaOptions):
+        return options
     return replace(options, engine="llama.cpp", flash_attention=True, type_k="q8_0", type_v="q8_0")
 
 
-def equal_sizes(sequence: LlamaSequence, text: Sequence[int], most: int) -> list[int]:
+def equal_sizes(sequence: ModelSequence, text: Sequence[int], most: int) -> list[int]:
     """The SIZES up to `most` whose logits, and those of the token after, are bitwise those of single rows.
 
     `text` must have some 600 tokens, of which as many are used as fit into the context. Takes as long as

@@ -17,7 +17,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from edgespec.core import EdgespecError, Mask
 from edgespec.models import specs
-from edgespec.models.vocab import Vocab
+from edgespec.models.vocab import Vocabulary
 
 Kind = Literal["json_schema", "json_object", "regex", "gbnf", "lark", "choice"]
 
@@ -34,7 +34,7 @@ _LIMITS = LLParserLimits(
 class GrammarCompiler:
     """Compiles grammars for one vocabulary. Making it reads every token once: 0.2 to 1 s."""
 
-    def __init__(self, vocab: Vocab) -> None:
+    def __init__(self, vocab: Vocabulary) -> None:
         self._vocab = vocab
         ends = [token for token in range(vocab.size) if vocab.is_end(token)]
         if vocab.eos in ends:  # the library takes the first for the usual one
@@ -195,7 +195,7 @@ class GrammarState:
 class _Tokenizer:
     """The vocabulary as the library wants it."""
 
-    def __init__(self, vocab: Vocab, end: int) -> None:
+    def __init__(self, vocab: Vocabulary, end: int) -> None:
         self._vocab = vocab
         self.eos_token_id, self.bos_token_id = end, None
         pieces = vocab.pieces()

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
+from edgespec.models.catalog import file_sample
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.native import Handle, LlamaOptions, library
 from edgespec.models.vocab import Vocab
@@ -27,6 +28,13 @@ _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 class LlamaModel:
     """The weights of one GGUF file, its vocabulary, and the KV cache of its sequences."""
+
+    fixed_threads = False
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
 
     def __init__(
         self, path: Path, options: LlamaOptions | None = None, progress: Callable[[float], bool] | None = None
@@ -67,6 +75,29 @@ class LlamaModel:
         """The Jinja source of the model's own chat template: untrusted text."""
         template: bytes | None = self._C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def build(self) -> str:
+        """Engine, version and instructions: see Library."""
+        return self.library.build
+
+    @property
+    def shares_cache(self) -> bool:
+        """All sequences live in one context, and are evaluated in one pass."""
+        return self.library.shares_cache
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """What the state of a sequence fits: engine build, cache types, weights.
+
+        The file is told by its length and the digests of its tokenizer and of its tensors' places.
+        """
+        options, summary = self.options, self.summary
+        return (
+            self.build, options.type_k, options.type_v, options.flash_attention,
+            self.path.stat().st_size, summary.tokenizer_digest,
+            sorted((name, one.offset) for name, one in summary.tensors.items()),
+            file_sample(self.path),
+        )  # fmt: skip
 
     @property
     def cache_bytes(self) -> int:
@@ -142,12 +173,18 @@ class LlamaModel:
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""
-        # All rows wanted go into one final batch, because each batch overwrites the logits of the last.
+        # All rows wanted go into one final batch, because each batch overwrites the logits of the last; with
+        # them as much of what comes before as fits: a batch costs less than two of its halves.
+        room = self._batch_size - sum(last for _, _, last in requests)
+        final: list[tuple[LlamaSequence, Sequence[int], int]] = []
         for sequence, new, last in requests:
             ahead = len(new) - last
-            for start in range(0, ahead, self._batch_size):
-                self._decode([(sequence, new[start : min(start + self._batch_size, ahead)], 0)])
-        self._decode([(sequence, new[len(new) - last :], last) for sequence, new, last in requests])
+            early = max(0, ahead - room)
+            room -= ahead - early
+            for start in range(0, early, self._batch_size):
+                self._decode([(sequence, new[start : min(start + self._batch_size, early)], 0)])
+            final.append((sequence, new[early:], last))
+        self._decode(final)
         rows = sum(last for _, _, last in requests)
         pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
         if not pointer:
@@ -207,7 +244,9 @@ class LlamaModel:
 
     def _new_context(self) -> Handle:
         window = self._number("attention.sliding_window")
-        return self.library.new_context(self._model, self.path, self.options, window, self._abort)
+        return self.library.new_context(
+            self._model, self.path, self.options, window, self.summary.types.keys(), self._abort
+        )
 
     def _release(self, sequence_id: int) -> None:
         if self._contexts:

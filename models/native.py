@@ -11,8 +11,8 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -57,6 +57,22 @@ class LlamaOptions:
     gpu_layers: int = -1
     repack: bool = True
     engine: EngineName = "llama.cpp"
+
+    def kernels(self) -> tuple[object, ...]:
+        """What a forward pass costs depends on, the model aside."""
+        one_row = self.threads or compute_cores()
+        return (
+            library(self.engine).build, one_row, self.threads_batch or one_row, self.flash_attention,
+            self.type_k, self.type_v, self.repack, self.gpu_layers,
+        )  # fmt: skip
+
+    def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
+        return replace(self, threads=one_row, threads_batch=many_rows)
+
+    def for_texts(self, texts: int) -> LlamaOptions:
+        """The same with room for several texts; what they share is a pool of all their contexts."""
+        pooled = texts if library(self.engine).shares_cache else 1
+        return replace(self, sequences=texts, context=self.context * pooled)
 
 
 class Batch:
@@ -136,6 +152,10 @@ class Library(ABC):
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
 
+    def most_rows(self, types: Collection[str]) -> int:
+        """With how many rows at once products with weights of `types` are right."""
+        return 1 << 30
+
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
         """Why Edgespec does not run the model on this engine, as in "model.gguf has ...", None if it does."""
@@ -170,17 +190,25 @@ class Library(ABC):
         return self.present(model, "model", path)
 
     def new_context(
-        self, model: Handle, path: Path, options: LlamaOptions, window: int, abort: ctypes.Array[Any]
+        self,
+        model: Handle,
+        path: Path,
+        options: LlamaOptions,
+        window: int,
+        types: Collection[str],
+        abort: ctypes.Array[Any],
     ) -> Handle:
         """A context of `model`; a forward pass in it stops soon after the two-byte buffer `abort` is not "".
 
-        `window`: positions that layers with a sliding window look back at most, 0 if the model has none.
+        `window`: positions that layers with a sliding window look back at most, 0 if the model has none;
+        `types`: of its tensors.
         Raises EdgespecError when there is no room for it.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
         params.n_ctx = options.context
-        params.n_batch = params.n_ubatch = min(options.batch, options.context or options.batch)
+        params.n_batch = min(options.batch, options.context or options.batch)
+        params.n_ubatch = min(params.n_batch, self.most_rows(types))
         params.n_seq_max = options.sequences if self.shares_cache else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores

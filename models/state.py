@@ -15,39 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from edgespec.models.llama import LlamaSequence
+from edgespec.models.runtime import ModelSequence
 
 _MAGIC = b"edgespec-state-1\n"
 _MOST_HEADER = 10_000_000  # bytes
 
 
-def state_key(sequence: LlamaSequence) -> str:
-    """Identifies what a state fits: weights, engine build, cache types.
-
-    The file is told by its length and the digests of its tokenizer and of its tensors' places.
-    """
-    model = sequence.model
-    options, summary = model.options, model.summary
-    parts = (
-        model.library.build, options.type_k, options.type_v, options.flash_attention,
-        model.path.stat().st_size, summary.tokenizer_digest,
-        sorted((name, one.offset) for name, one in summary.tensors.items()),
-        _sample(model.path),
-    )  # fmt: skip
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def state_key(sequence: ModelSequence) -> str:
+    """Identifies what a state fits: weights, engine build, cache types."""
+    return hashlib.sha256(repr(sequence.model.fingerprint()).encode()).hexdigest()
 
 
-def _sample(path: Path) -> str:
-    """A digest of 64 places of a file: two fine-tunings of a model differ in all of them."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        for i in range(64):
-            file.seek(size * i // 64)
-            digest.update(file.read(4096))
-    return digest.hexdigest()
-
-
-def save_state(sequence: LlamaSequence, path: Path) -> bool:
+def save_state(sequence: ModelSequence, path: Path) -> bool:
     """Write what `sequence` holds to `path`, whole or not at all. False where that cannot be done."""
     if not sequence.tokens:
         return False
@@ -76,13 +55,13 @@ def save_state(sequence: LlamaSequence, path: Path) -> bool:
     return True
 
 
-def state_tokens(sequence: LlamaSequence, path: Path) -> list[int] | None:
+def state_tokens(sequence: ModelSequence, path: Path) -> list[int] | None:
     """The tokens of the state in `path`, None if there is none that fits `sequence`."""
     found = _header(sequence, path)
     return found and found[0]
 
 
-def load_state(sequence: LlamaSequence, path: Path) -> bool:
+def load_state(sequence: ModelSequence, path: Path) -> bool:
     """Let `sequence` hold what `save_state` wrote to `path`. False, and empty, for anything else."""
     sequence.rollback(0)
     found = _header(sequence, path)
@@ -96,7 +75,7 @@ def load_state(sequence: LlamaSequence, path: Path) -> bool:
     return False
 
 
-def _header(sequence: LlamaSequence, path: Path) -> tuple[list[int], int, object, int] | None:
+def _header(sequence: ModelSequence, path: Path) -> tuple[list[int], int, object, int] | None:
     """Tokens, bytes and digest of the data, and where it begins; None if it is not for `sequence`."""
     with (
         contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
@@ -111,7 +90,7 @@ def _header(sequence: LlamaSequence, path: Path) -> tuple[list[int], int, object
     return None
 
 
-def _fits(sequence: LlamaSequence, tokens: object, size: object) -> bool:
+def _fits(sequence: ModelSequence, tokens: object, size: object) -> bool:
     model = sequence.model
     most = 2 * model.cache_bytes + (1 << 20)
     return (

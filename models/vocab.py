@@ -1,15 +1,39 @@
-"""A GGUF model's vocabulary: text to tokens, tokens to bytes, and whether two vocabularies agree."""
+"""Vocabularies: what is needed of them, whether two agree, and that of a GGUF model."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
 from functools import cache
+from typing import Protocol
 
 from edgespec.core import EdgespecError
 from edgespec.models.native import Handle, Library
 
 _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
+
+
+class Vocabulary(Protocol):
+    """What is needed of any model's vocabulary; `Vocab` says what each means."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def adds_bos(self) -> bool: ...
+    def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]: ...
+    def raw(self, token: int) -> bytes: ...
+    def text(self, token: int) -> str: ...
+    def piece(self, token: int, /) -> bytes: ...
+    def pieces(self) -> list[bytes]: ...
+    def detokenize(self, tokens: Sequence[int]) -> str: ...
+    def is_end(self, token: int, /) -> bool: ...
+    def is_control(self, token: int) -> bool: ...
+    def is_unused(self, token: int) -> bool: ...
+    def control_texts(self) -> list[str]: ...
 
 
 class Vocab:
@@ -55,7 +79,7 @@ class Vocab:
 
     def text(self, token: int) -> str:
         """How the vocabulary writes a token, control tokens included: for a message, not for output."""
-        return self._raw(token).decode("utf-8", "replace")
+        return self.raw(token).decode("utf-8", "replace")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
@@ -67,6 +91,10 @@ class Vocab:
     def is_control(self, token: int) -> bool:
         """Whether `token` stands for no text: control tokens, the unknown token, unused places."""
         return self._is(token, _CONTROL | _UNKNOWN | _UNUSED)
+
+    def is_unused(self, token: int) -> bool:
+        """Whether `token` is a place that nothing was put in."""
+        return self._is(token, _UNUSED)
 
     def control_texts(self) -> list[str]:
         """The texts that become control tokens when tokenized with `special`."""
@@ -86,28 +114,29 @@ class Vocab:
     def _is_end(self, token: int) -> bool:
         return bool(self._C.llama_vocab_is_eog(self._vocab, token))
 
-    def _raw(self, token: int) -> bytes:
+    def raw(self, token: int) -> bytes:
+        """How the vocabulary writes a token, in its own alphabet."""
         return self._C.llama_vocab_get_text(self._vocab, token) or b""
 
     def _is(self, token: int, attributes: int) -> bool:
         return bool(self._library.token_attributes(self._model, token) & attributes)
 
 
-def first_difference(target: Vocab, draft: Vocab) -> str | None:
+def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
     """What keeps `draft` from guessing for `target`, in words; None if the two agree.
 
-    Token ids must mean the same text in both. Padding at the end of the larger one (tokens marked unused)
-    does not count: models of one family are padded to different sizes.
+    Token ids must mean the same text in both. Padding (tokens marked unused) does not count: models of one
+    family are padded to different sizes. Nor does what ends a text: that is the target's to say.
     """
     for token in range(min(target.size, draft.size)):
-        if target._raw(token) != draft._raw(token):
+        if target.raw(token) != draft.raw(token):
+            if target.is_unused(token) and draft.is_unused(token):
+                continue
             return (
                 f"token {token} is {target.text(token)!r} in the target, {draft.text(token)!r} in the draft"
             )
-        if target.is_end(token) != draft.is_end(token):
-            return f"token {token} ({target.text(token)!r}) ends a text in only one of them"
     longer, shorter = (target, draft) if target.size > draft.size else (draft, target)
-    if not all(longer._is(token, _UNUSED) for token in range(shorter.size, longer.size)):
+    if not all(longer.is_unused(token) for token in range(shorter.size, longer.size)):
         return f"the target has {target.size} tokens and the draft {draft.size}"
     return None
 

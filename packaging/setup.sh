@@ -1,12 +1,13 @@
 #!/bin/sh
 # Makes the virtual environment in .venv, or brings it up to date: packaging/setup.sh [EXTRA[,EXTRA]]
+# VENV names another folder: what exports models is 2 GB that nothing else needs.
 # The one slow step is compiling llama-cpp-python (about five minutes on two cores); pip keeps the wheel it
 # built in the user's cache, so a second checkout does not compile again.
 set -eu
 cd "$(dirname "$0")/.."
 extra=${1:-}
 python=${PYTHON:-python3}
-venv=.venv
+venv=${VENV:-.venv}
 stamp=$venv/.ready-${extra:-app}
 
 fail() { echo "edgespec: $*" >&2; exit 1; }

@@ -130,14 +130,15 @@ def useful_ids(path: Path, size: int, corpus: Sequence[Path] = ()) -> Ids:
         if size >= model.vocab.size:
             raise EdgespecError(f"The vocabulary has only {model.vocab.size} tokens: name fewer.")
         use = (
-            count_use(model.vocab, map(_read, corpus))
+            count_use(model.vocab, map(read_text, corpus))
             if corpus
             else shipped_use(model.summary.tokenizer_digest)
         )
         return choose(model.vocab, use, size)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file the user named. Raises EdgespecError."""
     try:
         return path.read_text("utf-8", "replace")
     except OSError as error:

@@ -14,9 +14,8 @@ from time import perf_counter
 from typing import NamedTuple, Self
 
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaModel, LlamaOptions
-from edgespec.models.trimmed import open_draft
+from edgespec.models.onnx import OnnxOptions
+from edgespec.models.runtime import Model, Options, check_model, load_draft
 from edgespec.sensors import compute_cores, memory_available
 
 Progress = Callable[[str, float], bool]
@@ -52,10 +51,12 @@ class Variant(NamedTuple):
     """What is timed: a file, and how it is loaded and run."""
 
     path: Path
-    options: LlamaOptions
+    options: Options
 
     def model(self) -> Variant:
-        """What is loaded for it: thread counts are changed without."""
+        """What is loaded for it: thread counts are changed without, where they can be."""
+        if isinstance(self.options, OnnxOptions):
+            return self
         return Variant(self.path, replace(self.options, threads=0, threads_batch=0))
 
 
@@ -93,6 +94,7 @@ class Bench:
         self._effort, self._progress = effort, progress
         self._steps, self._step, self._share, self._doing = steps, 0, 0.0, ""
         self._timers: dict[Variant, _Timer] = {}
+        self.notes: list[str] = []  # what went otherwise than asked for
         self._prompt = 0  # tokens; so many that the first model reads them in time
 
     def __enter__(self) -> Self:
@@ -106,12 +108,12 @@ class Bench:
         self._doing, key = doing, variant.model()
         if key in self._timers:
             return
-        needed, free = check_gguf(variant.path).tensor_bytes + _ROOM, memory_available()
+        needed, free = check_model(variant.path).tensor_bytes + _ROOM, memory_available()
         if self._timers and needed > free:
             raise EdgespecError(
                 f"{needed / 1e9:.1f} GB of memory are needed beside the best, {free / 1e9:.1f} are free"
             )
-        model = open_draft(variant.path, key.options, lambda _: self._goes_on(), source)
+        model = load_draft(variant.path, key.options, lambda _: self._goes_on(), self._say, source)
         try:
             timer = _Timer(model, self._effort, self._check)
             self._prompt = self._prompt or timer.prompt_length()
@@ -150,6 +152,9 @@ class Bench:
         for key in [key for key in self._timers if key != kept]:
             self._timers.pop(key).model.close()
 
+    def _say(self, line: str) -> None:
+        self.notes.append(line)
+
     def _goes_on(self) -> bool:
         return self._progress(self._doing, min(1.0, (self._step + self._share) / self._steps))
 
@@ -167,7 +172,7 @@ class _Timer:
 
     prompt: int
 
-    def __init__(self, model: LlamaModel, effort: Effort, check: Callable[[], None]) -> None:
+    def __init__(self, model: Model, effort: Effort, check: Callable[[], None]) -> None:
         self.model = model
         self._effort, self._check = effort, check
         self._sequence = model.sequence()
@@ -179,7 +184,7 @@ class _Timer:
         reading = min(self._pass(16, last=1), self._pass(16, last=1)) / 16
         return max(32, min(self._effort.prompt, int(self._effort.prompt_seconds / reading)))
 
-    def time(self, options: LlamaOptions, quantities: Sequence[int]) -> Figures:
+    def time(self, options: Options, quantities: Sequence[int]) -> Figures:
         """One round: medians of a few passes for each of `quantities`, rows after a whole prompt.
 
         Where memory cannot be cut there are no batches to check, and none are timed.

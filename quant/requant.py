@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from edgespec.core import Cancelled, EdgespecError
+from edgespec.core import EdgespecError
 from edgespec.models.gguf_check import GgufSummary, check_gguf, printable
+from edgespec.quant import child
 from edgespec.sensors import compute_cores
 
 Kind = Literal["q4_0", "iq4_nl", "q8_0", "f16", "bf16"]
-_BITS: dict[Kind, float] = {"q4_0": 4.5, "iq4_nl": 4.5, "q8_0": 8.5, "f16": 16, "bf16": 16}
+Mixture = Literal["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
+"""Recipes of llama.cpp that give each matrix a type of its own."""
+
+_BITS: dict[Kind | Mixture, float] = {
+    **{"q4_0": 4.5, "iq4_nl": 4.5, "q8_0": 8.5, "f16": 16, "bf16": 16},
+    **{"q2_k": 3.4, "q3_k_m": 4.0, "q4_k_m": 5.0, "q5_k_m": 5.8, "q6_k": 6.6},
+}
+_BLOCK = 256  # weights in a block of the k-quants; matrices of other widths get wider types instead
 
 Progress = Callable[[float], bool]
 """Hears fractions from 0 to 1 and stops the work by returning False."""
@@ -29,12 +36,21 @@ Progress = Callable[[float], bool]
 SOURCE_KEY = "edgespec.source"
 """Metadata of a made draft: the fingerprint of the file it was made from."""
 
+_TABLES = ("token_embd.weight", "output.weight")
 _MARGIN = 64 << 20  # bytes of disk left to everyone else
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
-def requantise(source: Path, out: Path, kind: Kind, progress: Progress | None = None) -> Path:
-    """Write `source` to `out` with every matrix as `kind`, and return `out`.
+def requantise(
+    source: Path,
+    out: Path,
+    kind: Kind | Mixture,
+    progress: Progress | None = None,
+    pure: bool = True,
+) -> Path:
+    """Write `source` to `out` as `kind`, and return `out`.
+
+    With `pure`, every matrix is of that type; without, llama.cpp keeps some of them in a wider one.
 
     `source` may be quantized already: a wider `kind` then changes how its weights are computed with, not how
     good they are. Vocabulary and chat template are kept. Takes seconds a gigabyte, IQ4_NL minutes. `out`
@@ -43,10 +59,12 @@ def requantise(source: Path, out: Path, kind: Kind, progress: Progress | None = 
     summary = check_gguf(source)
     if out.exists() and out.samefile(source):
         raise EdgespecError(f"{source} cannot be written over itself: choose another name.")
-    needed = size_as(source, summary, kind)
+    needed = size_as(source, summary, kind, pure)
     require_space(out.parent, needed)
     with replacing(out) as partial:
-        _run(source, partial, kind, lambda: _fraction(partial, needed), progress)
+        report = progress or (lambda _: True)
+        _run(source, partial, kind, pure, lambda: report(_fraction(partial, needed)))
+        report(1.0)
         try:
             made = check_gguf(partial)
         except EdgespecError:  # its words would send the user to download a file that only this process saw
@@ -56,10 +74,17 @@ def requantise(source: Path, out: Path, kind: Kind, progress: Progress | None = 
     return out
 
 
-def size_as(source: Path, summary: GgufSummary, kind: Kind) -> int:
-    """About how many bytes `source` takes with its weights as `kind`."""
+def size_as(source: Path, summary: GgufSummary, kind: Kind | Mixture, pure: bool = True) -> int:
+    """About how many bytes `source` takes with its weights as `kind`; rather too many than too few."""
     header = max(0, source.stat().st_size - summary.tensor_bytes)
-    return int(summary.parameters * _BITS[kind] / 8) + header
+    bits = _BITS[kind]
+    if not pure and bits < 8.5:  # the table of embeddings and the head come out wider
+        tables = [math.prod(one.shape) for name, one in summary.tensors.items() if name in _TABLES]
+        odd = any(len(one.shape) > 1 and one.shape[0] % _BLOCK for one in summary.tensors.values())
+        if odd:
+            bits = 8.5 if bits > 6 else 6.6
+        return int((summary.parameters * bits + sum(tables) * (8.5 - bits)) / 8) + header
+    return int(summary.parameters * bits / 8) + header
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -127,42 +152,16 @@ def made_draft(source: Path) -> Path | None:
 
 def worker_command() -> list[str]:
     """The quantizer's command line. A frozen program must call `quantizer.main` for `_quantize-worker`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "_quantize-worker"]
-    return [sys.executable, "-I", "-m", "edgespec.quant.quantizer"]
+    return child.command("edgespec.quant.quantizer", "_quantize-worker")
 
 
-def _run(
-    source: Path, partial: Path, kind: Kind, fraction: Callable[[], float], progress: Progress | None
-) -> None:
+def _run(source: Path, partial: Path, kind: Kind | Mixture, pure: bool, tick: Callable[[], bool]) -> None:
     # Absolute, since a name that begins with a hyphen or is relative must mean the same over there.
     files = [str(path.absolute()) for path in (source, partial)]
-    arguments = [*files, kind, str(compute_cores()), SOURCE_KEY, fingerprint(source)]
-    process = subprocess.Popen(
-        [*worker_command(), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        start_new_session=True,  # Ctrl-C in the terminal reaches it through this process
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    )
-    try:
-        while True:
-            with suppress(subprocess.TimeoutExpired):
-                _, said = process.communicate(timeout=0.1)
-                break
-            if progress is not None and not progress(fraction()):
-                raise Cancelled
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    if process.returncode:
-        raise _failure(source, partial, process.returncode, said)
-    if progress is not None:
-        progress(1.0)
+    how = [kind, "pure" if pure else "mixed", str(compute_cores()), SOURCE_KEY, fingerprint(source)]
+    code, said = child.run([*worker_command(), *files, *how], tick)
+    if code:
+        raise _failure(source, partial, code, said)
 
 
 def _fraction(partial: Path, needed: int) -> float:

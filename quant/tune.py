@@ -16,9 +16,10 @@ from typing import get_args
 from edgespec.control import best_case
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve
+from edgespec.models.catalog import is_onnx, load_catalog
 from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaOptions
-from edgespec.models.native import EngineName
+from edgespec.models.native import EngineName, LlamaOptions
+from edgespec.models.runtime import options_for
 from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
 from edgespec.sensors import compute_cores, logical_cores
@@ -142,6 +143,13 @@ def draft_forms(source: Path) -> list[Path]:
     return forms
 
 
+def onnx_forms(source: Path) -> list[Path]:
+    """ONNX folders beside `source` that are named after it: whether they fit is seen when they are loaded."""
+    names = [source.stem, *(one.name for one in load_catalog().values() if one.file == source.name)]
+    others = [path for path in source.parent.iterdir() if is_onnx(path)] if source.parent.is_dir() else []
+    return sorted(path for path in others if any(path.name.startswith(f"{name}-") for name in names))
+
+
 class _Search:
     """A greedy search over the settings of one model: every comparison may replace the best."""
 
@@ -174,11 +182,11 @@ class _Search:
         if not variants:
             raise next(iter(errors.values()))
         best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
-        (name, variant), *rivals = variants.items()
+        name, *rivals = variants
         if first:
-            self.best = Trial(name, variant.options, "where it starts", undisturbed(best), 1.0)
+            self.best = Trial(name, settings[name], "where it starts", undisturbed(best), 1.0)
             self.trials.append(self.best)
-        rated = [(setting, rival.options) for setting, rival in rivals]
+        rated = [(setting, settings[setting]) for setting in rivals]
         self.trials += judged(self.best, rated, best, others, never)
         self.trials += [Trial(name, settings[name], f"not measured: {why}") for name, why in errors.items()]
         self.best = next((one for one in reversed(self.trials) if one.outcome == "chosen"), self.best)
@@ -227,12 +235,12 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     """Time the forms of a draft on the target's engine; the fastest is chosen."""
     forms: list[Form] = []
     variants: dict[str, Variant] = {}
-    options = replace(target.options, max_rows=1)
     bench.close()
-    for path in draft_forms(source):
+    for path in [*draft_forms(source), *onnx_forms(source)]:
+        variant = Variant(path, options_for(path, replace(target.options, max_rows=1)))
         try:
-            bench.open(Variant(path, options), path.name, source)
-            variants[path.name] = Variant(path, options)
+            bench.open(variant, path.name, source)
+            variants[path.name] = variant
         except EdgespecError as error:
             forms.append(Form(path, f"not measured: {error}"))
     if not variants:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -10,7 +10,7 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import resolve
+from edgespec.models.catalog import is_onnx, models_folder, resolve
 from edgespec.models.ik import installed_library
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName
@@ -58,6 +58,19 @@ def starter_path() -> Path:
 def starter(starter_path: Path) -> Iterator[LlamaModel]:
     with LlamaModel(starter_path, LlamaOptions(context=1024, sequences=3)) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def exported() -> Callable[[str], Path]:
+    """The folder of an exported ONNX model by its name; skips where `make models-onnx` did not make it."""
+
+    def find(name: str) -> Path:
+        folder = models_folder() / name
+        if not is_onnx(folder):
+            pytest.skip(f"{name} is not in the models folder: `make models-onnx` makes it")
+        return folder
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,13 @@ class Running:
     def descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.process.pid}/fd").iterdir())
 
+    def wait_for_descriptors(self, most: int, seconds: float = 10.0) -> None:
+        """Until no more than `most` are open."""
+        start = time.monotonic()
+        while self.descriptors() > most:
+            assert time.monotonic() - start < seconds, self.descriptors()
+            time.sleep(0.02)
+
     def memory(self) -> int:
         """Bytes resident, without the shared."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()

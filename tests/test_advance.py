@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from edgespec.acceptance import Acceptance
 from edgespec.control import Planner
-from edgespec.core import Cancelled, Draft, EdgespecError, LanguageModel, Logits, Round
+from edgespec.core import Cancelled, Draft, EdgespecError, LanguageModel, Logits, Offer, Round
 from edgespec.costs import CostCurve
 from edgespec.decode import Request, Text, advance, generate
 from edgespec.fakes import ScriptedModel, noise_script
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
+from edgespec.sharing import Sharing
 
 VOCAB, GREEDY = 8, Sampling()
 SCRIPT = noise_script(VOCAB, seed=5, memory=2)
@@ -24,6 +25,11 @@ SHAPE = (1, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.6)
 
 def curve() -> CostCurve:
     return CostCurve({n: cost / 100 for n, cost in enumerate(SHAPE, 1)})
+
+
+def sharing() -> Sharing:
+    costs = curve()
+    return Sharing(lambda: costs)
 
 
 def planner() -> Planner:
@@ -68,7 +74,7 @@ prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20)
 )
 def test_each_text_becomes_what_it_is_alone(asked, rows, chunk):
     texts = [text_of(*one) for one in asked]
-    running = list(texts)
+    running, shared = list(texts), sharing()
     passes = 0
     while running:
 
@@ -78,7 +84,7 @@ def test_each_text_becomes_what_it_is_alone(asked, rows, chunk):
                 assert all(len(new) <= chunk + rows for _, new, _ in requests)
             return together(requests)
 
-        for text, round_ in zip(running, advance(running, forward, rows, chunk), strict=True):
+        for text, round_ in zip(running, advance(running, forward, rows, chunk, shared), strict=True):
             assert list(text.target.tokens) == text.context[: len(text.target.tokens)]
             if round_ is not None:
                 assert list(text.target.tokens) == text.context[:-1]
@@ -98,8 +104,8 @@ def test_company_is_told_to_planners_and_in_rounds():
             told.append((texts, rows))
             super().beside(texts, rows)
 
-        def propose(self, context: Sequence[int], limit: int) -> Draft:
-            return Draft((0, 1), (0.5, 0.5), ("x", "x"))
+        def offer(self, context: Sequence[int], limit: int) -> Offer:
+            return Offer(Draft((0, 1), (0.5, 0.5), ("x", "x")), (0.9, 0.1))
 
     texts = [
         Text(
@@ -112,17 +118,37 @@ def test_company_is_told_to_planners_and_in_rounds():
         )
         for n in range(3)
     ]
-    first = advance(texts, together)
+    first = advance(texts, together, sharing=sharing())
     assert [round_ and round_.beside_rows for round_ in first] == [None] * 3  # prompts were read in it
     told.clear()
-    rounds = advance(texts, together)
-    # Each is told of the rows taken before it, and of one for each that is still to come.
-    assert told == [(2, 2), (2, 4), (2, 6)]
-    assert [round_ and round_.beside_rows for round_ in rounds] == [6, 6, 6]
+    rounds = advance(texts, together, sharing=sharing())
+    # Each hears of the others before it offers, and of their rows when these are divided.
+    assert told == [(2, 2)] * 3 + [(2, 4)] * 3
+    assert [round_ and round_.draft.tokens for round_ in rounds] == [(0,)] * 3
+    assert [round_ and round_.beside_rows for round_ in rounds] == [4, None, None]  # one tells of the pass
     written = sum(len(round_.tokens) for round_ in rounds if round_)
     assert [round_ and round_.beside_tokens for round_ in rounds] == [
         round_ and written - len(round_.tokens) for round_ in rounds
     ]
+
+
+def test_without_sharing_nothing_is_guessed():
+    texts = [text_of([1, 2] * 8, 9), text_of([3, 4] * 8, 9)]
+    rounds = [advance(texts, together) for _ in range(3)]
+    assert not any(round_.draft.tokens for turn in rounds for round_ in turn if round_)
+
+
+def test_padding_goes_where_there_is_room_behind_a_text():
+    """Eight rows cost less than three: the rest of the batch is behind the text that is not about to end."""
+    costs = CostCurve({1: 1.0, 2: 2.0, 3: 3.0, 8: 1.0})
+    ends, goes_on = text_of([1, 2], 3), text_of([3, 4], 40)
+    shared = Sharing(lambda: costs)
+    for _ in range(2):
+        rounds = advance([ends, goes_on], together, sharing=shared)
+    assert rounds[0] is not None
+    assert rounds[1] is not None
+    assert rounds[0].draft.rows <= 2
+    assert rounds[0].draft.rows + rounds[1].draft.rows == 8
 
 
 def test_a_long_prompt_is_read_piece_by_piece_beside_others():

@@ -12,6 +12,7 @@ from textual.widgets import ProgressBar
 
 from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.items import Changed
 from edgespec.app.chat.view import ConversationView
 from edgespec.app.chat.writer import Progress
 from edgespec.core import EdgespecError
@@ -226,6 +227,23 @@ async def test_new_lines_and_paste_make_one_message() -> None:
         assert len(engine.asked) == 1
 
 
+async def test_what_an_answer_begins_with_is_drawn_once() -> None:
+    engine = FakeEngine(["Once ", "only."])
+    app = app_of(engine)
+    async with app.run_test(size=SIZE) as pilot:
+        await until(pilot, lambda: "0/512" in shown(app))
+        poll, app.session.poll = app.session.poll, lambda wait=0.0: []  # type: ignore[method-assign]
+        await say(pilot, "Go")
+        await until(pilot, lambda: any(isinstance(event, Changed) for event in poll()))  # now it is asked for
+        await until(pilot, lambda: engine.given == 2)
+        kept = app.session.items
+        app.session.poll = lambda wait=0.0: [Changed(0), *poll()]  # type: ignore[method-assign]
+        await answered(pilot)
+        assert [item.text for item in kept] == ["Go", "Once only."]
+        await until(pilot, lambda: "Once only." in shown(app))
+        assert shown(app).count("Once") == 1
+
+
 async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
     read = threading.Event()
     engine = FakeEngine([f"line {n}\n\n" for n in range(60)])
@@ -250,7 +268,7 @@ async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
         read.set()
         await answered(pilot)
         assert view.max_scroll_y > 90
-        assert looked_at() == before
+        await until(pilot, lambda: looked_at() == before)
         await say(pilot, "Again")
         await until(pilot, lambda: engine.given == 120 and "line 59" in shown(app))
 

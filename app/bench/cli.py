@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,24 @@ from edgespec.core import EdgespecError
 if TYPE_CHECKING:
     from edgespec.app.bench.measure import Prompt
     from edgespec.app.engine import Engine
+
+Say = Callable[[str], None] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every benchmark is told. `load` makes the engine asked for, or another, for so many texts."""
+
+    load: Callable[..., Engine]
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    repetitions: int
+    temperature: float
+    say: Say
+    as_json: bool
+
+    def show(self, report: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
+        print(json.dumps(report, indent=2) if self.as_json else table(report))
 
 
 def bench(
@@ -52,6 +71,13 @@ def bench(
         bool,
         typer.Option("--schemas", help="Extract JSON by schema from the suite's texts, also with --against."),
     ] = False,
+    agents: Annotated[
+        bool,
+        typer.Option(
+            "--agents",
+            help="Eight agents that call tools, all at once and one after another. Takes twice the memory.",
+        ),
+    ] = False,
     busy: Annotated[
         bool,
         typer.Option(
@@ -69,6 +95,9 @@ def bench(
             show_default=False,
         ),
     ] = "",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="No model: what drawing the terminal chat costs.")
+    ] = False,
     chart: Annotated[
         Path | None,
         typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
@@ -81,103 +110,140 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure plain against speculative decoding on the same prompts, interleaved."""
-    if chart is not None:
-        from edgespec.app.bench import chart as picture
+    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat])
+    if chat:
+        from edgespec.app.bench import screen
 
-        if not against and replay != "heat":
-            raise EdgespecError("--chart draws a comparison: add --against or --replay heat.")
-        picture.check(chart)
+        drawing = screen.measure()
+        print(json.dumps(drawing) if as_json else screen.table(drawing))
+        return
     if replay:
         _replay(replay, mode or "auto", chart, as_json)
         return
-    from edgespec.app.bench import measure as benchmark
+    from edgespec.app.bench.measure import read_suite
 
-    prompts = benchmark.read_suite(suite, per_task)
-    say = _say if sys.stderr.isatty() else None
-    # By default at full speed: what an unplugged charger changes is no property of the program.
-    mode = mode or "performance"
-    if schemas:
-        _schemas(
-            lambda: opt.load_engine(
-                model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
-            ),
-            prompts, against or [], modes, repetitions, as_json,
+    def load(backend: opt.Backend = engine, parallel: int = 1) -> Engine:
+        # By default at full speed: what an unplugged charger changes is no property of the program.
+        loaded = opt.load_engine(
+            model, draft, max_draft, context, threads,
+            engine=backend, exact=exact, mode=mode or "performance", parallel=parallel,
         )  # fmt: skip
-        return
-    if not against:
-        with opt.load_engine(
-            model, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode
-        ) as loaded:
-            for note in loaded.notes:
-                sys.stderr.write(f"edgespec: {one_line(note)}\n")
-            if busy:
-                from edgespec.app.bench import busy as crowd
+        for note in loaded.notes:
+            sys.stderr.write(f"edgespec: {one_line(note)}\n")
+        return loaded
 
-                report = crowd.measure_busy(loaded, max(repetitions, 1), say)
-                show: Callable[[dict[str, Any]], str] = crowd.busy_table
-            elif energy:
-                from edgespec.app.bench import energy as spending
+    say = _say if sys.stderr.isatty() else None
+    plan = Plan(load, read_suite(suite, per_task), max_tokens, repetitions, temperature, say, as_json)
+    if agents:
+        _agents(plan)
+    elif schemas:
+        _schemas(plan, against or [], modes)
+    elif against:
+        if exact:
+            raise EdgespecError("--against compares speed: leave out --exact.")
+        _against(plan, against, modes, engine, chart)
+    elif busy:
+        _busy(plan)
+    elif energy:
+        _energy(plan)
+    else:
+        _speed(plan)
 
-                report = spending.measure_energy(loaded, prompts, max_tokens, say, repetitions)
-                show = spending.energy_table
-            else:
-                report = benchmark.measure(loaded, prompts, max_tokens, temperature, say, repetitions)
-                show = benchmark.table
-        print(json.dumps(report, indent=2) if as_json else show(report))
-        return
-    if exact or energy or busy:
-        raise EdgespecError("--against compares speed: leave out --exact, --energy and --busy.")
+
+def _check(chart: Path | None, against: Sequence[str], replay: str, kinds: Sequence[bool]) -> None:
+    """Raise EdgespecError for options that contradict each other, before anything is loaded."""
+    agents, schemas, energy, busy, chat = kinds
+    if sum(kinds) > 1:
+        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy and --chat.")
+    if against and (agents or energy or busy or chat):
+        raise EdgespecError("--against compares speed: leave out --agents, --energy, --busy and --chat.")
+    if chart is not None:
+        from edgespec.app.bench import chart as picture
+
+        if (not against or schemas) and replay != "heat":
+            raise EdgespecError("--chart draws a comparison: add --against or --replay heat.")
+        picture.check(chart)
+
+
+def _speed(plan: Plan) -> None:
+    from edgespec.app.bench import measure
+
+    with plan.load() as engine:
+        report = measure.measure(
+            engine, plan.prompts, plan.max_tokens, plan.temperature, plan.say, plan.repetitions
+        )
+    plan.show(report, measure.table)
+
+
+def _energy(plan: Plan) -> None:
+    from edgespec.app.bench import energy
+
+    with plan.load() as engine:
+        report = energy.measure_energy(engine, plan.prompts, plan.max_tokens, plan.say, plan.repetitions)
+    plan.show(report, energy.energy_table)
+
+
+def _busy(plan: Plan) -> None:
+    from edgespec.app.bench import busy
+
+    with plan.load() as engine:
+        report = busy.measure_busy(engine, plan.repetitions, plan.say)
+    plan.show(report, busy.busy_table)
+
+
+def _agents(plan: Plan) -> None:
+    from edgespec.app.bench import agents
+
+    with plan.load() as one, plan.load(parallel=agents.AGENTS) as many:
+        report = agents.measure_agents(one, many, plan.say, repetitions=plan.repetitions)
+    plan.show(report, agents.agents_table)
+
+
+def _schemas(plan: Plan, against: Sequence[str], modes: str) -> None:
+    from edgespec.app.bench import extraction, peers
+
+    programs = [peers.parse_peer(text) for text in against]
+    with plan.load() as engine:
+        draft = engine.draft_path
+        servers = [
+            peers.LlamaServer(
+                program,
+                mode,
+                engine.model.path.absolute(),
+                draft.absolute() if draft else None,
+                context=engine.context_length,
+                threads=engine.model.threads,
+            )
+            for _, program in programs
+            for mode in peers.choose_modes(modes, draft is not None)
+        ]
+        asked = extraction.extractions(plan.prompts)
+        report = extraction.measure_json(engine, asked, servers, plan.say, plan.repetitions)
+    plan.show(report, extraction.json_table)
+
+
+def _against(plan: Plan, against: list[str], modes: str, engine: opt.Backend, chart: Path | None) -> None:
     from edgespec.app.bench import figures, versus
 
-    peers = versus.parse_peers(against, temperature)
+    peers = versus.parse_peers(against, plan.temperature)
     with contextlib.ExitStack() as stack:
         engines = {
-            label: stack.enter_context(
-                opt.load_engine(model, draft, max_draft, context, threads, engine=name, mode=mode)
-            )
+            label: stack.enter_context(plan.load(name))
             for label, name in versus.installed_engines().items()
             if engine in ("auto", name)
         }
-        report = versus.bench_against(engines, peers, modes, prompts, max_tokens, repetitions, say)
-    print(json.dumps(report) if as_json else figures.table(report))
+        report = versus.bench_against(
+            engines, peers, modes, plan.prompts, plan.max_tokens, plan.repetitions, plan.say
+        )
+    print(json.dumps(report) if plan.as_json else figures.table(report))
     if chart is not None:
+        from edgespec.app.bench import chart as picture
+
         picture.draw(report, chart)
     if report["stopped"] == versus.INTERRUPTED:
         sys.exit(130)
     if report["stopped"] is not None:
         raise EdgespecError(report["stopped"])
-
-
-def _schemas(
-    load: Callable[[], Engine],
-    prompts: Sequence[Prompt],
-    against: Sequence[str],
-    modes: str,
-    repetitions: int,
-    as_json: bool,
-) -> None:
-    from edgespec.app.bench import extraction as bench_json
-    from edgespec.app.bench import peers
-
-    programs = [peers.parse_peer(text) for text in against]
-    with load() as loaded:
-        draft = loaded.draft_path
-        servers = [
-            peers.LlamaServer(
-                program,
-                mode,
-                loaded.model.path.absolute(),
-                draft.absolute() if draft else None,
-                context=loaded.context_length,
-                threads=loaded.model.threads,
-            )
-            for _, program in programs
-            for mode in peers.choose_modes(modes, draft is not None)
-        ]
-        asked = bench_json.extractions(prompts)
-        say = _say if sys.stderr.isatty() else None
-        report = bench_json.measure_json(loaded, asked, servers, say, repetitions)
-    print(json.dumps(report, indent=2) if as_json else bench_json.json_table(report))
 
 
 def _replay(trace: str, mode: Any, chart: Path | None, as_json: bool) -> None:

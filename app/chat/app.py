@@ -122,11 +122,11 @@ class ChatApp(App[int]):
 
     def on_mount(self) -> None:
         self.register_theme(_CONTRAST)
-        self.theme = _THEMES[self.settings.theme]
+        self.theme = self._theme()
         self.sidebar.display = self.panel.display = False
         self._show_status()
         self._clock = self.set_interval(1 / _FRAMES_PER_SECOND, self._tick)
-        self.set_interval(1.0, self._show_status)
+        self.set_interval(0.25, self._show_status)
         # Imports hold the interpreter, so they wait until the first frame is written.
         self.call_after_refresh(lambda: self.set_timer(0.05, self._start))
 
@@ -278,8 +278,13 @@ class ChatApp(App[int]):
     def apply(self, settings: config.Config) -> None:
         """Let changed settings hold from now on."""
         self.settings = settings
-        self.theme = _THEMES[settings.theme]
+        self.theme = self._theme()
         self.session.apply(settings)
+
+    def _theme(self) -> str:
+        """The theme of the settings. Of the dark one's colours too little would be left without colour."""
+        chosen = _THEMES[self.settings.theme]
+        return "contrast" if self.no_color and chosen == _THEMES["dark"] else chosen
 
     def fetch(self, name: str) -> None:
         """Load a model as soon as it is fetched."""
@@ -325,8 +330,8 @@ class ChatApp(App[int]):
         news = self.session.poll()
         for event in news:
             await self._show(event)
-        if news:
-            self._show_status()
+        if any(not isinstance(event, Written) for event in news):
+            self._show_status()  # else a few times a second: each change has the screen composed anew
         if self.session.quiet:
             self._clock.pause()
 
@@ -337,8 +342,8 @@ class ChatApp(App[int]):
                 if not keep:
                     self._input.remember([i.text for i in self.session.items if i.role == "user"])
                 self.sidebar.refill()
-            case Written(item, text):
-                self.view.write(item, text)
+            case Written(item):
+                self.view.write(item)
             case Ended():
                 await self.view.end(event)
                 self.sidebar.refill()
@@ -374,7 +379,7 @@ class ChatApp(App[int]):
             self._figures,
             figures(session, max(20, width - min(len(self.title), width // 3) - 22 * loading - 5)),
         )
-        _say(self._machine, machine(session, max(20, width - 24)))
+        _say(self._machine, machine(session, max(20, width - 28)))
         persona = f"[{one_line(session.chat.persona)}] " if session.chat.persona else ""
         _say(self._head, persona + (one_line(session.chat.title) or "New conversation"))
 

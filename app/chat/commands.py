@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from edgespec.app.chat.files import path_of, unfolded_question
@@ -230,7 +233,8 @@ async def _model(app: ChatApp, argument: str) -> None:
         return
     if not name:
         found = await asyncio.to_thread(chat_models.choices)
-        options = [(one.name, one.name, one.about) for one in found]
+        mark = {app.title: " · in use"}
+        options = [(one.name, one.name + mark.get(one.name, ""), one.about) for one in found]
         title = "Choose a model" if app.title else "No model on this machine yet: choose one to fetch"
         name = await app.push_screen_wait(Choose(title, options)) or ""
         if name and not next(one.here for one in found if one.name == name):
@@ -335,20 +339,23 @@ TO_CONVERSATION: dict[str, Callable[[ChatApp, int], Awaitable[None]]] = {
 }
 
 
-def help_text() -> str:
+_KEYS = """\
+Enter sends, Ctrl+J makes a new line, Up brings back what was sent. @path attaches a text file, Tab \
+completes it. Page up and Page down scroll. Ctrl+Up goes to the messages: there e edits, r writes \
+again, c copies, Left and Right switch branches. A message that begins with // begins with a slash.
+"""
+
+
+def help_text() -> RenderableType:
     """Every key and command."""
-    lines = [
-        "Enter sends, Ctrl+J makes a new line, Up brings back what was sent.",
-        "@path attaches a text file, Tab completes, // begins with a slash.",
-        "Ctrl+Up goes to the messages: there e edits, r writes again, c copies,",
-        "left and right switch branches. Page up and Page down scroll.",
-        "Ctrl+P opens the command palette.",
-        "",
-    ]
+    table = Table.grid(padding=(0, 2))
+    for whole in (True, True, False):
+        table.add_column(no_wrap=whole)
     for one in TABLE.values():
         key = one.key.title().replace("Escape", "Esc")
-        lines.append(f"{key:10}{f'/{one.name} {one.argument}':18}{one.about}")
-    return "\n".join(lines)
+        table.add_row(Text(key, "bold"), f"/{one.name} {one.argument}", one.about)
+    table.add_row(Text("Ctrl+P", "bold"), "", "The same as a palette")
+    return Group(_KEYS, table)
 
 
 class CommandPalette(Provider):

@@ -10,6 +10,7 @@ from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.widget import MountError
 from textual.widgets import Markdown
 
 from edgespec.app.terminal import clean, one_line
@@ -149,9 +150,13 @@ class Answer(Vertical):
         if not text or not self.is_attached:
             return
         last = self.sections[-1].markdown
-        await last.append(text)
-        if last.source.count("\n") > self._check:
-            await self._split(last)
+        try:
+            await last.append(text)
+            if last.source.count("\n") > self._check:
+                await self._split(last)
+        except MountError:
+            if self.is_attached:
+                raise  # else it was taken off the screen meanwhile
 
     async def _split(self, last: Markdown) -> None:
         """Go on in a new section where the last block begins, so that what is finished is left alone."""

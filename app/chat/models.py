@@ -49,7 +49,7 @@ def choices() -> list[Choice]:
         found.append((entry.name not in here, not fits, -entry.bytes, choice))
     for one in files:
         if one.entry is None:
-            about = f"{one.bytes / 1e6:,.0f} MB · a file in the models folder"
+            about = f"{one.bytes / 1e6:,.0f} MB · in the models folder"
             found.append((False, False, -one.bytes, Choice(one.path.name, True, about)))
     return [choice for *_, choice in sorted(found, key=lambda row: row[:3])]
 

@@ -6,25 +6,28 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Label, Sparkline, Static
+from textual.content import Content
+from textual.widgets import Label, Static
 
 from edgespec.app.terminal import clean
 
 if TYPE_CHECKING:
     from edgespec.app.chat.session import Session
 
-_SAMPLES = 120
+_SAMPLES = 240
 _SHOWN = 1200  # characters of the answer
+_HEIGHT = 2  # lines of a plot
+_COOL = 20.0  # °C at the foot of its plot
+_BARS = " ▁▂▃▄▅▆▇█"
 # Told apart without colour, too.
 STYLES = {
     "target": "",
-    "suffix": "green underline",
-    "corpus": "cyan underline",
-    "model": "magenta italic",
-    "grammar": "yellow reverse",
+    "suffix": "$text-success underline",
+    "corpus": "$text-primary underline",
+    "model": "$text-error italic",
+    "grammar": "$text-warning reverse",
 }
 _WORDS = {
     "target": "target",
@@ -49,13 +52,16 @@ class EnginePanel(Vertical):
             for name in ("speed", "draft", "heat"):
                 with Vertical(classes="plot"):
                     yield Label("", id=f"{name}-label", markup=False)
-                    yield Sparkline([], id=f"{name}-plot", summary_function=max)
+                    yield Static("", id=f"{name}-plot", classes="bars", markup=False)
         yield Static(legend(), id="legend")
         yield Static("", id="tokens")
 
     def on_mount(self) -> None:
         self.set_interval(0.25, self.draw)
         self.set_interval(1.0, self._feel)
+        self.draw(anew=True)
+
+    def on_resize(self) -> None:
         self.draw(anew=True)
 
     def draw(self, anew: bool = False) -> None:
@@ -69,17 +75,17 @@ class EnginePanel(Vertical):
         self._drawn = state
         speeds = result.speeds[-_SAMPLES:] if result is not None else []
         drafts = [float(n) for n in result.drafts[-_SAMPLES:]] if result is not None else []
-        self._plot("speed", "tokens/s", speeds)
-        self._plot("draft", "draft length", drafts)
-        self._plot("heat", "°C", list(self._heat))
-        text = Text("No answer yet.")
+        self._plot("speed", "{:.0f} tokens/s", speeds)
+        self._plot("draft", "draft length {:.0f}", drafts)
+        self._plot("heat", "{:.0f} °C", self._heat, _COOL)
+        text = Content("No answer yet.")
         if item is not None and result is not None and result.spans:
             spans = list(result.spans)
             text = coloured(item.text[len(item.text) - _written(spans, item.text) :], spans)
         elif item is not None and item.sources:
             text = coloured(item.text, [(source, n) for source, lengths in item.sources for n in lengths])
         elif item is not None:
-            text = Text("It is not known where this answer's tokens came from.")
+            text = Content("It is not known where this answer's tokens came from.")
         self.query_one("#tokens", Static).update(text, layout=False)
 
     def _feel(self) -> None:
@@ -88,12 +94,23 @@ class EnginePanel(Vertical):
         if reading is not None and reading.celsius is not None:
             self._heat.append(reading.celsius)
             if self.display:
-                self._plot("heat", "°C", list(self._heat))
+                self._plot("heat", "{:.0f} °C", self._heat, _COOL)
 
-    def _plot(self, name: str, unit: str, values: Sequence[float]) -> None:
-        now = f"{values[-1]:.0f} {unit}, most {max(values):.0f}" if values else f"{unit}: not known"
+    def _plot(self, name: str, form: str, values: Sequence[float], foot: float = 0.0) -> None:
+        now = (
+            f"{form.format(values[-1])} · most {max(values):.0f}" if values else form.replace("{:.0f}", "no")
+        )
+        plot = self.query_one(f"#{name}-plot", Static)
         self.query_one(f"#{name}-label", Label).update(now, layout=False)
-        self.query_one(f"#{name}-plot", Sparkline).data = list(values)
+        plot.update(bars(list(values)[-max(1, plot.size.width) :], foot), layout=False)
+
+
+def bars(values: Sequence[float], foot: float = 0.0) -> str:
+    """Two lines of bars from `foot` up to the largest of `values`, one a column."""
+    most = max(max(values, default=foot) - foot, 1e-9)
+    heights = [max(1, round((value - foot) / most * 8 * _HEIGHT)) for value in values]
+    lines = range(8 * (_HEIGHT - 1), -1, -8)
+    return "\n".join("".join(_BARS[min(8, max(0, height - below))] for height in heights) for below in lines)
 
 
 def _written(spans: Sequence[tuple[str, int]], text: str) -> int:
@@ -101,20 +118,19 @@ def _written(spans: Sequence[tuple[str, int]], text: str) -> int:
     return min(sum(length for _, length in spans), len(text))
 
 
-def coloured(text: str, spans: Sequence[tuple[str, int]]) -> Text:
+def coloured(text: str, spans: Sequence[tuple[str, int]]) -> Content:
     """The end of `text`, each token in the style of its source."""
-    made = Text()
+    parts: list[tuple[str, str]] = []
     at, skip = 0, max(0, len(text) - _SHOWN)
     for source, length in spans:
         if at + length > skip:
-            made.append(clean(text[max(at, skip) : at + length]), STYLES.get(source, "reverse"))
+            parts.append((clean(text[max(at, skip) : at + length]), STYLES.get(source, "reverse")))
         at += length
-    return made
+    return Content.assemble(*parts)
 
 
-def legend() -> Text:
-    made = Text("from: ")
+def legend() -> Content:
+    parts: list[str | tuple[str, str]] = ["tokens from: "]
     for source, style in STYLES.items():
-        made.append(_WORDS[source], style)
-        made.append("  ")
-    return made
+        parts += [(_WORDS[source], style), "  "]
+    return Content.assemble(*parts)

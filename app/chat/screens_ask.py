@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
+from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -75,7 +76,8 @@ class Reading(ModalScreen[None]):
         Binding("down", "scroll(1)", show=False),
     ]
 
-    def __init__(self, title: str, text: str) -> None:
+    def __init__(self, title: str, text: RenderableType) -> None:
+        """`text` is shown as it is: it must be clean."""
         super().__init__()
         self._title, self._text = title, text
 
@@ -83,7 +85,7 @@ class Reading(ModalScreen[None]):
         with Vertical(classes="box tall"):
             yield Static(clean(self._title), classes="title", markup=False)
             with VerticalScroll():
-                yield Static(clean(self._text), markup=False)
+                yield Static(self._text, markup=False)
             yield Label("Esc leaves", classes="keys", markup=False)
 
     def action_scroll(self, direction: int) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Static
 
@@ -37,10 +37,12 @@ class Settings(ModalScreen[config.Config | None]):
                     if name == "personas":
                         continue
                     words = f" {', '.join(config.WORDS[name])}." if name in config.WORDS else ""
-                    yield Label(f"{name}: {about}{words}", classes="about", markup=False)
-                    yield LineInput(
-                        one_line(str(getattr(self._settings, name))), id=f"set-{name}", compact=True
-                    )
+                    with Horizontal(classes="setting"):
+                        yield Label(name, markup=False)
+                        yield LineInput(
+                            one_line(str(getattr(self._settings, name))), id=f"set-{name}", compact=True
+                        )
+                    yield Static(about + words, classes="about", markup=False)
             yield Static("", id="wrong", markup=False)
             yield Label("Enter or Ctrl+S saves · Tab goes on · Esc leaves", classes="keys", markup=False)
 

@@ -113,8 +113,9 @@ class Session:
         self._jobs.do(lambda _: None, lambda _: [Told(self.store.note, bad=True)] if self.store.note else [])
 
     def reload(self, load: Load, name: str) -> None:
-        """Go on with another model."""
-        self.stop()
+        """Go on with another model, which answers what waits."""
+        if self._request is not None:
+            self._request.cancel()
         self._load, self.name = load, name
         self.state, self.share, self.context, self.result = "loading", 0.0, 0, None
         self._writer.load(load)

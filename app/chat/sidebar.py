@@ -131,7 +131,7 @@ async def _asked(store: Store, job: Callable[[History], T]) -> T:
 
 
 def _title(title: str, pinned: bool) -> Text:
-    mark = "* " if pinned else "  "
+    mark = "* " if pinned else ""
     return _cut(Text(mark + (one_line(title) or "(untitled)")))
 
 
@@ -140,7 +140,7 @@ def _hit(hit: Hit) -> Text:
     text = _cut(Text(one_line(hit.title) or "(untitled)", style="bold"))
     if hit.message is None:
         return text
-    text.append("\n  ")
+    text.append("\n")
     at = 0
     for start, end in hit.matches:
         text.append(_piece(hit.snippet[at:start]), "not bold")

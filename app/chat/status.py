@@ -34,10 +34,13 @@ def _joined(texts: Sequence[str]) -> str:
 def figures(session: Session, width: int) -> str:
     """The state in words, the figures of the answer, and how full the context is."""
     state: str = session.state
+    result = session.result
     if session.state == "loading":
         state = f"loading {session.share:.0%}"
+    elif session.state == "writing" and result is not None and not result.tokens:
+        state = "reading"  # the prompt
     parts = [(9, state, state)]
-    if (result := session.result) is not None:
+    if result is not None and result.tokens:
         speed, rounds = result.tokens_per_second, result.tokens_per_round
         parts.append((7, f"{speed:.1f} tokens/s", f"{speed:.1f} t/s"))
         if result.rounds:

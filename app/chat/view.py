@@ -20,6 +20,15 @@ from edgespec.app.terminal import clean, one_line
 T = TypeVar("T")
 _PAGE = 30  # messages drawn at a time
 _LINES = 20  # of a question, until it is unfolded
+_EMPTY = """\
+Ask anything.
+
+@path   attaches a text file, Tab completes it
+/       lists the commands, F1 all keys
+Ctrl+F  searches all conversations
+Ctrl+G  shows how the engine guesses
+F4      another model
+F6      settings"""
 
 
 class MessageView(Vertical, can_focus=True):
@@ -37,6 +46,7 @@ class MessageView(Vertical, can_focus=True):
     def __init__(self, item: Item) -> None:
         super().__init__(classes=item.role)
         self.item = item
+        self._drawn = len(item.text)
         self._folded = True
         # Held, not looked up: the last news may come when the app is closing and the children are gone.
         self._branch = Label("", classes="branch", markup=False)
@@ -59,10 +69,13 @@ class MessageView(Vertical, can_focus=True):
         elif item.error:
             self._tell(item.error, bad=True)
 
-    def write(self, text: str) -> None:
+    def write(self) -> None:
+        """Draw what its item has come to since the last time: its first words may be drawn already."""
+        new = self.item.text[self._drawn :]
+        self._drawn += len(new)
         if self._outcome.has_class("-shown"):
             self._tell("")
-        self.answer.write(text)
+        self.answer.write(new)
 
     async def end(self, event: Ended) -> None:
         reason = event.result.stop_reason if event.result is not None else "cancelled"
@@ -103,8 +116,10 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._hidden: list[Item] = []
         self._revealed: object = None
         self._earlier = Label("", id="earlier", markup=False)
+        self._empty = Static(_EMPTY, id="empty", markup=False)
 
     def compose(self) -> ComposeResult:
+        yield self._empty
         yield self._earlier
 
     def on_mount(self) -> None:
@@ -183,6 +198,7 @@ class ConversationView(VerticalScroll, can_focus=False):
                 await view.remove()
             await self.mount_all(views)
         self._views |= dict(zip(new, views, strict=True))
+        self._empty.display = not self._views
         self._show_earlier()
         found = next((view for item, view in self._views.items() if item.id == at), None)
         if found is None:
@@ -197,9 +213,9 @@ class ConversationView(VerticalScroll, can_focus=False):
     async def tell(self, note: str, bad: bool = False) -> None:
         await self.mount(Static(one_line(note), classes="note -error" if bad else "note", markup=False))
 
-    def write(self, item: Item, text: str) -> None:
+    def write(self, item: Item) -> None:
         if item in self._views:
-            self._views[item].write(text)
+            self._views[item].write()
 
     async def end(self, event: Ended) -> None:
         if event.item in self._views:

@@ -18,24 +18,11 @@ from edgespec.app.answer import Request, Result
 from edgespec.app.engine import ContextFullError
 from edgespec.app.serve.errors import ApiError
 from edgespec.app.service import Service, Ticket
+from edgespec.app.shape import FREE, Format, Reader, Shape, Shaper
 from edgespec.app.worker import EngineThread
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.chat import Message
-from edgespec.models.grammar import Grammar, GrammarCompiler, Kind
-from edgespec.models.tools import (
-    Arguments,
-    Called,
-    CallParser,
-    Choice,
-    Event,
-    Syntax,
-    Text,
-    Tool,
-    folded,
-    grammar,
-    read_tools,
-    syntax_of,
-)
+from edgespec.models.tools import Arguments, Called, Choice, Event, Text, read_tools
 from edgespec.sampling import Sampling
 
 __all__ = ["Answer", "Arguments", "Ask", "Called", "Choice", "Desk", "End", "Job", "Part", "Text"]
@@ -49,15 +36,15 @@ _NO_TOOLS = Choice("none")
 class Ask:
     """A conversation to answer, or a `prompt` (text, or token ids) to continue, `count` times.
 
-    `tools` are in OpenAI's form. `format` is what the answer must keep to, as `GrammarCompiler.compile` takes
-    it. `max_draft` bounds what is guessed in a round, 0 guesses nothing. `user` takes turns with others.
+    `tools` are in OpenAI's form. `format` is what the answer must keep to. `max_draft` bounds what is guessed
+    in a round, 0 guesses nothing. `user` takes turns with others.
     """
 
     messages: Sequence[Message] | None = None
     prompt: str | Sequence[int] = ""
     tools: Sequence[Mapping[str, Any]] = ()
     choice: Choice = _NO_TOOLS
-    format: tuple[Kind, Any] | None = None
+    format: Format | None = None
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 0
     stops: Sequence[str] = ()
@@ -72,9 +59,7 @@ class Job:
 
     ask: Ask
     prompt: list[int]
-    grammar: Grammar | None = None
-    syntax: Syntax | None = None  # that calls are written in, None if there can be none
-    trigger: int | None = None  # the token that begins calls, which shows as no text
+    shape: Shape = FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +98,7 @@ class Desk:
         self._tickets: set[Ticket] = set()
         # A thread each, so that neither a slow template nor a slow grammar keeps others waiting for long.
         self._rendering, self._compiling = EngineThread(), EngineThread()
-        self._compiler: GrammarCompiler | None = None
+        self._shaper = Shaper(self._vocab, service.engine.model.chat_template)
         self._stopped = False
 
     @property
@@ -125,17 +110,17 @@ class Desk:
         self.check_tokens(list(ask.sampling.logit_bias))
         named = read_tools(ask.tools)
         tools = ask.tools if ask.choice.mode != "none" else ()
-        prompt = await _aside(self._rendering, lambda: self._prompt(ask, tools, named if tools else []))
+        prompt = await _aside(self._rendering, lambda: self._prompt(ask, tools))
         if len(prompt) >= self.context_length:
             raise ContextFullError(
                 f"This model's maximum context length is {self.context_length} tokens and the prompt has "
                 f"{len(prompt)}: shorten it, or start the server with a larger --context."
             )
-        if not tools and (ask.choice.mode == "required" or ask.choice.named is not None):
-            raise EdgespecError("tool_choice asks for a call, but there are no tools.")
-        if not tools and ask.format is None:
+        if ask.choice.mode == "none" and ask.format is None:
             return Job(ask, prompt)
-        return await _aside(self._compiling, lambda: self._constrained(ask, prompt, named if tools else []))
+        wanted = named if tools else []
+        shape = await _aside(self._compiling, lambda: self._shaper.shape(wanted, ask.choice, ask.format))
+        return Job(ask, prompt, shape)
 
     def submit(self, job: Job, client: str = "") -> Answer:
         """Queue `job`: iterate over what this returns, and close it. Raises BusyError when too many wait."""
@@ -201,34 +186,16 @@ class Desk:
             ask.stops,
             speculate=ask.max_draft != 0,
             max_draft=ask.max_draft,
-            constraint=job.grammar.start if job.grammar is not None else None,
+            constraint=job.shape.start,
         )
 
-    def _prompt(self, ask: Ask, tools: Sequence[Mapping[str, Any]], named: Sequence[Tool]) -> list[int]:
-        if ask.messages is None:
-            if isinstance(ask.prompt, str):
-                return self._vocab.tokenize(ask.prompt, begin=True)
-            self.check_tokens(ask.prompt)
-            return list(ask.prompt)
-        messages = ask.messages
-        if syntax_of(self._engine.model.chat_template).taught:
-            messages, tools = folded(messages, named), ()
-        return self._engine.chat_prompt(messages, [*tools] or None)
-
-    def _constrained(self, ask: Ask, prompt: list[int], tools: Sequence[Tool]) -> Job:
-        """`ask` with the grammar of what it asks for: calls of `tools`, or a format."""
-        if self._compiler is None:
-            self._compiler = GrammarCompiler(self._vocab)
-        if not tools:
-            kind, source = ask.format or ("json_object", None)
-            return Job(ask, prompt, self._compiler.compile(kind, source))
-        if ask.format is not None:
-            raise EdgespecError("response_format together with tools is not supported: use one of them.")
-        syntax = syntax_of(self._engine.model.chat_template)
-        found = self._vocab.tokenize(syntax.trigger, special=True) if syntax.special else []
-        trigger = found[0] if len(found) == 1 else None
-        text = grammar(syntax, tools, ask.choice, None if trigger is None else {syntax.trigger: trigger})
-        return Job(ask, prompt, self._compiler.build(text) if text else None, syntax, trigger)
+    def _prompt(self, ask: Ask, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        if ask.messages is not None:
+            return self._engine.chat_prompt(ask.messages, [*tools] or None)
+        if isinstance(ask.prompt, str):
+            return self._vocab.tokenize(ask.prompt, begin=True)
+        self.check_tokens(ask.prompt)
+        return list(ask.prompt)
 
 
 class Answer:
@@ -239,7 +206,7 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[_Wrote | End] = asyncio.Queue()
         self._ready: deque[Part | End] = deque()
-        self._parsers = [CallParser(job.syntax) for _ in range(job.ask.count) if job.syntax is not None]
+        self._readers = [Reader(job.shape, desk.text_of) for _ in range(job.ask.count)]
         self._open = job.ask.count
         self._started = monotonic()
         self.tickets: list[Ticket] = []
@@ -276,27 +243,16 @@ class Answer:
             self._desk.heard(news.result, news.error, monotonic() - self._started)
 
     def _take(self, news: _Wrote | End) -> None:
-        parser = self._parsers[news.index] if self._parsers else None
+        reader = self._readers[news.index]
         if isinstance(news, End):
             self._open -= 1
-            if parser is not None and (rest := parser.finish()):
+            if rest := reader.finish():
                 self._ready.append(Part(news.index, rest, (), ()))
             self._ready.append(news)
             return
-        events: Sequence[Event] = [Text(news.text)] if news.text else ()
-        if parser is not None:
-            events = parser.feed(self._marked(news))
+        events = reader.feed(news.text, news.tokens)
         if events or news.logprobs:
             self._ready.append(Part(news.index, events, news.tokens, news.logprobs))
-
-    def _marked(self, news: _Wrote) -> str:
-        """Its text with what begins calls written out, which a control token shows as nothing."""
-        job, text = self.job, news.text
-        if job.trigger is None or job.syntax is None or job.trigger not in news.tokens:
-            return text
-        after = self._desk.text_of(news.tokens[list(news.tokens).index(job.trigger) + 1 :])
-        at = len(text) - len(after) if text.endswith(after) else 0
-        return text[:at] + job.syntax.trigger + text[at:]
 
 
 @dataclass(frozen=True, slots=True)

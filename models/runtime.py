@@ -1,0 +1,166 @@
+"""Model runtimes behind one interface: GGUF files on two native engines, ONNX folders on onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import LanguageModel, Logits
+from edgespec.models.catalog import is_onnx
+from edgespec.models.gguf_check import check_gguf
+from edgespec.models.native import LlamaOptions
+from edgespec.models.onnx import OnnxModel, OnnxOptions
+from edgespec.models.onnx_check import check_onnx
+from edgespec.models.vocab import Vocabulary
+
+Options = LlamaOptions | OnnxOptions
+"""How a model is loaded. Both have context, threads, sequences, max_rows and batch."""
+
+
+class Summary(Protocol):
+    """What a checked model says about itself, by GgufSummary's names."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def tokenizer_digest(self) -> str: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def tensor_bytes(self) -> int: ...
+    @property
+    def types(self) -> Mapping[str, int]: ...
+    @property
+    def context_length(self) -> int | None: ...
+
+
+class ModelSequence(LanguageModel, Protocol):
+    """One conversation in a model."""
+
+    @property
+    def model(self) -> Model: ...
+
+    def share(self, other: Any, length: int) -> bool:
+        """Hold the first `length` tokens of `other`, a sequence of the same model. False where it cannot."""
+
+    def state(self) -> npt.NDArray[np.uint8]:
+        """A copy of what the cache holds, for `restore`."""
+
+    def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
+        """Hold `tokens` again, whose `state` was `data`. False where it is refused: then it is empty."""
+
+    def close(self) -> None: ...
+
+
+class Model(Protocol):
+    """The weights of one model, its vocabulary, and the caches of its sequences."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def options(self) -> Options: ...
+    @property
+    def summary(self) -> Summary: ...
+    @property
+    def vocab(self) -> Vocabulary: ...
+    @property
+    def build(self) -> str:
+        """Engine, version and kernels: a measurement made under one build says nothing of another."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that all sequences hold together or, where they share nothing, each."""
+
+    @property
+    def shares_cache(self) -> bool:
+        """Sequences live in one pool and are evaluated in one pass."""
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+
+    @property
+    def fixed_threads(self) -> bool:
+        """`set_threads` does nothing."""
+
+    @property
+    def threads(self) -> tuple[int, int]:
+        """Compute threads for forward passes of one row and of several."""
+
+    @property
+    def rollback_refusal(self) -> str | None:
+        """Why this model's memory cannot be cut, None if it can."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def cache_bytes(self) -> int: ...
+    def fingerprint(self) -> tuple[object, ...]:
+        """What the state of a sequence fits: weights, build, cache types."""
+
+    def sequence(self) -> ModelSequence: ...
+    def set_threads(self, one_row: int, many_rows: int) -> None: ...
+    def cancel(self) -> None: ...
+    def uncancel(self) -> None: ...
+    def forward_texts(self, requests: Sequence[tuple[LanguageModel, Sequence[int], int]]) -> list[Logits]: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def check_model(path: Path) -> Summary:
+    """Check the file or folder at `path`. Raises EdgespecError."""
+    return check_onnx(path) if is_onnx(path) else check_gguf(path)
+
+
+def load_model(
+    path: Path,
+    options: Options | None = None,
+    progress: Callable[[float], bool] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Model:
+    """Check and load what is at `path`, with `options` of its kind.
+
+    `progress` hears fractions from 0 to 1 and stops it by returning False; `say` hears what went otherwise
+    than asked for. Raises EdgespecError, or Cancelled when stopped.
+    """
+    if is_onnx(path):
+        return OnnxModel(path, options_for(path, options), progress, say)
+    from edgespec.models.llama import LlamaModel
+
+    return LlamaModel(path, options_for(path, options), progress)
+
+
+def load_draft(
+    path: Path,
+    options: Options | None = None,
+    progress: Callable[[float], bool] | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    source: Path | None = None,
+) -> Model:
+    """The same for a model that drafts, which may be a trimmed one of `source`."""
+    if is_onnx(path):
+        return load_model(path, options, progress, say)
+    from edgespec.models.trimmed import open_draft
+
+    return open_draft(path, options_for(path, options), progress, source)
+
+
+def options_for(path: Path, options: Options | None) -> Any:
+    """`options`, or those of the kind that `path` needs with what both kinds have."""
+    kind = OnnxOptions if is_onnx(path) else LlamaOptions
+    if options is None or isinstance(options, kind):
+        return options
+    return kind(
+        context=options.context,
+        threads=options.threads,
+        sequences=options.sequences,
+        max_rows=options.max_rows,
+        batch=options.batch,
+    )

@@ -1,0 +1,104 @@
+"""How far a quantized model agrees with what it was made of, and what its forward passes cost.
+
+Teacher forcing: both read the same text, and at every token their guesses for the next one are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import Cancelled, LanguageModel, Logits
+
+TOKENS, WINDOW = 2000, 250
+CHUNK = 25
+"""Rows compared at a time: at 152,000 tokens a few dozen megabytes in double precision."""
+ROWS = (1, 4, 8)
+
+Progress = Callable[[float], bool]
+"""Hears fractions from 0 to 1 and stops the work by returning False."""
+
+Reader = Callable[[Sequence[int], bool], Logits]
+"""Reads on in a text, or in a new one if told so, and returns the logits after every token read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Over `tokens`: the share whose likeliest next token is the source's, and the mean Kullback-Leibler
+    divergence of the distributions from the source's, in nats."""
+
+    tokens: int
+    top1: float
+    divergence: float
+
+
+def windows(tokens: Sequence[int]) -> list[Sequence[int]]:
+    """`tokens` in pieces that are read as texts of their own."""
+    return [tokens[start : start + WINDOW] for start in range(0, len(tokens), WINDOW)]
+
+
+def reader(sequence: LanguageModel) -> Reader:
+    """A Reader of a model that gives logits for CHUNK rows at once."""
+
+    def read(new: Sequence[int], fresh: bool) -> Logits:
+        if fresh:
+            sequence.rollback(0)
+        return sequence.forward(new, len(new))
+
+    return read
+
+
+def compare(
+    source: Reader, made: Reader, texts: Sequence[Sequence[int]], progress: Progress | None = None
+) -> Agreement:
+    """Let both read `texts`. Raises Cancelled when `progress` stopped it."""
+    same, divergence, done = 0, 0.0, 0
+    total = sum(map(len, texts))
+    for text in texts:
+        for start in range(0, len(text), CHUNK):
+            new = text[start : start + CHUNK]
+            ours, theirs = source(new, start == 0), made(new, start == 0)
+            same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+            p, q = _log_softmax(ours), _log_softmax(theirs)
+            divergence += float((np.exp(p) * (p - q)).sum())
+            done += len(new)
+            if progress is not None and not progress(done / total):
+                raise Cancelled
+    return Agreement(done, same / done, divergence / done)
+
+
+def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
+    scores = logits.astype(np.float64)
+    scores -= scores.max(1, keepdims=True)
+    scores -= np.log(np.exp(scores).sum(1, keepdims=True))
+    return scores
+
+
+def speeds(
+    models: Mapping[str, LanguageModel], progress: Progress | None = None, seconds: float = 8.0
+) -> dict[str, dict[int, float]]:
+    """Median milliseconds of a forward pass of 1, 4 and 8 rows by model, in turns for about `seconds`.
+
+    All rows' logits are wanted, after 64 tokens. Raises Cancelled when `progress` stopped it.
+    """
+    samples: dict[str, dict[int, list[float]]] = {name: {rows: [] for rows in ROWS} for name in models}
+    for model in models.values():
+        model.rollback(0)
+        model.forward([token % model.vocab_size for token in range(64)])
+    start, number = perf_counter(), 0
+    while number < 3 or (number < 50 and perf_counter() - start < seconds):
+        number += 1
+        for name, model in models.items():
+            for rows in ROWS:
+                before = perf_counter()
+                model.forward(range(rows), rows)
+                samples[name][rows].append(1000 * (perf_counter() - before))
+                model.rollback(64)
+        if progress is not None and not progress(min(1.0, (perf_counter() - start) / seconds)):
+            raise Cancelled
+    return {name: {rows: median(one) for rows, one in by_rows.items()} for name, by_rows in samples.items()}
