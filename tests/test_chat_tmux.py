@@ -24,14 +24,14 @@ class Tmux:
     def __init__(self, folder: Path, columns: int, rows: int) -> None:
         self._socket = str(folder / "tmux")
         self._run("-f", os.devnull, "new-session", "-d", "-x", str(columns), "-y", str(rows), "sh")
-        self._run("set", "-g", "remain-on-exit", "on")
 
     def _run(self, *arguments: str) -> str:
         command = ["tmux", "-S", self._socket, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
     def start(self, command: list[str]) -> None:
-        self._run("respawn-window", "-k", shlex.join(command))
+        # tmux itself sometimes never learns how a program ended.
+        self._run("respawn-window", "-k", f"{shlex.join(command)}; echo exit code $?; cat")
 
     def keys(self, *names: str) -> None:
         self._run("send-keys", *names)
@@ -42,9 +42,6 @@ class Tmux:
     def screen(self) -> str:
         return self._run("capture-pane", "-p")
 
-    def ended(self) -> bool:
-        return self._run("display", "-p", "#{pane_dead} #{pane_dead_status}").split() == ["1", "0"]
-
     def until(self, ready: Callable[[str], bool]) -> str:
         end = monotonic() + PATIENCE
         while not ready(screen := self.screen()):
@@ -54,10 +51,7 @@ class Tmux:
 
     def leave(self) -> None:
         self.keys("C-q")
-        end = monotonic() + PATIENCE
-        while not self.ended():
-            assert monotonic() < end, self.screen()
-            sleep(0.1)
+        assert "exit code 0" in self.until(lambda screen: "exit code" in screen)
 
     def close(self) -> None:
         self._run("kill-server")

@@ -74,7 +74,7 @@ def test_greedy_answers_part_only_at_near_ties(target, draft, prompts, exported,
     chosen = (suite[1::2] if draft == "suffix" else suite[::2])[:: 16 // prompts]
     divergences = []
     drafted = 0
-    with Engine(find(target), small, suffix=draft == "suffix") as engine:
+    with Engine(find(target), small, suffix=draft == "suffix", mode="performance") as engine:
         for prompt in chosen:
             make_guessing_look_free(engine)
             plain = answer(engine, prompt, 128, Sampling(), speculate=False)
