@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 import tty
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,17 @@ class Scripted:
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
-        self.model = self
+        self.model = self.vocab = self
 
     @property
     def notes(self) -> list[str]:
         return ["".join(self.pieces)]
 
-    def chat_prompt(self, messages: object) -> list[int]:
+    def chat_prompt(self, messages: object, tools: object) -> list[int]:
         return [0]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return ""
 
     def answer(self, request: Request, result: Result) -> Iterator[str]:
         yield from self.pieces

@@ -44,7 +44,9 @@ def test_every_child_is_what_its_starter_expects(monkeypatch: pytest.MonkeyPatch
     request = {"source": "{{ a }}!", "variables": {"a": 1}, "limit": 9, "seconds": 5}
     done = start(commands["render"], json.dumps(request) + "\n")
     assert [json.loads(line) for line in done.stdout.splitlines()] == [{}, {"text": "1!"}]
-    done = start([*commands["quantize"], "/absent.gguf", "/absent/out.gguf", "q4_0", "pure", "1", "key", "value"])
+    done = start(
+        [*commands["quantize"], "/absent.gguf", "/absent/out.gguf", "q4_0", "pure", "1", "key", "value"]
+    )
     assert done.returncode == 1
     assert "absent" in done.stderr
     assert start([*commands["pip"], "--version"]).stdout.startswith("pip ")
