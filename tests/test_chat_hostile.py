@@ -154,8 +154,8 @@ def test_ten_thousand_hostile_streams_are_text_in_every_sink(
             engine.pieces, text = pieces, "".join(pieces)
             item = Item(1, "assistant", text, "partial")
             run.ask(
-                engine, "", run.Form(), system="", sampling=Sampling(), max_tokens=0, stops=(), raw=False, stats=False,
-                as_json=False,
+                engine, "", run.Form(), system="", sampling=Sampling(), max_tokens=0, stops=(), raw=False,
+                stats=False, as_json=False,
             )  # type: ignore[arg-type] # fmt: skip
             for piece in pieces:
                 plain._show(Written(item, piece))
