@@ -74,14 +74,16 @@ def sequence(model: Model) -> Iterator[ModelSequence]:
 
 
 @pytest.fixture(scope="module")
-def close(kind: str) -> Callable[[np.ndarray, np.ndarray], None]:
-    """Asserts that two passes gave the same rows, within what other batch sizes round differently."""
-    # ik_llama.cpp reads a prompt in long batches by another kernel: logits move by up to 26, the best stays.
-    near = {"onnx-half": 0.1, "ik": 30.0}.get(kind, 1e-3 if kind in TINY else 2.0)
+def close(kind: str) -> Callable[..., None]:
+    """Asserts that two passes gave the same rows, within what other batch sizes round differently.
 
-    def close(rows: np.ndarray, others: np.ndarray) -> None:
+    That is less where both were short, which `native` says of the native engines.
+    """
+    near = {"onnx-half": 0.1}.get(kind, 1e-3 if kind in TINY else 2.0)
+
+    def close(rows: np.ndarray, others: np.ndarray, native: float = 2.0) -> None:
         assert (rows.argmax(axis=-1) == others.argmax(axis=-1)).all()
-        np.testing.assert_allclose(rows, others, atol=near)
+        np.testing.assert_allclose(rows, others, atol=native if kind in ("llama.cpp", "ik") else near)
 
     return close
 
@@ -94,7 +96,7 @@ def test_rows_after_a_rollback_are_those_of_a_fresh_cache(model, sequence, close
     sequence.forward([11, 12, 13], 1)
     sequence.rollback(len(tokens) - 4)
     assert list(sequence.tokens) == tokens[:-4]
-    close(sequence.forward(tokens[-4:], 4), whole)
+    close(sequence.forward(tokens[-4:], 4), whole, native=0.5)
 
 
 def test_rounds_of_any_size_give_what_one_pass_gives(model, sequence, close):

@@ -89,5 +89,5 @@ def test_greedy_answers_part_only_at_near_ties(target, draft, prompts, exported,
                 divergences.append(Divergence(prompt.id, position, gap))
     with capsys.disabled():
         print(f"\n{target} by {draft}: {len(divergences)} of {len(chosen)} part:", *divergences, sep="\n  ")
-    assert drafted > 4 * prompts
+    assert drafted > 18 * prompts
     assert [one for one in divergences if one.gap > NEAR] == []
