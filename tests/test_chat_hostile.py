@@ -138,7 +138,7 @@ def test_ten_thousand_hostile_streams_are_text_in_every_sink(
         while not heard.endswith(b"THE END"):
             heard.extend(os.read(master, 1 << 16))
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read, daemon=True)  # a failure must not wait for it
     reader.start()
     engine, said = Scripted(), 0
     with (
