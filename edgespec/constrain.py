@@ -1,5 +1,8 @@
 """Guessing under a grammar: what it forces is certain, and what it refuses is not worth a row.
 
+Where all texts go on alike for a few characters, but tokens may reach further, the tokens that spell just
+these are a guess, and nearly always right: ` "` before a string, where the model could write ` "A`, too.
+
 The sampler draws from the target's distribution under the mask, where a forced token is a point mass: it
 stands whatever the logits are, and drafting it costs a row of a batch instead of a pass of its own.
 
@@ -20,6 +23,8 @@ from edgespec.core import Constraint, Controller, Done, Draft, Offer, Round
 from edgespec.costs import CostCurve
 
 GRAMMAR = "grammar"
+_SPELLED = 0.9  # 194 of 223 stood (docs/experiments.md)
+_KEPT = 0.9  # of what is known of guesses where a value begins, when another was made
 _PRIOR = 16.0  # tokens at the plain rate that the text's own rate starts from
 
 
@@ -36,7 +41,7 @@ def until_finished(constraint: Constraint, done: Done) -> Done:
 
 
 class Constrained:
-    """A Controller around another: what is forced, the other's guess, what is forced after that.
+    """A Controller around another: what the grammar tells, the other's guess, what it tells after that.
 
     `constraint` is the sampler's own, so that before each round it stands where the context ends. `costs`
     gives the curve of the target's passes now; it is the one that `controller` plans and learns with.
@@ -50,7 +55,9 @@ class Constrained:
         self._costs = costs
         self._written = self._spent = 0.0
         self._length = self._texts = self._beside = 0
-        self._forced = 0  # tokens that the draft begins with and the other controller took for context
+        self._first: tuple[int, ...] = ()  # guessed where a value begins
+        self._hits, self._seen = 1.0, 2.0  # of such guesses
+        self._lead = 0  # tokens that the draft begins with and the other controller took for context
         self._guess = Draft()  # its part of the draft
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
@@ -58,17 +65,17 @@ class Constrained:
         limit = self._begin(context, min(limit, costs.largest - self._beside - 1))
         if limit < 1:
             return Draft()
-        forced = self._constraint.forced(limit)
-        guess = Draft()
-        if len(forced) < limit:
-            guess = self._controller.propose(_after(context, forced), limit - len(forced))
-        if not costs.size(len(forced) + guess.rows - guess.padding, limit + 1, self._beside):
+        lead = self._structure(limit)
+        given, guess = len(lead.tokens), Draft()
+        if given < limit:
+            guess = self._controller.propose(_after(context, lead), limit - given)
+        if not costs.size(given + guess.rows - guess.padding, limit + 1, self._beside):
             guess = Draft()
-        guess, more, whole = self._checked(forced, guess, limit)
-        if whole and not forced and not more:
+        guess, more, whole = self._checked(lead, guess, limit)
+        if whole and not given and not more.tokens:
             return guess
-        draft = _certain(forced).followed_by(guess).followed_by(_certain(more))
-        least = len(forced + guess.tokens) if guess.tokens else 0
+        draft = lead.followed_by(guess).followed_by(more)
+        least = given + len(guess.tokens) if guess.tokens else 0
         kept, rows = self._best(draft, least, limit + 1, costs)
         return draft.cut(kept, max(0, rows - kept - 1))
 
@@ -76,15 +83,15 @@ class Constrained:
         limit = self._begin(context, limit)
         if limit < 1:
             return Offer()
-        forced = self._constraint.forced(limit)
-        found = Offer()
-        if len(forced) < limit:
-            found = self._controller.offer(_after(context, forced), limit - len(forced))
-        guess, more, _ = self._checked(forced, found.draft, limit)
+        lead = self._structure(limit)
+        given, found = len(lead.tokens), Offer()
+        if given < limit:
+            found = self._controller.offer(_after(context, lead), limit - given)
+        guess, more, _ = self._checked(lead, found.draft, limit)
         return Offer(
-            _certain(forced).followed_by(guess).followed_by(_certain(more)),
-            (1.0,) * len(forced) + found.chances[: len(guess.tokens)] + (1.0,) * len(more),
-            len(forced) + min(found.least, len(guess.tokens)) if found.least else 0,
+            lead.followed_by(guess).followed_by(more),
+            lead.confidence + found.chances[: len(guess.tokens)] + more.confidence,
+            given + min(found.least, len(guess.tokens)) if found.least else 0,
         )
 
     def beside(self, texts: int, rows: int) -> None:
@@ -95,25 +102,28 @@ class Constrained:
         self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds
         drafted = len(round_.draft.tokens)
-        forced = min(self._forced, drafted)
-        if not forced:
+        lead = min(self._lead, drafted)
+        if not lead:
             self._controller.observe(round_)
             return
         costs = self._costs()
         if round_.beside_rows is not None:
             costs.observe(round_.draft.rows + round_.beside_rows, self._length, round_.waiting)
-        if round_.accepted < self._forced:
+        if round_.accepted < self._lead:
             return
-        # As if what was forced had been part of the context, and the pass as long as one without it.
-        guess = self._guess.cut(min(len(self._guess.tokens), drafted - forced))
-        accepted = min(round_.accepted - forced, len(guess.tokens))
+        if self._first:
+            self._hits = _KEPT * self._hits + (self._first == round_.tokens[lead : lead + 1])
+            self._seen = _KEPT * self._seen + 1.0
+        # As if what the grammar told had been part of the context, and the pass as long as one without it.
+        guess = self._guess.cut(min(len(self._guess.tokens), drafted - lead))
+        accepted = min(round_.accepted - lead, len(guess.tokens))
         rows = costs.size(len(guess.tokens) + 1, costs.largest - self._beside, self._beside)
         guess = guess.cut(len(guess.tokens), max(0, rows - len(guess.tokens) - 1))
-        waiting = costs.seconds(guess.rows + (round_.beside_rows or 0), self._length + forced)
+        waiting = costs.seconds(guess.rows + (round_.beside_rows or 0), self._length + lead)
         self._controller.observe(
             replace(
                 round_,
-                tokens=round_.tokens[forced : forced + accepted + 1],
+                tokens=round_.tokens[lead : lead + accepted + 1],
                 draft=guess,
                 accepted=accepted,
                 seconds=round_.seconds - round_.waiting + waiting,
@@ -122,22 +132,36 @@ class Constrained:
         )
 
     def _begin(self, context: Sequence[int], limit: int) -> int:
-        self._length, self._forced, self._guess = len(context), 0, Draft()
+        self._length, self._lead, self._guess, self._first = len(context), 0, Draft(), ()
         return limit
 
-    def _checked(
-        self, forced: tuple[int, ...], guess: Draft, limit: int
-    ) -> tuple[Draft, tuple[int, ...], bool]:
-        """`guess` as far as it may follow `forced`, what the grammar forces after it, and if it is whole."""
-        guess, whole = self._admitted(forced, guess)
-        self._forced, self._guess = len(forced), guess
-        tokens = forced + guess.tokens
-        more = self._constraint.forced(limit - len(tokens), tokens) if whole and guess.tokens else ()
+    def _structure(self, limit: int, after: tuple[int, ...] = ()) -> Draft:
+        """At most `limit` tokens that the grammar alone tells, after the context and `after`."""
+        found = Draft()
+        while (room := limit - len(found.tokens)) > 0:
+            tokens, confidence = self._constraint.forced(room, after + found.tokens), 1.0
+            if not tokens:
+                tokens, confidence = self._constraint.spelled(after + found.tokens)[:room], _SPELLED
+            if not tokens:
+                break
+            n = len(tokens)
+            found = found.followed_by(Draft(tokens, (confidence,) * n, (GRAMMAR,) * n))
+        return found
+
+    def _checked(self, lead: Draft, guess: Draft, limit: int) -> tuple[Draft, Draft, bool]:
+        """`guess` as far as it may follow `lead`, what the grammar tells after it, and if it is whole."""
+        guess, whole = self._admitted(lead.tokens, guess)
+        self._first = guess.tokens[:1] if lead.confidence[-1:] == (_SPELLED,) else ()
+        if self._first and 2.0 * self._hits < self._seen:
+            guess = Draft()  # what came after this key before says little of what comes now
+        self._lead, self._guess = len(lead.tokens), guess
+        tokens = lead.tokens + guess.tokens
+        more = self._structure(limit - len(tokens), tokens) if whole and guess.tokens else Draft()
         return guess, more, whole
 
-    def _admitted(self, forced: tuple[int, ...], guess: Draft) -> tuple[Draft, bool]:
-        """`guess` as far as it may be drafted after `forced`, and whether the grammar admits all of it."""
-        n = self._constraint.admits(forced + guess.tokens) - len(forced)
+    def _admitted(self, lead: tuple[int, ...], guess: Draft) -> tuple[Draft, bool]:
+        """`guess` as far as it may be drafted after `lead`, and whether the grammar admits all of it."""
+        n = self._constraint.admits(lead + guess.tokens) - len(lead)
         if n == len(guess.tokens):
             return guess, True
         if guess.probs is not None and len(guess.probs[n].ids) > 1:
@@ -158,10 +182,5 @@ class Constrained:
         return kept, rows
 
 
-def _after(context: Sequence[int], forced: tuple[int, ...]) -> Sequence[int]:
-    return [*context, *forced] if forced else context
-
-
-def _certain(tokens: tuple[int, ...]) -> Draft:
-    """What the grammar forces: certain, as far as what precedes it stands."""
-    return Draft(tokens, (1.0,) * len(tokens), (GRAMMAR,) * len(tokens))
+def _after(context: Sequence[int], lead: Draft) -> Sequence[int]:
+    return [*context, *lead.tokens] if lead.tokens else context

@@ -278,6 +278,9 @@ class Constraint(Protocol):
     def forced(self, limit: int, after: Sequence[int] = ()) -> tuple[int, ...]:
         """At most `limit` tokens, each the only one allowed after `after` and those before it."""
 
+    def spelled(self, after: Sequence[int] = ()) -> tuple[int, ...]:
+        """Tokens that spell what must follow `after`, where others may spell more than it; none is certain."""
+
     def admits(self, tokens: Sequence[int]) -> int:
         """How many leading ones of `tokens` the masks would allow, one after the other."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -20,6 +20,9 @@ from edgespec.models import specs
 from edgespec.models.vocab import Vocabulary
 
 Kind = Literal["json_schema", "json_object", "regex", "gbnf", "lark", "choice"]
+
+Spell = Callable[[bytes], list[int]]
+"""Tokens of a text, as the model's own tokenizer writes it."""
 
 _KEPT = 32  # compiled grammars: an agent asks for the same few again and again
 _SECONDS = 10.0  # to compile in; what takes longer was made to
@@ -42,7 +45,8 @@ class GrammarCompiler:
         if not ends:
             raise EdgespecError("The model has no token that ends a text: it cannot follow a grammar.")
         self._ends = frozenset(ends)
-        tokenizer = TokenizerWrapper(_Tokenizer(vocab, ends[0]))
+        self._spell = _Tokenizer(vocab, ends[0])
+        tokenizer = TokenizerWrapper(self._spell)
         self._tokenizer = LLTokenizer(
             tokenizer, n_vocab=vocab.size, eos_token=ends, slices=LLTokenizer.json_slices()
         )
@@ -102,7 +106,7 @@ class GrammarCompiler:
             raise EdgespecError(f"The grammar cannot be compiled: {specs.shown(str(matcher))}.")
         if reason := _refusal(matcher):
             raise EdgespecError(f"The grammar cannot be used: {reason}.")
-        grammar = self._known[text] = Grammar(matcher, self._vocab.size, self._ends)
+        grammar = self._known[text] = Grammar(matcher, self._vocab.size, self._ends, self._spell)
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return grammar
@@ -111,12 +115,12 @@ class GrammarCompiler:
 class Grammar:
     """A compiled grammar, from which texts start."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int]) -> None:
-        self._matcher, self._size, self._ends = matcher, vocab_size, ends
+    def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int], spell: Spell) -> None:
+        self._matcher, self._size, self._ends, self._spell = matcher, vocab_size, ends, spell
 
     def start(self) -> GrammarState:
         """The state before the first token of a new text. Costs microseconds."""
-        return GrammarState(self._matcher.deep_copy(), self._size, self._ends)
+        return GrammarState(self._matcher.deep_copy(), self._size, self._ends, self._spell)
 
 
 class GrammarState:
@@ -126,8 +130,8 @@ class GrammarState:
     text may end, so may any end token of the model.
     """
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int]) -> None:
-        self._matcher, self._size, self._ends = matcher, vocab_size, ends
+    def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int], spell: Spell) -> None:
+        self._matcher, self._size, self._ends, self._spell = matcher, vocab_size, ends, spell
         self._mask = np.zeros((vocab_size + 31) // 32, np.uint32)
 
     @property
@@ -154,6 +158,17 @@ class GrammarState:
         self._back(taken)
         return tuple(found[:limit])
 
+    def spelled(self, after: Sequence[int] = ()) -> tuple[int, ...]:
+        matcher = self._matcher
+        if matcher.is_stopped():
+            return ()
+        taken = self._walk(after)
+        text = matcher.compute_ff_bytes() if taken == len(after) and not matcher.is_stopped() else b""
+        found = self._spell(text) if text else []
+        kept = self._walk(found)
+        self._back(taken + kept)
+        return tuple(found[:kept])
+
     def admits(self, tokens: Sequence[int]) -> int:
         taken = self._walk(tokens)
         # An end token is looked at, not taken: it would have to be taken back.
@@ -163,7 +178,7 @@ class GrammarState:
 
     def copy(self) -> GrammarState:
         """A state of its own that stands where this one does."""
-        return GrammarState(self._matcher.deep_copy(), self._size, self._ends)
+        return GrammarState(self._matcher.deep_copy(), self._size, self._ends, self._spell)
 
     def _may_end(self) -> bool:
         return self._matcher.is_stopped() or self._matcher.is_accepting()

@@ -225,6 +225,9 @@ class Masked:
     def forced(self, limit: int, after: Sequence[int] = ()) -> tuple[int, ...]:
         return ()
 
+    def spelled(self, after: Sequence[int] = ()) -> tuple[int, ...]:
+        return ()
+
     def admits(self, tokens: Sequence[int]) -> int:
         return len(tokens)
 

@@ -174,6 +174,9 @@ class TwoThirds:
     def forced(self, limit: int, after: Sequence[int] = ()) -> Path:
         return ()
 
+    def spelled(self, after: Sequence[int] = ()) -> tuple[int, ...]:
+        return ()
+
     def admits(self, tokens: Sequence[int]) -> int:
         good = [self.allowed(self.path + tuple(tokens[:i]))[token] for i, token in enumerate(tokens)]
         return [*good, False].index(False)

@@ -1,6 +1,6 @@
 """What drawing a chat costs: a scripted answer at a given speed on a screen of its own, no model.
 
-The share of a core is that of the screen's thread, typing included.
+The share of a core is that of the screen's thread: while an answer is written, and while one types as well.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Scripted:
     def __init__(self) -> None:
         self.pieces: list[str] = []
         self.pace = 0.0  # pieces a second
+        self.given = 0
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
         return [0]
@@ -71,6 +72,7 @@ class Scripted:
                 result.stop_reason = "cancelled"
                 return
             result.tokens.append(0)
+            self.given = number + 1
             yield piece
         result.stop_reason = "end"
 
@@ -117,6 +119,7 @@ async def _course(app: ChatApp, engine: Scripted, tokens: int, pace: float, befo
     app.session.new()
     await asyncio.sleep(0.3)
     made = pieces(tokens)
+    engine.given = 0
     engine.pieces, engine.pace = ["".join(made[:before]), *made[before:]] if before else made, pace
     app.session.send("Go on.")
     app._wake()
@@ -125,23 +128,28 @@ async def _course(app: ChatApp, engine: Scripted, tokens: int, pace: float, befo
     await asyncio.sleep(5.0 if before else 1.0)
     box, delays = app.query_one(MessageInput), list[float]()
     wall, used = perf_counter(), thread_time()
+    half = (engine.given + len(engine.pieces)) // 2
+    while engine.given < half:
+        await asyncio.sleep(0.2)
+    drawing = (thread_time() - used) / (perf_counter() - wall)
+    wall, used = perf_counter(), thread_time()
     while app.session.writing is not None:
         await asyncio.sleep(0.2)
-        if len(delays) < 40:
-            start = perf_counter()
-            box.post_message(Key("x", "x"))
-            length = len(box.text)
-            while len(box.text) == length:
-                await asyncio.sleep(0.001)
-            await _drawn(app)
-            delays.append(perf_counter() - start)
-    wall, used = perf_counter() - wall, thread_time() - used
+        start = perf_counter()
+        box.post_message(Key("x", "x"))
+        length = len(box.text)
+        while len(box.text) == length:
+            await asyncio.sleep(0.001)
+        await _drawn(app)
+        delays.append(perf_counter() - start)
+    typing = (thread_time() - used) / (perf_counter() - wall)
     box.clear()
     if not delays:
         raise EdgespecError("This machine is too busy to measure: try again when it is not.")
     delays.sort()
     return {
-        "core_share": used / wall,
+        "core_share": drawing,
+        "core_share_typing": typing,
         "key_ms_median": 1000 * median(delays),
         "key_ms_most": 1000 * delays[-1],
     }
@@ -154,9 +162,9 @@ async def _drawn(app: ChatApp) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"{'':34}{'core':>7}{'key, median':>13}{'most':>8}"]
+    lines = [f"{'':34}{'core':>7}{'typing':>9}{'key, median':>13}{'most':>8}"]
     lines += [
-        f"{row['situation']:34}{row['core_share']:7.1%}{row['key_ms_median']:10.0f} ms"
+        f"{row['situation']:34}{row['core_share']:7.1%}{row['core_share_typing']:9.1%}{row['key_ms_median']:10.0f} ms"
         f"{row['key_ms_most']:5.0f} ms"
         for row in report["drawing"]
     ]
