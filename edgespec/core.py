@@ -279,7 +279,7 @@ class Constraint(Protocol):
         """At most `limit` tokens, each the only one allowed after `after` and those before it."""
 
     def spelled(self, after: Sequence[int] = ()) -> tuple[int, ...]:
-        """Tokens that spell what must follow `after`, where others may spell more than it; none is certain."""
+        """Tokens that spell what must follow `after`; not certain, since others may spell more than it."""
 
     def admits(self, tokens: Sequence[int]) -> int:
         """How many leading ones of `tokens` the masks would allow, one after the other."""

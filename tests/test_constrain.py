@@ -159,7 +159,10 @@ def test_what_is_forced_after_a_guess_is_drafted_with_it() -> None:
     drafts = [round_.draft.sources for round_ in rounds]
     assert any("scripted" in s and GRAMMAR in s[s.index("scripted") :] for s in drafts)
     for round_ in rounds[:-1]:
-        assert round_.draft.confidence[round_.accepted :][:1] in ((), (0.9,))  # wrong about a spelling at most
+        assert round_.draft.confidence[round_.accepted :][:1] in (
+            (),
+            (0.9,),
+        )  # wrong about a spelling at most
 
 
 def test_what_other_tokens_could_spell_more_of_is_drafted_and_not_certain() -> None:

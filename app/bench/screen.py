@@ -164,7 +164,8 @@ async def _drawn(app: ChatApp) -> None:
 def table(report: dict[str, Any]) -> str:
     lines = [f"{'':34}{'core':>7}{'typing':>9}{'key, median':>13}{'most':>8}"]
     lines += [
-        f"{row['situation']:34}{row['core_share']:7.1%}{row['core_share_typing']:9.1%}{row['key_ms_median']:10.0f} ms"
+        f"{row['situation']:34}{row['core_share']:7.1%}{row['core_share_typing']:9.1%}"
+        f"{row['key_ms_median']:10.0f} ms"
         f"{row['key_ms_most']:5.0f} ms"
         for row in report["drawing"]
     ]
