@@ -75,7 +75,9 @@ for line in sys.stdin:
         finally:
             os._exit(3)
     acknowledge("started", child)
-    acknowledge("ended", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.write(1, b"\\n")  # what it wrote last may have been cut short
+    acknowledge("ended", status)
 """
 
 
@@ -85,11 +87,17 @@ def killed(chats: subprocess.Popen[bytes], path: Path, seed: int, seconds: float
     assert chats.stdout is not None
     chats.stdin.write(json.dumps([str(path), seed]).encode() + b"\n")
     heard: list[list[str]] = []
-    victim, until, rest = 0, float("inf"), b""
+    victim, until, rest, torn = 0, float("inf"), b"", False
     while True:
         if select.select([chats.stdout], [], [], 0.005)[0]:
             *lines, rest = (rest + os.read(chats.stdout.fileno(), 1 << 20)).split(b"\n")
-            for what in map(json.loads, lines):
+            for line in filter(None, lines):
+                try:
+                    what = json.loads(line)
+                except ValueError:  # was never acknowledged in full
+                    torn = True
+                    continue
+                assert what[0] == "ended" or not torn
                 if what[0] == "started":
                     victim, until = what[1], time.monotonic() + seconds + 30 * (seed % 5 > 0)
                 elif what[0] == "ended":

@@ -9,7 +9,7 @@ from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.app.chat.markdown import Section, _parts, code_blocks, parser
+from edgespec.app.chat.markdown import Section, _complete, _parts, code_blocks, parser
 from edgespec.app.history.store import History
 
 BLOCK = st.sampled_from(
@@ -90,3 +90,53 @@ async def test_a_long_answer_opened_again_scrolls_without_gaps(tmp_path: Path, s
                 break
             await pilot.press("pageup")
     assert sorted(set(range(80)) - seen) == []
+
+
+async def test_words_are_on_the_screen_before_their_line_ends(tmp_path: Path) -> None:
+    engine = FakeEngine(["Some **bo", "ld** words", "\n\nand", " more"], pause=0.7)
+    app = app_of(engine, tmp_path / "h.db")
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Go")
+        await until(pilot, lambda: "Some **bo" in shown(app))
+        await until(pilot, lambda: "Some **bold** words" in shown(app))  # as it is: the line may go on
+        await until(pilot, lambda: "Some bold words" in shown(app))
+        assert app.session.writing is not None
+        await answered(pilot)
+        await until(pilot, lambda: "and more" in shown(app))
+        assert shown(app).count("Some bold words") == 1
+        (section,) = app.view.query(Section)
+        assert section.markdown.source == "".join(map(str, engine.pieces))
+
+
+async def test_a_line_without_end_is_drawn_in_time(tmp_path: Path) -> None:
+    engine = FakeEngine(["word " * 100] * 60, pause=0.02)
+    app = app_of(engine, tmp_path / "h.db")
+    async with app.run_test(size=SIZE) as pilot:
+        await say(pilot, "Go")
+        await until(pilot, lambda: len(next(iter(app.view.query(Section))).markdown.source) > 2000)
+        assert app.session.writing is not None
+        await answered(pilot)
+        await until(
+            pilot, lambda: "".join(s.markdown.source for s in app.view.query(Section)) == "word " * 6000
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("A paragraph.\n\n", True),
+        ("A paragraph.\n", False),
+        ("# Head\n\n", True),
+        ("- item\n\n", False),  # the next may belong to the same list
+        ("1. one\n\n", False),
+        ("> quote\n\n", False),
+        ("```py\nx = 1\n```\n\n", True),
+        ("```py\nx = 1\n\n", False),
+        ("~~~~\n~~~\n\n", False),
+        ("| a |\n|---|\n| 1 |\n\n", True),
+        ("---\n\n", True),
+        ("", False),
+    ],
+)
+def test_a_block_is_complete_when_nothing_can_join_it(text: str, complete: bool) -> None:
+    assert _complete(text) is complete

@@ -126,7 +126,7 @@ class ChatApp(App[int]):
         self.sidebar.display = self.panel.display = False
         self._show_status()
         self._clock = self.set_interval(1 / _FRAMES_PER_SECOND, self._tick)
-        self.set_interval(0.25, self._show_status)
+        self.set_interval(0.5, self._show_status)
         # Imports hold the interpreter, so they wait until the first frame is written.
         self.call_after_refresh(lambda: self.set_timer(0.05, self._start))
 
@@ -331,7 +331,7 @@ class ChatApp(App[int]):
         for event in news:
             await self._show(event)
         if any(not isinstance(event, Written) for event in news):
-            self._show_status()  # else a few times a second: each change has the screen composed anew
+            self._show_status()  # else twice a second: each change has the screen composed anew
         if self.session.quiet:
             self._clock.pause()
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from time import thread_time
+import gc
+from time import monotonic, thread_time
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_core import StateCore
 from markdown_it.token import Token
+from rich.cells import cell_len
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widget import MountError
-from textual.widgets import Markdown
+from textual.widgets import Markdown, Static
 
 from edgespec.app.terminal import clean, one_line
 
-_SHARE = 0.06  # of the time that may go into drawing an answer
-_SHORTEST, _LONGEST = 0.08, 2.0  # seconds between two drawings
+_SHARE = 0.03  # of the time that may go into making Markdown of an answer
+_SHORTEST, _LONGEST = 0.2, 2.0  # seconds between two drawings, and at most until lines become Markdown
+_SETTLES = 0.05  # seconds in which lists have made their items: else each has the screen laid out again
+_LONGEST_LINE = 2000  # characters that need not wait for the end of their line
+_FREE = 3  # lines
 _BLOCKS, _LINES = 20, 60  # of a section; lines from which on it may be parted
 
 
@@ -97,10 +102,10 @@ class Section(Vertical):
 
 
 class Answer(Vertical):
-    """An answer as it grows. `write` never waits; what it was given is drawn in pieces.
+    """An answer as it grows. `write` never waits.
 
-    The time between two drawings grows with what a drawing takes: a long block of code is highlighted anew
-    each time.
+    Whole lines become Markdown, as often as that may cost: parsing and a layout of the screen take long. What
+    came since stands below as it is, where new words cost little.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -108,15 +113,21 @@ class Answer(Vertical):
         parts = _parts(clean(text))
         self.sections = [Section(part, shown=part is parts[-1]) for part in parts]
         self._check = _LINES  # length of the last section at which to look for its parts
-        self._more: list[str] = []
+        self._more = ""  # that is no Markdown yet
+        self._tail = Static("", classes="tail", markup=False)
         self._news = asyncio.Event()
+        self._order = asyncio.Lock()  # what is given up goes on to its end
         self._drawing: asyncio.Task[None] | None = None
 
     def compose(self) -> ComposeResult:
         yield from self.sections
+        yield self._tail
+
+    def on_mount(self) -> None:
+        self._tail.display = False
 
     def write(self, text: str) -> None:
-        self._more.append(clean(text))
+        self._more += clean(text)
         self._news.set()
         if self._drawing is None:
             self._drawing = asyncio.create_task(self._draw())
@@ -127,36 +138,76 @@ class Answer(Vertical):
             self._drawing.cancel()
             await asyncio.wait([self._drawing])
             self._drawing = None
-        await self._append()
+        text, self._more = self._more, ""
+        with self.app.batch_update():
+            self._tail.display = False
+            await self._append(text)
+        gc.unfreeze()
 
     def on_unmount(self) -> None:
         if self._drawing is not None:
             self._drawing.cancel()
+            gc.unfreeze()
 
     async def _draw(self) -> None:
+        due = 0.0
+        gc.freeze()
         while True:
             await self._news.wait()
             self._news.clear()
-            start, drawn = thread_time(), asyncio.Event()
-            await asyncio.shield(self._append())
-            self.call_after_refresh(drawn.set)  # the layout counts, too
-            await drawn.wait()
-            took = thread_time() - start
-            await asyncio.sleep(min(_LONGEST, max(_SHORTEST, took / _SHARE)))
+            lines = self._more.rfind("\n") + 1 or len(self._more) // _LONGEST_LINE * _LONGEST_LINE
+            if self._full:
+                lines = self._more.rfind("\n\n") + 2 if "\n\n" in self._more else lines
+            if lines and monotonic() >= due:
+                start, drawn = thread_time(), asyncio.Event()
+                text, self._more = self._more[:lines], self._more[lines:]
+                with self.app.batch_update():
+                    await asyncio.shield(self._append(text))
+                    self._show_tail()
+                    await asyncio.sleep(_SETTLES)
+                self.call_after_refresh(drawn.set)  # the layout counts, too
+                await drawn.wait()
+                due = monotonic() + min(_LONGEST, (thread_time() - start) / _SHARE)
+            else:
+                self._show_tail()
+            await asyncio.sleep(_SHORTEST)
 
-    async def _append(self) -> None:
-        text = "".join(self._more)
-        self._more.clear()
-        if not text or not self.is_attached:
+    def _show_tail(self) -> None:
+        """Show what is no Markdown yet. A few lines stay free: a layout for every new one would be dear."""
+        if not self.is_attached:
             return
-        last = self.sections[-1].markdown
-        try:
-            await last.append(text)
-            if last.source.count("\n") > self._check:
-                await self._split(last)
-        except MountError:
-            if self.is_attached:
-                raise  # else it was taken off the screen meanwhile
+        tail = self._tail
+        width = max(1, self.size.width - 2)  # that of Markdown
+        needed = sum(max(1, -(-cell_len(line) // width)) for line in self._more.split("\n"))
+        height = tail.size.height if tail.display else 0
+        if not needed <= height <= needed + self.app.size.height // 3:
+            tail.styles.height = needed + _FREE
+        tail.display = True
+        tail.update(self._more, layout=False)
+
+    async def _append(self, text: str) -> None:
+        async with self._order:
+            if not text or not self.is_attached:
+                return
+            last = self.sections[-1].markdown
+            try:
+                if self._full and _complete(last.source):
+                    more = [Section(part) for part in _parts(text)]
+                    await self.mount_all(more, before=self._tail)
+                    self.sections += more
+                    gc.freeze()  # what stays as long as the answer need not be looked through time and again
+                    return
+                await last.append(text)
+                if last.source.count("\n") > self._check:
+                    await self._split(last)
+            except MountError:
+                if self.is_attached:
+                    raise  # else it was taken off the screen meanwhile
+
+    @property
+    def _full(self) -> bool:
+        """The last section is long enough: another begins with the next block."""
+        return self.sections[-1].markdown.source.count("\n") >= _LINES // 2
 
     async def _split(self, last: Markdown) -> None:
         """Go on in a new section where the last block begins, so that what is finished is left alone."""
@@ -170,8 +221,26 @@ class Answer(Vertical):
         with self.app.batch_update():
             await last.update(finished[0])
             self.sections[-1].changed()
-            await self.mount_all(more)
+            await self.mount_all(more, before=self._tail)
         self.sections += more
+
+
+def _complete(text: str) -> bool:
+    """Whether what comes after `text` begins a block of its own, whatever it is."""
+    tokens = parser().parse(text) if text.endswith("\n\n") else []
+    if not tokens or tokens[-1].type not in (
+        "paragraph_close",
+        "heading_close",
+        "table_close",
+        "hr",
+        "fence",
+    ):
+        return False
+    last = tokens[-1]
+    if last.type == "fence" and last.map is not None:
+        lines = text.split("\n")[slice(*last.map)]
+        return len(lines) > 1 and lines[-1].strip().startswith(last.markup)
+    return True
 
 
 def _parts(text: str) -> list[str]:

@@ -128,12 +128,12 @@ class ConversationView(VerticalScroll, can_focus=False):
         self.set_interval(0.1, self._reveal)
 
     async def _reveal(self) -> None:
-        """Draw the parts of answers that are looked at, and two screens on either side."""
+        """Draw the parts of answers that are looked at, and a screen on either side."""
         state = (self.scroll_y, self.virtual_size, self.size)
         if state == self._revealed:
             return
         view, settled = self.region, True
-        reach, unmeasured = 2 * view.height, None
+        reach, unmeasured = view.height, None
         for message in self._views.values():
             *sections, last = message.answer.sections
             for section in (*sections, last) if message.item.state != "partial" else sections:
