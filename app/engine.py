@@ -73,7 +73,7 @@ class Engine:
         """
         self.notes: list[str] = []
         self.shelf: Shelf | None = None  # for those who answer several conversations in turn
-        options = options_for(target, options or LlamaOptions()).for_texts(parallel)
+        options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
         chosen = exact_options(options) if exact else options
         self.model: Model = load_model(target, chosen, progress, self.notes.append)
         self.draft: Model | None = None
@@ -84,13 +84,11 @@ class Engine:
         self._ahead = 0  # tokens that the draft model may go on by while the target checks
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
-            self._parallel = parallel
             self._resting: Round | None = None
             # Exact answers need batches of certain sizes, which company would change.
-            self._together = self.model.shares_cache and not exact
+            self._together = self.model.shares_passes and not exact
             self._sharing = Sharing(lambda: self.steering.costs)
-            pooled = parallel if self.model.shares_cache else 1
-            self.context_length = self.model.context_length // pooled
+            self.context_length = self.model.context_length
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
             if reason := self.model.rollback_refusal:
@@ -133,8 +131,7 @@ class Engine:
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
         summary = check_model(path)
-        one = options_for(path, replace(self._draft_options, context=self.context_length))
-        options = one.for_texts(self._parallel)
+        options = options_for(path, replace(self._draft_options, context=self.context_length))
         if isinstance(options, OnnxOptions):
             options = replace(options, providers=profile.providers(summary))
         known = profile.known_curve(summary, options)
@@ -161,7 +158,6 @@ class Engine:
         self.draft, self._draft_sequence, self._draft_costs = draft, sequences[0], costs
         for slot, sequence in zip(self.slots, sequences, strict=True):
             slot.drafting = sequence
-        self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
         self._ahead = AHEAD if self._may_overlap(draft, sequences[0]) else 0
 
@@ -367,7 +363,7 @@ class Engine:
             q = Sampling()
             if settings.seed is None and settings.temperature > 0:
                 q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-            model = ModelDrafter(slot.drafting, self._draft_room, q, is_end=self.model.vocab.is_end)
+            model = ModelDrafter(slot.drafting, self.draft.context_length, q, is_end=self.model.vocab.is_end)
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)
