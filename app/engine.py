@@ -296,9 +296,9 @@ class Engine:
         return writing
 
     def advance(self, writings: Sequence[Writing]) -> list[tuple[Writing, str]]:
-        """One forward pass for all of `writings`, none of which is over: those it brought on, and their text.
+        """A round of all of `writings`, none of which is over: those it brought on, and their text.
 
-        On an engine whose texts cannot share a pass, one for each. When one of them is cancelled, the pass
+        In as few forward passes as the engine allows. When one of them is cancelled, its pass
         may be cut short and bring on none.
         """
         if self._resting is not None:  # only now: what the last pass brought was heard of before
@@ -306,15 +306,17 @@ class Engine:
         planners = [writing.planner for writing in writings]
         if self._together:
             writings = first_readers(writings, self.slots)
-        texts = [writing.text for writing in writings]
-        chunk = _CHUNK if len(texts) > 1 else self.context_length
+        passes = self._passes(writings)
+        writings = [writing for together in passes for writing in together]
+        chunk = _CHUNK if len(writings) > 1 else self.context_length
         rounds: list[Round | None] = []
         forward, rows = self.model.forward_texts, self.model.options.max_rows
         try:
-            for batch in [texts] if self._together else [[text] for text in texts]:
-                rounds += advance(batch, forward, rows, chunk, self._sharing)
+            for together in passes:
+                texts = [writing.text for writing in together]
+                rounds += advance(texts, forward, rows, chunk, self._sharing)
         except Cancelled:
-            rounds += [None] * (len(texts) - len(rounds))
+            rounds += [None] * (len(writings) - len(rounds))
         done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
         news = [(writing, writing.took(round_)) for writing, round_ in done]
         for writing, round_ in done:
@@ -326,6 +328,23 @@ class Engine:
         self.steering.steer(planners, self.draft)
         self._resting = done[0][1] if done else None
         return news
+
+    def _passes(self, writings: Sequence[Writing]) -> list[list[Writing]]:
+        """Which of `writings` share a pass: those in slots side by side, where passes are shared at all.
+
+        Given others at once, llama.cpp would evaluate them one after the other, too.
+        """
+        placed = {writing.slot: writing for writing in writings}
+        passes: list[list[Writing]] = []
+        beside = False  # the one in the slot before
+        for slot in self.slots:
+            writing = placed.get(slot)
+            if writing is not None and beside:
+                passes[-1].append(writing)
+            elif writing is not None:
+                passes.append([writing])
+            beside = self._together and writing is not None
+        return passes
 
     def finish(self, writing: Writing) -> str:
         """An answer is over or given up: keep what it taught, and return the rest of its text."""
