@@ -169,6 +169,16 @@ def test_rows_without_guesses_are_padded_at_a_first_round_too():
     ]
 
 
+def test_a_prompt_that_is_read_beside_them_counts():
+    """Four rows cost less than two, but with those of the prompt it would be six."""
+    costs = CostCurve({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.5, 6: 50.0})
+    texts, shared = [text_of([1, 2], 40), text_of([3, 4], 40)], Sharing(lambda: costs)
+    advance(texts, together, sharing=shared)
+    for reading, rows in ([text_of([5] * 50, 9)], 1), ([], 2):
+        rounds = advance([*texts, *reading], together, 99, 20, shared)
+        assert [round_ and round_.draft.rows for round_ in rounds[:2]] == [rows] * 2
+
+
 def offering(last: int, chance: float, least: int, count: int = 30) -> Text:
     """A text that offers five tokens of such a chance, of which `least` must not be dropped."""
 

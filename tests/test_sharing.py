@@ -63,6 +63,7 @@ def test_no_other_number_is_expected_to_bring_more(found, reading, seconds, most
     rows = sharing(seconds).rows(offers, bounds, most, 0)
     least = 1 + max(one.least for one in offers)
     assert least <= rows <= most
+    assert rows == least or rows * len(bounds) <= curve.largest
     ours = value(offers, bounds, rows, curve)
     for other in range(least, most + 1):
         if other * len(bounds) <= curve.largest:
