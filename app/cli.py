@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from edgespec.app import options as opt
 from edgespec.app.bench import cli as bench_cli
 from edgespec.app.chat import cli as chat_cli
 from edgespec.app.serve import cli as serve_cli
-from edgespec.app.terminal import one_line
+from edgespec.app.terminal import CleanHandler, one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.sampling import Sampling
 
@@ -44,6 +45,7 @@ app.command()(serve_cli.mcp)
 
 def main() -> None:
     """Entry point: every error a user can cause is one line on stderr and a non-zero exit."""
+    logging.basicConfig(level=logging.WARNING, handlers=[CleanHandler()], format="edgespec: %(message)s")
     try:
         app()
     except EdgespecError as error:

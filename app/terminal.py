@@ -6,6 +6,9 @@ the clipboard, moves the cursor over earlier text, or turns the reading order ar
 
 from __future__ import annotations
 
+import logging
+import sys
+
 _DROPPED = (
     range(0x00, 0x20),  # C0, of which \n, \t and \r are handled below
     range(0x7F, 0xA0),  # DEL and C1, which some terminals take for ESC and a letter
@@ -33,3 +36,13 @@ def clean(text: str) -> str:
 def one_line(text: str) -> str:
     """`clean`, with every run of white space made one space: for errors, names and titles."""
     return " ".join(clean(text).split())
+
+
+class CleanHandler(logging.Handler):
+    """Writes log records to stderr, cleaned: a traceback quotes what a model or a file said."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(clean(self.format(record)) + "\n")
+        except Exception:  # noqa: BLE001 - the logging of an error is no reason to end
+            self.handleError(record)

@@ -1,9 +1,12 @@
 """What reaches a terminal is text."""
 
+import logging
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgespec.app.terminal import clean, one_line
+from edgespec.app.terminal import CleanHandler, clean, one_line
 
 # Any code point, lone surrogates too, and the dangerous ones often enough to meet each other.
 NASTY = st.text(st.characters() | st.sampled_from("\x1b\x07\x9b\x7f\r\n\t\x85\u202e\u2066\u2028\ud800\udc00"))
@@ -47,3 +50,16 @@ def test_sequences_become_harmless_text() -> None:
     assert clean("\x1b]52;c;AAAA\x07\x9b31mred") == "]52;c;AAAA31mred"
     assert clean("a\ud83dz") == "a\ufffdz"
     assert one_line(" a\n\tb\x1b ") == "a b"
+
+
+def test_log_records_are_cleaned_with_what_their_tracebacks_quote(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.Logger("test")
+    log.addHandler(CleanHandler())
+    try:
+        raise ValueError("\x1b]52;c;aGk=\x07\x9b2J")
+    except ValueError:
+        log.exception("said %s", "\x1b[2J\u202e")
+    said = capsys.readouterr().err
+    assert said.startswith("said [2J\n")
+    assert "ValueError: ]52;c;aGk=2J" in said
+    assert all(map(allowed, said))
