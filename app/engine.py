@@ -73,7 +73,7 @@ class Engine:
         """
         self.notes: list[str] = []
         self.shelf: Shelf | None = None  # for those who answer several conversations in turn
-        options = options_for(target, options or LlamaOptions()).for_texts(parallel)
+        options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
         chosen = exact_options(options) if exact else options
         self.model: Model = load_model(target, chosen, progress, self.notes.append)
         self.draft: Model | None = None
@@ -84,13 +84,11 @@ class Engine:
         self._ahead = 0  # tokens that the draft model may go on by while the target checks
         self._max_draft = min(max_draft, self.model.options.max_rows - 1)
         try:
-            self._parallel = parallel
             self._resting: Round | None = None
             # Exact answers need batches of certain sizes, which company would change.
-            self._together = self.model.shares_cache and not exact
+            self._together = self.model.shares_passes and not exact
             self._sharing = Sharing(lambda: self.steering.costs)
-            pooled = parallel if self.model.shares_cache else 1
-            self.context_length = self.model.context_length // pooled
+            self.context_length = self.model.context_length
             self.slots = [Slot(self.model.sequence()) for _ in range(parallel)]
             self._sequence = self.slots[0].sequence
             if reason := self.model.rollback_refusal:
@@ -133,8 +131,7 @@ class Engine:
         self.draft_path = path
         # A trimmed draft has few logits, and many rows of it are only read: room for as many as are measured.
         summary = check_model(path)
-        one = options_for(path, replace(self._draft_options, context=self.context_length))
-        options = one.for_texts(self._parallel)
+        options = options_for(path, replace(self._draft_options, context=self.context_length))
         if isinstance(options, OnnxOptions):
             options = replace(options, providers=profile.providers(summary))
         known = profile.known_curve(summary, options)
@@ -161,7 +158,6 @@ class Engine:
         self.draft, self._draft_sequence, self._draft_costs = draft, sequences[0], costs
         for slot, sequence in zip(self.slots, sequences, strict=True):
             slot.drafting = sequence
-        self._draft_room = draft.context_length // (self._parallel if draft.shares_cache else 1)
         self._draft_threads = draft.threads  # that the curve is of
         self._ahead = AHEAD if self._may_overlap(draft, sequences[0]) else 0
 
@@ -300,9 +296,9 @@ class Engine:
         return writing
 
     def advance(self, writings: Sequence[Writing]) -> list[tuple[Writing, str]]:
-        """One forward pass for all of `writings`, none of which is over: those it brought on, and their text.
+        """A round of all of `writings`, none of which is over: those it brought on, and their text.
 
-        On an engine whose texts cannot share a pass, one for each. When one of them is cancelled, the pass
+        In as few forward passes as the engine allows. When one of them is cancelled, its pass
         may be cut short and bring on none.
         """
         if self._resting is not None:  # only now: what the last pass brought was heard of before
@@ -310,15 +306,17 @@ class Engine:
         planners = [writing.planner for writing in writings]
         if self._together:
             writings = first_readers(writings, self.slots)
-        texts = [writing.text for writing in writings]
-        chunk = _CHUNK if len(texts) > 1 else self.context_length
+        passes = self._passes(writings)
+        writings = [writing for together in passes for writing in together]
+        chunk = _CHUNK if len(writings) > 1 else self.context_length
         rounds: list[Round | None] = []
         forward, rows = self.model.forward_texts, self.model.options.max_rows
         try:
-            for batch in [texts] if self._together else [[text] for text in texts]:
-                rounds += advance(batch, forward, rows, chunk, self._sharing)
+            for together in passes:
+                texts = [writing.text for writing in together]
+                rounds += advance(texts, forward, rows, chunk, self._sharing)
         except Cancelled:
-            rounds += [None] * (len(texts) - len(rounds))
+            rounds += [None] * (len(writings) - len(rounds))
         done = [(w, round_) for w, round_ in zip(writings, rounds, strict=True) if round_ is not None]
         news = [(writing, writing.took(round_)) for writing, round_ in done]
         for writing, round_ in done:
@@ -330,6 +328,23 @@ class Engine:
         self.steering.steer(planners, self.draft)
         self._resting = done[0][1] if done else None
         return news
+
+    def _passes(self, writings: Sequence[Writing]) -> list[list[Writing]]:
+        """Which of `writings` share a pass: those in slots side by side, where passes are shared at all.
+
+        Given others at once, llama.cpp would evaluate them one after the other, too.
+        """
+        placed = {writing.slot: writing for writing in writings}
+        passes: list[list[Writing]] = []
+        beside = False  # the one in the slot before
+        for slot in self.slots:
+            writing = placed.get(slot)
+            if writing is not None and beside:
+                passes[-1].append(writing)
+            elif writing is not None:
+                passes.append([writing])
+            beside = self._together and writing is not None
+        return passes
 
     def finish(self, writing: Writing) -> str:
         """An answer is over or given up: keep what it taught, and return the rest of its text."""
@@ -367,7 +382,7 @@ class Engine:
             q = Sampling()
             if settings.seed is None and settings.temperature > 0:
                 q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-            model = ModelDrafter(slot.drafting, self._draft_room, q, is_end=self.model.vocab.is_end)
+            model = ModelDrafter(slot.drafting, self.draft.context_length, q, is_end=self.model.vocab.is_end)
         if request.fixed_draft is not None:
             return FixedLength(request.fixed_draft, suffix, model)
         most = self._max_draft if request.max_draft is None else min(request.max_draft, self._max_draft)

@@ -94,7 +94,7 @@ class Service:
             waiting = self._count()
             if self._closing:
                 raise EdgespecError("The server is stopping.")
-            if waiting >= self._most:
+            if waiting >= self._most + self.parallel - len(self._running):  # those begin with the next pass
                 raise BusyError(waiting, max(1.0, self._seconds * waiting / self.parallel))
             self._waiting.setdefault(client, deque()).append(ticket)
         self._thread.submit(self._work)

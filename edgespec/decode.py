@@ -84,6 +84,12 @@ class Text:
         """Tokens of the context that the target has not read, the last one aside."""
         return len(self.context) - 1 - len(self.target.tokens)
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most tokens that it can have evaluated in the next round."""
+        fewest = self.lacking + 1
+        return fewest, fewest + self._end - len(self.context) - 1
+
     def offer(self, rows: int) -> Offer:
         """What it would guess of a round of at most `rows` rows."""
         limit = self.limit(rows)
@@ -92,9 +98,10 @@ class Text:
     def plan(
         self, rows: int, draft: Draft | None = None
     ) -> tuple[Generator[Forward, Logits, Round], Request]:
-        """A round of at most `rows` rows, which checks `draft` if given, and what it asks of the target."""
-        drafter = self.controller if draft is None else _Given(draft)
-        step = speculate(self.context, drafter, self.limit(rows), self._sampler, self._done)
+        """A round of at most `rows` rows, or one that checks `draft`, and what it asks of the target."""
+        drafter: Drafter = self.controller if draft is None else _Given(draft)
+        limit = self.limit(rows) if draft is None else draft.rows - 1
+        step = speculate(self.context, drafter, limit, self._sampler, self._done)
         ask = next(step)
         padding = [self.context[-1]] * ask.padding
         new = [*self.context[len(self.target.tokens) :], *ask.draft, *padding]
@@ -130,10 +137,10 @@ def advance(
 ) -> list[Round | None]:
     """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
 
-    At most `rows` rows of logits, which is no less than the number of texts; `sharing` divides them, without
-    it several texts guess nothing. A text that lacks more than `chunk` tokens only reads so many, so that the
-    others need not wait for all of it. An EdgespecError of one text ends that text alone, and is its `error`;
-    what the pass itself raises is raised.
+    At most `rows` rows of logits, which is no less than the number of texts; `sharing` says how many each
+    has, without it several texts guess nothing. A text that lacks more than `chunk` tokens only reads so
+    many, so that the others need not wait for all of it. An EdgespecError of one text ends that text alone,
+    and is its `error`; what the pass itself raises is raised.
     """
     reading = [text for text in texts if text.lacking > chunk]
     writing = [text for text in texts if text.lacking <= chunk]
@@ -145,7 +152,7 @@ def advance(
         asking.append((text, None, (text.target, text.context[held : held + chunk], 1)))
     rounds: dict[Text, Round] = {}
     try:
-        drafts = _drafts(writing, rows, sharing, alone=alone) if len(writing) > 1 else {}
+        drafts = _drafts(writing, rows, sharing, [chunk] * len(reading)) if len(writing) > 1 else {}
         for text in writing:
             if len(writing) == 1:
                 text.controller.beside(0, 0)
@@ -169,39 +176,43 @@ def advance(
         raise
     taken = sum(request[2] for _, _, request in asking)
     written = sum(len(round_.tokens) for round_ in rounds.values())
+    even = len({len(new) for _, _, (_, new, _) in asking}) == 1  # or it was more than one pass of the engine
     if sharing is not None and alone and len(rounds) > 1:
         sharing.observe(len(rounds), written, seconds, _mean_length(list(rounds)))
     for i, (text, round_) in enumerate(rounds.items()):
         rounds[text] = replace(
             round_,
-            beside_rows=taken - round_.draft.rows if alone and i == 0 else None,
+            beside_rows=taken - round_.draft.rows if alone and even and i == 0 else None,
             beside_tokens=written - len(round_.tokens),
         )
         text.take(rounds[text])
     return [rounds.get(text) for text in texts]
 
 
-def _drafts(texts: Sequence[Text], rows: int, sharing: Sharing | None, *, alone: bool) -> dict[Text, Draft]:
-    """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none."""
+def _drafts(
+    texts: Sequence[Text], rows: int, sharing: Sharing | None, reading: Sequence[int]
+) -> dict[Text, Draft]:
+    """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none.
+
+    `reading`: how many tokens others only read in it.
+    """
     offers: dict[Text, Offer] = {}
-    spare = rows - len(texts)
+    most = rows // len(texts)
     for text in texts:
         text.controller.beside(len(texts) - 1, len(texts) - 1)
         try:
-            offers[text] = text.offer(1 + spare) if sharing is not None else Offer()
+            offers[text] = text.offer(most) if sharing is not None else Offer()
         except EdgespecError as error:
             text.fail(error)
-            continue
-        spare -= offers[text].least
-    kept, padding = [0] * len(offers), 0
-    if sharing is not None:
-        length = _mean_length(texts)
-        kept, padding = sharing.divide(list(offers.values()), rows, length, beside_prompts=not alone)
+    each = 1
+    if sharing is not None and offers:
+        bounds = [*(text.bounds for text in offers), *((n, n) for n in reading)]
+        each = sharing.rows(list(offers.values()), bounds, most, _mean_length(texts))
     drafts: dict[Text, Draft] = {}
-    for (text, offer), n in zip(offers.items(), kept, strict=True):
-        room = min(padding, max(0, text.limit(rows) - n))  # what is evaluated must fit behind the text
-        padding -= room
-        drafts[text] = offer.draft.cut(n, room)
+    for text, offer in offers.items():
+        fewest, largest = text.bounds
+        kept = min(len(offer.draft.tokens), each - 1)
+        drafts[text] = offer.draft.cut(kept, max(0, min(each, largest) - fewest - kept))
     taken = sum(draft.rows for draft in drafts.values())
     for text, draft in drafts.items():
         text.controller.beside(len(drafts) - 1, taken - draft.rows)

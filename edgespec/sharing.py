@@ -1,8 +1,11 @@
-"""How the rows of one pass are divided among several texts.
+"""How many rows each of several texts has in one pass.
 
-Each by itself would price its guess at what the next larger batch costs more, and none would pay for the
-step: sixteen rows may cost hardly more than nine. So all offer what they would guess, and the batch is
-planned as a whole: the tokens that most likely stand, whosever they are, as many as pay.
+An engine evaluates texts side by side with equally many tokens each; what some have more, it evaluates after
+that and reads all weights again. So all get equally many rows, and what a text does not guess is padding.
+
+Nor could each decide for itself: it would price its guess at what the next larger batch costs more, and none
+would pay for the step, though sixteen rows may cost hardly more than nine. So all offer what they would
+guess, and the pass is planned as a whole.
 """
 
 from __future__ import annotations
@@ -18,50 +21,33 @@ _PRIOR, _MEMORY = 64.0, 512.0  # tokens: at plain speed to start from; over whic
 
 
 class Sharing:
-    """Divides passes of texts whose targets share one model. Learns what guessing brought so far."""
+    """Plans passes of texts whose targets share one model. Learns what guessing brought so far."""
 
     def __init__(self, costs: Callable[[], CostCurve]) -> None:
         """`costs` gives the curve of the target's passes now."""
         self._costs = costs
         self._written = self._plain = 0.0  # tokens, and those that plain decoding writes in the same time
 
-    def divide(
-        self, offers: Sequence[Offer], rows: int, length: int, *, beside_prompts: bool = False
-    ) -> tuple[list[int], int]:
-        """How many tokens of each offer to check, and how many rows of padding to add.
+    def rows(self, offers: Sequence[Offer], bounds: Sequence[tuple[int, int]], most: int, length: int) -> int:
+        """How many rows to give each text: one, and one for each token of its offer to be checked.
 
-        At most `rows` rows in all, which is no less than the offers' own. `length`: tokens in a text's cache.
-        `beside_prompts`: prompts are read in the same pass, so that a row costs its share of a large one.
+        At most `most`, which is more than any offer's `least`, and enough for that. `bounds`: the fewest and
+        the most tokens that each text of the pass can have in it, those that only read their prompts and
+        offer nothing among them. `length`: tokens in a text's cache.
         """
         costs = self._costs()
-        kept = [offer.least for offer in offers]
-        # Within a text no token is likelier to stand than the one before it: sorted, each comes after that.
-        chances = [
-            (chance, text)
-            for text, offer in enumerate(offers)
-            for chance in list(accumulate(offer.chances, mul))[offer.least :]
-        ]
-        chances.sort(key=lambda one: -one[0])
-        texts, taken = len(offers), len(offers) + sum(kept)
-        most = rows if beside_prompts else min(rows, max(costs.largest, taken))
+        texts = len(offers)
         rate = self._pace * texts / costs.seconds(texts, length)
+        stands = [list(accumulate(offer.chances, mul)) for offer in offers]
 
-        def price(size: int) -> float:
-            if beside_prompts:
-                return size * costs.seconds(costs.largest, length) / costs.largest
-            return costs.seconds(size, length)
+        def value(rows: int) -> float:
+            expected = sum(sum(chances[: rows - 1]) for chances in stands)
+            sizes = [max(low, min(rows, high)) for low, high in bounds]
+            return expected - rate * _seconds(costs, sizes, length)
 
-        best, gained = -rate * price(taken), 0.0
-        count, padding = 0, 0
-        for n in range(min(len(chances), most - taken) + 1):
-            gained += chances[n - 1][0] if n else 0.0
-            size = taken + n if beside_prompts else costs.size(taken + n, most)
-            if size and gained - rate * price(size) > best:
-                best = gained - rate * price(size)
-                count, padding = n, size - taken - n
-        for _, text in chances[:count]:
-            kept[text] += 1
-        return kept, padding
+        least = 1 + max(offer.least for offer in offers)
+        largest = min(most, costs.largest // len(bounds))
+        return max(range(least, max(least, largest) + 1), key=value)
 
     def observe(self, texts: int, written: int, seconds: float, length: int) -> None:
         """A pass of `texts` texts, beside no prompt, brought `written` tokens in `seconds`."""
@@ -75,3 +61,12 @@ class Sharing:
     def _pace(self) -> float:
         """The speed so far in that of plain decoding, at least 1."""
         return max(1.0, (_PRIOR + self._written) / (_PRIOR + self._plain))
+
+
+def _seconds(costs: CostCurve, sizes: Sequence[int], length: int) -> float:
+    """The cost of a pass of texts with so many tokens each: what all have side by side, then what is left."""
+    seconds, done = 0.0, 0
+    for size in sorted(set(sizes)):
+        seconds += costs.seconds((size - done) * sum(one >= size for one in sizes), length)
+        done = size
+    return seconds

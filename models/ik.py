@@ -22,7 +22,7 @@ class Ik(Library):
     # Its flash attention ends the process over other types, and over a second sequence in one cache: it
     # takes a block of keys whose first is hidden from a row for one that is hidden as a whole.
     cache_types = ("f16", "q8_0", "q4_0")
-    shares_cache = False
+    shares_passes = False
 
     def __init__(self) -> None:
         """Raises EdgespecError when the package is missing, broken or of another version."""

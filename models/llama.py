@@ -1,7 +1,7 @@
 """GGUF models on llama.cpp or ik_llama.cpp.
 
-One `LlamaModel` owns the weights and one KV pool; each `LlamaSequence` in it is a LanguageModel. Nothing here
-is safe to call from two threads at once, except `cancel`.
+One `LlamaModel` owns the weights; each `LlamaSequence` of it is a LanguageModel with a KV cache of its
+own. Nothing here is safe to call from two threads at once, except `cancel`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 
 class LlamaModel:
-    """The weights of one GGUF file, its vocabulary, and the KV cache of its sequences."""
+    """The weights of one GGUF file, its vocabulary, and the KV caches of its sequences."""
 
     fixed_threads = False
 
@@ -50,7 +50,7 @@ class LlamaModel:
         self.library = library(options.engine)
         self._refuse_cache_types()
         self._C = self.library.C
-        # One context, or one a sequence where they cannot share: by the first sequence that needs it.
+        # One context, or one a sequence where they share no passes: by the first sequence that needs it.
         self._contexts: dict[int, Handle] = {}
         self._model: Handle = None
         self._model = self.library.load(path, options, progress)
@@ -63,7 +63,8 @@ class LlamaModel:
         except BaseException:
             self.close()
             raise
-        self.context_length: int = self._C.llama_n_ctx(context)
+        self._streams = options.sequences if self.library.shares_passes else 1  # caches in one context
+        self.context_length: int = self._C.llama_n_ctx(context) // self._streams
         self._batch_size: int = self._C.llama_n_batch(context)
         self._batch = self.library.batch(self._batch_size)
         self._free_ids = list(range(options.sequences))
@@ -82,18 +83,18 @@ class LlamaModel:
         return self.library.build
 
     @property
-    def shares_cache(self) -> bool:
+    def shares_passes(self) -> bool:
         """All sequences live in one context, and are evaluated in one pass."""
-        return self.library.shares_cache
+        return self.library.shares_passes
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What the state of a sequence fits: engine build, cache types, weights.
+        """What the state of a sequence fits: engine build, cache types, caches in one context, weights.
 
         The file is told by its length and the digests of its tokenizer and of its tensors' places.
         """
         options, summary = self.options, self.summary
         return (
-            self.build, options.type_k, options.type_v, options.flash_attention,
+            self.build, options.type_k, options.type_v, options.flash_attention, self._streams,
             self.path.stat().st_size, summary.tokenizer_digest,
             sorted((name, one.offset) for name, one in summary.tensors.items()),
             file_sample(self.path),
@@ -101,12 +102,11 @@ class LlamaModel:
 
     @property
     def cache_bytes(self) -> int:
-        """What the KV cache of all contexts takes when full: keys and values of every layer and position."""
+        """What one sequence's cache takes when full: keys and values of every layer and position."""
         key_size, value_size = self._head_sizes()
         heads = self._number("attention.head_count_kv") or self._number("attention.head_count")
         bits = key_size * _CACHE_BITS[self.options.type_k] + value_size * _CACHE_BITS[self.options.type_v]
-        positions = self.context_length * len(self._contexts)
-        return int(positions * self._number("block_count") * heads * bits // 8)
+        return int(self.context_length * self._number("block_count") * heads * bits // 8)
 
     @property
     def rollback_refusal(self) -> str | None:
@@ -120,7 +120,7 @@ class LlamaModel:
         if not self._free_ids:
             raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
         first = self._free_ids[0]
-        if not self.library.shares_cache and first not in self._contexts:
+        if not self.shares_passes and first not in self._contexts:
             self._contexts[first] = self._new_context()
             self._C.llama_set_n_threads(self._contexts[first], *self.threads)
         return LlamaSequence(self, self._free_ids.pop(0))
@@ -163,7 +163,7 @@ class LlamaModel:
             self._refuse_request(sequence, new, last)
         if sum(last for _, _, last in requests) > self.options.max_rows:
             raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
-        if self.library.shares_cache:
+        if self.shares_passes:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]
 
@@ -173,6 +173,9 @@ class LlamaModel:
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""
+        # The engine evaluates side by side what lies side by side: only sequences in order of their ids.
+        order = sorted(range(len(requests)), key=lambda i: requests[i][0].id)
+        requests = [requests[i] for i in order]
         # All rows wanted go into one final batch, because each batch overwrites the logits of the last; with
         # them as much of what comes before as fits: a batch costs less than two of its halves.
         room = self._batch_size - sum(last for _, _, last in requests)
@@ -192,8 +195,8 @@ class LlamaModel:
                 f"{self.library.name} returned no logits for {self.path.name}. {self.library.last_log()}"
             )
         logits = np.ctypeslib.as_array(pointer, (rows, self.vocab.size))
-        ends = np.cumsum([last for _, _, last in requests])
-        return [logits[end - last : end] for end, (_, _, last) in zip(ends, requests, strict=True)]
+        starts = np.cumsum([0, *(last for _, _, last in requests)])
+        return [logits[starts[i] : starts[i + 1]] for i in np.argsort(order)]
 
     def _refuse_request(self, sequence: LlamaSequence, new: Sequence[int], last: int) -> None:
         if not 1 <= last <= len(new):
@@ -223,10 +226,6 @@ class LlamaModel:
         if cancelled:
             self.uncancel()
             raise Cancelled
-        if code == 1:
-            raise EdgespecError(
-                "The conversation does not fit into the model's context: start with a larger one."
-            )
         reason = self.library.last_log()
         raise EdgespecError(
             f"{self.library.name} could not evaluate {self.path.name} (code {code}). {reason}"
@@ -238,7 +237,7 @@ class LlamaModel:
 
     def _slot(self, sequence_id: int) -> tuple[Handle, int]:
         """The context a sequence lives in, and the id it has there."""
-        if self.library.shares_cache:
+        if self.shares_passes:
             return self._contexts[0], sequence_id
         return self._contexts[sequence_id], 0
 
@@ -277,7 +276,7 @@ class LlamaModel:
 
 
 class LlamaSequence:
-    """One conversation in a LlamaModel's KV pool: a LanguageModel."""
+    """One conversation in a cache of a LlamaModel: a LanguageModel."""
 
     def __init__(self, model: LlamaModel, sequence_id: int) -> None:
         self.model = model
@@ -299,15 +298,16 @@ class LlamaSequence:
         del self._tokens[length:]
 
     def share(self, other: LlamaSequence, length: int) -> bool:
-        """Hold the first `length` tokens of `other`, without copying them. False where that cannot be."""
-        model, C = self.model, self.model._C  # noqa: N806
-        if other is self or not model.library.shares_cache or model.rollback_refusal:
+        """Hold the first `length` tokens of `other`: copied, which is as quick as memory. False if refused.
+
+        By way of its state: llama_memory_seq_cp ends the process over anything but whole caches, and copies
+        them only with the next pass, when the other may hold something else.
+        """
+        if other is self or self.model.rollback_refusal:
             return False
-        self.rollback(0)
-        context, native_id = model._slot(self.id)
-        memory = C.llama_get_memory(context)
-        C.llama_memory_seq_cp(memory, model._slot(other.id)[1], native_id, 0, length)
-        self._tokens = list(other.tokens[:length])
+        if not self.restore(other.tokens, other.state()):
+            return False
+        self.rollback(length)
         return True
 
     def state(self) -> npt.NDArray[np.uint8]:
@@ -338,5 +338,5 @@ class LlamaSequence:
         return True
 
     def close(self) -> None:
-        """Give the sequence's cells back to the pool."""
+        """Empty its cache and let another have it."""
         self.model._release(self.id)

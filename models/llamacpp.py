@@ -41,7 +41,7 @@ class LlamaCpp(Library):
     def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.n_outputs_max = options.max_rows
-        params.kv_unified = options.sequences > 1
+        params.kv_unified = False  # in one cache for all, each row would look at the tokens of every sequence
         # A sliding-window cache that keeps only its window could not be rolled back over its edge.
         params.swa_full = True
 

@@ -39,7 +39,7 @@ Handle = Any
 class LlamaOptions:
     """How a model is loaded. Zero or None leaves the choice to the machine or the model.
 
-    `context` tokens are shared by all `sequences`. `max_rows` bounds the logits of one forward pass: its
+    Each of `sequences` holds `context` tokens. `max_rows` bounds the logits of one forward pass: its
     buffer costs max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` tokens are read at
     once: more cost memory (68 MB for 512 with the 1.5B) and gain nothing on two cores. `repack` lays weights
     out for the processor's widest instructions while loading.
@@ -68,11 +68,6 @@ class LlamaOptions:
 
     def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
         return replace(self, threads=one_row, threads_batch=many_rows)
-
-    def for_texts(self, texts: int) -> LlamaOptions:
-        """The same with room for several texts; what they share is a pool of all their contexts."""
-        pooled = texts if library(self.engine).shares_cache else 1
-        return replace(self, sequences=texts, context=self.context * pooled)
 
 
 class Batch:
@@ -119,12 +114,13 @@ class Library(ABC):
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
     a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another. `shares_cache`: one context holds many sequences.
+    made under one `build` says nothing of another. `shares_passes`: one context holds many sequences, each in
+    a cache of its own, and evaluates them in one pass.
     """
 
     name: ClassVar[EngineName]
     cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
-    shares_cache: ClassVar[bool] = True
+    shares_passes: ClassVar[bool] = True
 
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
@@ -206,10 +202,10 @@ class Library(ABC):
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
-        params.n_ctx = options.context
+        params.n_seq_max = options.sequences if self.shares_passes else 1
+        params.n_ctx = options.context * params.n_seq_max
         params.n_batch = min(options.batch, options.context or options.batch)
         params.n_ubatch = min(params.n_batch, self.most_rows(types))
-        params.n_seq_max = options.sequences if self.shares_cache else 1
         cores = compute_cores()
         params.n_threads = options.threads or cores
         params.n_threads_batch = options.threads_batch or options.threads or cores

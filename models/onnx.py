@@ -54,10 +54,6 @@ class OnnxOptions:
     def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
         return replace(self, threads=one_row)
 
-    def for_texts(self, texts: int) -> OnnxOptions:
-        """The same with room for several texts, each in a cache of its own."""
-        return replace(self, sequences=texts)
-
     def kernels(self) -> tuple[object, ...]:
         """What a forward pass costs depends on, the model aside."""
         order = self.providers or (providers.CPU,)
@@ -72,8 +68,8 @@ def build(provider: str) -> str:
 class OnnxModel:
     """The weights of one folder, its vocabulary, and the caches of its sequences."""
 
-    shares_cache = False
-    """Each sequence has a cache of its own: several are evaluated one after the other."""
+    shares_passes = False
+    """Several sequences are evaluated one after the other."""
     fixed_threads = True
     """onnxruntime's threads belong to a loaded model: another count would mean to load it again."""
     rollback_refusal: str | None = None
@@ -148,7 +144,7 @@ class OnnxModel:
 
     @property
     def cache_bytes(self) -> int:
-        """What one text's cache takes when full; a graph that cannot extend it in place needs two."""
+        """What one sequence's cache takes when full; a graph that cannot extend it in place needs two."""
         copies = 1 if self.summary.shares_cache_buffer else 2
         return copies * self.context_length * self.summary.cache.bytes_per_token
 

@@ -47,7 +47,7 @@ class ModelSequence(LanguageModel, Protocol):
     def model(self) -> Model: ...
 
     def share(self, other: Any, length: int) -> bool:
-        """Hold the first `length` tokens of `other`, a sequence of the same model. False where it cannot."""
+        """Hold a copy of the first `length` tokens of `other`, of the same model. False where it cannot."""
 
     def state(self) -> npt.NDArray[np.uint8]:
         """A copy of what the cache holds, for `restore`."""
@@ -75,11 +75,11 @@ class Model(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Tokens that all sequences hold together or, where they share nothing, each."""
+        """Tokens that each sequence holds."""
 
     @property
-    def shares_cache(self) -> bool:
-        """Sequences live in one pool and are evaluated in one pass."""
+    def shares_passes(self) -> bool:
+        """Several sequences are evaluated in one pass."""
 
     @property
     def on_cpu(self) -> bool:
@@ -100,7 +100,9 @@ class Model(Protocol):
     @property
     def chat_template(self) -> str | None: ...
     @property
-    def cache_bytes(self) -> int: ...
+    def cache_bytes(self) -> int:
+        """What one sequence's cache takes when full."""
+
     def fingerprint(self) -> tuple[object, ...]:
         """What the state of a sequence fits: weights, build, cache types."""
 

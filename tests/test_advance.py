@@ -138,17 +138,75 @@ def test_without_sharing_nothing_is_guessed():
     assert not any(round_.draft.tokens for turn in rounds for round_ in turn if round_)
 
 
-def test_padding_goes_where_there_is_room_behind_a_text():
-    """Eight rows cost less than three: the rest of the batch is behind the text that is not about to end."""
-    costs = CostCurve({1: 1.0, 2: 2.0, 3: 3.0, 8: 1.0})
-    ends, goes_on = text_of([1, 2], 3), text_of([3, 4], 40)
-    shared = Sharing(lambda: costs)
-    for _ in range(2):
-        rounds = advance([ends, goes_on], together, sharing=shared)
-    assert rounds[0] is not None
-    assert rounds[1] is not None
-    assert rounds[0].draft.rows <= 2
-    assert rounds[0].draft.rows + rounds[1].draft.rows == 8
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(prompts, st.integers(1, 40), ways), min_size=2, max_size=5), st.integers(5, 12))
+def test_all_texts_with_room_have_as_many_tokens_in_a_pass(asked, rows):
+    texts = [text_of(*one) for one in asked]
+    shared = sharing()
+    while len(running := [text for text in texts if not text.over]) > 1:
+        bounds = {text.target: text.bounds for text in running}
+
+        def forward(requests: Sequence[Request], bounds: dict = bounds) -> list[Logits]:
+            most = max(last for _, _, last in requests)
+            for model, new, _ in requests:
+                low, high = bounds[model]
+                assert len(new) == max(low, min(high, most))
+            return together(requests)
+
+        advance(running, forward, rows, sharing=shared)
+
+
+def test_rows_without_guesses_are_padded_at_a_first_round_too():
+    """Four rows cost less than two, and a text whose prompt was read before guesses nothing yet."""
+    costs = CostCurve({1: 1.0, 2: 2.0, 4: 1.0})
+    read, other = text_of([1, 2], 40), text_of([3, 4], 40)
+    for text in (read, other):
+        text.target.forward(text.context[:-1])
+    rounds = advance([read, other], together, sharing=Sharing(lambda: costs))
+    assert [round_ and round_.draft.rows for round_ in rounds] == [2, 2]
+    assert [list(text.target.tokens) for text in (read, other)] == [
+        text.context[:-1] for text in (read, other)
+    ]
+
+
+def test_a_prompt_that_is_read_beside_them_counts():
+    """Four rows cost less than two, but with those of the prompt it would be six."""
+    costs = CostCurve({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.5, 6: 50.0})
+    texts, shared = [text_of([1, 2], 40), text_of([3, 4], 40)], Sharing(lambda: costs)
+    advance(texts, together, sharing=shared)
+    for reading, rows in ([text_of([5] * 50, 9)], 1), ([], 2):
+        rounds = advance([*texts, *reading], together, 99, 20, shared)
+        assert [round_ and round_.draft.rows for round_ in rounds[:2]] == [rows] * 2
+
+
+def offering(last: int, chance: float, least: int, count: int = 30) -> Text:
+    """A text that offers five tokens of such a chance, of which `least` must not be dropped."""
+
+    class Offering(Planner):
+        def offer(self, context: Sequence[int], limit: int) -> Offer:
+            n = min(5, limit)
+            return Offer(Draft((0,) * n, (chance,) * n, ("x",) * n), (chance,) * n, min(n, least))
+
+    planner = Offering(curve(), Acceptance())
+    return Text(ScriptedModel(SCRIPT), [1, 2, last], planner, Sampler(GREEDY), lambda _: False, count)
+
+
+def test_nothing_is_evaluated_that_does_not_fit_behind_a_text():
+    """One that is about to end has fewer rows than the others, and such a pass teaches no cost."""
+    ends, goes_on, shared = offering(3, 0.95, 0, count=3), offering(4, 0.95, 0), sharing()
+    rounds = [advance([ends, goes_on], together, sharing=shared) for _ in range(2)][-1]
+    assert [round_ and round_.draft.rows for round_ in rounds] == [2, 6]
+    assert [round_ and round_.beside_rows for round_ in rounds] == [None, None]
+
+
+def test_what_must_not_be_dropped_raises_the_rows_of_all():
+    texts, shared = [offering(3, 0.01, 3), text_of([3, 4], 30), offering(4, 0.01, 3)], sharing()
+    advance(texts, together, 12, sharing=shared)
+    rounds = advance(texts, together, 12, sharing=shared)
+    assert [round_ and round_.draft.rows for round_ in rounds] == [4] * 3
+    assert [round_ and len(round_.draft.tokens) for round_ in rounds][::2] == [3, 3]
+    rounds = advance(texts, together, 8, sharing=shared)  # asked for no more than there are rows for
+    assert [round_ and round_.draft.rows for round_ in rounds] == [2] * 3
 
 
 def test_a_long_prompt_is_read_piece_by_piece_beside_others():

@@ -185,9 +185,9 @@ def test_a_sequence_that_shares_goes_on_from_there(model, close):
     one, two = model.sequence(), model.sequence()
     tokens = model.vocab.tokenize(TEXT)
     one.forward(tokens)
-    if two.share(one, len(tokens) - 2):
-        assert list(two.tokens) == tokens[:-2]
-        close(two.forward(tokens[-2:], 2), one_again(one, tokens))
+    assert two.share(one, len(tokens) - 2)
+    assert list(two.tokens) == tokens[:-2]
+    close(two.forward(tokens[-2:], 2), one_again(one, tokens))
     assert list(one.tokens) == tokens
     one.close()
     two.close()

@@ -19,7 +19,7 @@ TEXT = "The quick brown fox jumps over the lazy dog because the dog would not mo
 
 @pytest.fixture(scope="module")
 def starter(starter_path: Path, engine: EngineName) -> Iterator[LlamaModel]:
-    with LlamaModel(starter_path, LlamaOptions(context=1024, sequences=3, engine=engine)) as model:
+    with LlamaModel(starter_path, LlamaOptions(context=512, sequences=4, engine=engine)) as model:
         yield model
 
 
@@ -31,7 +31,7 @@ def sequence(starter: LlamaModel) -> Iterator[LlamaSequence]:
 
 
 def test_a_prompt_is_read_in_the_batch_that_others_rows_are_in(starter, sequence, monkeypatch):
-    if not starter.library.shares_cache:
+    if not starter.shares_passes:
         pytest.skip("its sequences share no batch")
     other = starter.sequence()
     tokens = starter.vocab.tokenize(TEXT)
@@ -64,31 +64,60 @@ def test_the_last_row_predicts_text(starter, sequence):
     assert starter.vocab.piece(int(row.argmax())) == b" Paris"
 
 
-def test_what_scattered_sequences_leave_free_holds_a_long_prompt(tiny_llama, engine):
-    options = LlamaOptions(context=256, sequences=2, engine=engine)
+def test_each_sequence_has_a_whole_context_whatever_others_hold(tiny_llama, engine):
+    options = LlamaOptions(context=256, sequences=3, engine=engine)
     with LlamaModel(tiny_llama, options) as model:
-        one, two = model.sequence(), model.sequence()
-        for i in range(120):
-            model.forward([(one, [i], 1), (two, [i + 1], 1)])
-        expected = two.forward([7])[0].copy()
-        one.rollback(0)
-        one.forward(list(range(120)))
-        assert len(one.tokens) == 120
-        two.rollback(120)
-        np.testing.assert_allclose(two.forward([7])[0], expected, atol=1e-3)
+        assert model.context_length == 256
+        if model.shares_passes:  # in a cache for all, each row would be compared with the tokens of all
+            assert model._C.llama_n_ctx_seq(model._contexts[0]) == 256
+        sequences = [model.sequence() for _ in range(3)]
+        for one in sequences:
+            one.forward([1] * 256)
+        for one in sequences:
+            with pytest.raises(ValueError, match="do not fit into a context of 256"):
+                one.forward([1])
+            one.rollback(250)
+        model.forward([(one, [2] * 6, 1) for one in sequences])
+        assert [len(one.tokens) for one in sequences] == [256] * 3
 
 
-def test_a_full_pool_says_so_and_keeps_what_it_holds(tiny_llama):
-    with LlamaModel(tiny_llama, LlamaOptions(context=256, sequences=2)) as model:
-        one, two = model.sequence(), model.sequence()
-        one.forward([1] * 200)
-        with pytest.raises(EdgespecError, match="does not fit"):
-            two.forward([2] * 100)
-        assert len(one.tokens) == 200
-        two.rollback(0)
-        one.rollback(10)
-        two.forward([2] * 100)
-        assert len(two.tokens) == 100
+def test_texts_of_any_length_and_order_give_what_each_gives_alone(starter, engine):
+    """The engine splits such a pass into several: rows come in order, and each text sees itself alone."""
+    sequences = [starter.sequence() for _ in range(4)]
+    tokens = starter.vocab.tokenize(TEXT)
+    asked = [(tokens[2:9], 2), (tokens[:3], 3), (tokens * 2, 1), (tokens[4:8], 4)]
+    alone = []
+    for sequence, (new, last) in zip(sequences, asked, strict=True):
+        alone.append(sequence.forward(new, last).copy())
+        sequence.rollback(0)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 0], [3, 0, 1]):
+        answers = starter.forward([(sequences[i], *asked[i]) for i in order])
+        for i, rows in zip(order, answers, strict=True):
+            assert rows.shape == (asked[i][1], starter.vocab.size)
+            np.testing.assert_allclose(rows, alone[i], atol=0.5)
+            assert list(sequences[i].tokens) == asked[i][0]
+            sequences[i].rollback(0)
+    for sequence in sequences:
+        sequence.close()
+
+
+def test_texts_side_by_side_are_evaluated_in_order_of_their_caches(starter, monkeypatch):
+    """Out of order the engine would read the weights once for each."""
+    if not starter.shares_passes:
+        pytest.skip("its sequences share no batch")
+    sequences = [starter.sequence() for _ in range(3)]
+    batches: list[list[int]] = []
+    decode = starter._decode
+    monkeypatch.setattr(
+        starter, "_decode", lambda parts: (batches.append([one.id for one, _, _ in parts]), decode(parts))
+    )
+    rows = starter.forward([(sequences[i], [5 + i, 6], 1) for i in (2, 0, 1)])
+    assert batches == [sorted(one.id for one in sequences)]
+    first = rows[1].copy()
+    sequences[0].rollback(0)
+    np.testing.assert_allclose(sequences[0].forward([5, 6]), first, atol=0.5)
+    for sequence in sequences:
+        sequence.close()
 
 
 def test_threads_change_between_forward_passes(starter, sequence):
@@ -125,8 +154,8 @@ def test_a_cache_that_cannot_hold_the_heads_is_refused(tiny_llama, engine):
         LlamaModel(tiny_llama, LlamaOptions(context=256, type_k="q8_0", engine=engine))
 
 
-def test_cache_bytes_count_every_layer_and_position(tiny_llama, engine):
-    with LlamaModel(tiny_llama, LlamaOptions(context=256, engine=engine)) as model:
+def test_cache_bytes_count_every_layer_and_position_of_one_sequence(tiny_llama, engine):
+    with LlamaModel(tiny_llama, LlamaOptions(context=256, sequences=2, engine=engine)) as model:
         assert model.cache_bytes == 256 * 2 * 16 * 2 * 2  # positions, heads, head size, keys and values, f16
 
 

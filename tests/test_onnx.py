@@ -97,14 +97,13 @@ def test_several_texts_at_once_each_in_a_cache_of_its_own(shared):
 
 @pytest.mark.parametrize(("target", "draft"), [("onnx", "gguf"), ("gguf", "onnx")])
 def test_draft_and_target_have_room_for_the_same_texts(shared, tiny_llama, target, draft, monkeypatch):
-    """One kind shares a pool of all contexts, the other has a cache for each."""
     monkeypatch.setattr("edgespec.app.engine.WORTH_LOADING", 0.0)
     paths = {"onnx": shared, "gguf": tiny_llama}
     options = OnnxOptions(context=256) if target == "onnx" else LlamaOptions(context=256)
     with Engine(paths[target], paths[draft], parallel=2, options=options) as engine:
         assert engine.context_length == 256
-        assert engine._draft_room == 256
-        assert engine.draft.context_length == (512 if draft == "gguf" else 256)
+        assert engine.draft.context_length == 256
+        assert engine.draft.options.sequences == 2
 
 
 def test_a_draft_of_another_vocabulary_is_refused(tmp_path, shared, tiny_llama, monkeypatch):

@@ -226,11 +226,13 @@ def test_requests_before_the_answer_to_the_last_are_not_taken(server: Running) -
 
 
 def test_a_full_queue_says_when_to_come_back(server: Running) -> None:
-    held = [endless(server) for _ in range(PARALLEL + QUEUE)]
-    deadline = time.monotonic() + 20
-    while server.health()["waiting"] < QUEUE and time.monotonic() < deadline:
-        time.sleep(0.02)
-    with server.client() as client:
+    with contextlib.ExitStack() as held, server.client() as client:
+        for _ in range(PARALLEL + QUEUE):
+            held.enter_context(endless(server))
+        start = time.monotonic()
+        while (state := server.health())["waiting"] < QUEUE:
+            assert time.monotonic() - start < 20, state
+            time.sleep(0.02)
         answer = client.post(CHAT, json=question())
         assert answer.status_code == 429, answer.text
         assert int(answer.headers["retry-after"]) >= 1
@@ -238,8 +240,6 @@ def test_a_full_queue_says_when_to_come_back(server: Running) -> None:
         answer = client.post("/v1/messages", json={k: v for k, v in question().items() if k != "seed"})
         assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
         assert client.get("/health").status_code == 200
-    for connection in held:
-        connection.close()
     server.wait_until_free()
 
 

@@ -132,12 +132,11 @@ def test_an_engine_without_shared_passes_answers_several_too(ik, starter_path):
 
 def test_texts_in_one_batch_really_share_passes(engine, service):
     askers = [Asker() for _ in range(4)]
-    passes = 0
+    passes: list[list[int]] = []
     forward = engine.model.forward
 
     def counted(requests):
-        nonlocal passes
-        passes += 1
+        passes.append(sorted(sequence.id for sequence, _, _ in requests))
         return forward(requests)
 
     engine.model.forward = counted
@@ -147,7 +146,10 @@ def test_texts_in_one_batch_really_share_passes(engine, service):
         rounds = sum(asker.wait().rounds for asker in askers)
     finally:
         del engine.model.forward
-    assert passes < 0.5 * rounds
+    assert max(map(len, passes)) == 4
+    assert sum(len(ids) for ids in passes if len(ids) > 1) > 0.5 * rounds
+    # With one between them that rests, the engine could not evaluate two side by side.
+    assert all(ids == list(range(ids[0], ids[-1] + 1)) for ids in passes)
 
 
 def test_a_conversation_that_goes_on_reads_only_what_is_new(engine, service):
@@ -382,6 +384,25 @@ def test_a_full_queue_is_busy(engine):
             one.wait()
         assert tickets[0].asked <= tickets[1].asked
     finally:
+        service.close()
+
+
+def test_what_can_begin_at_once_is_never_too_much(engine):
+    """However fast they come: the thread that begins them may be in the middle of something."""
+    service = Borrowed(engine, parallel=2, queue=2)
+    try:
+        held = threading.Event()
+        service._thread.submit(held.wait)
+        others = [Asker() for _ in range(4)]
+        for one in others:
+            service.submit(Request([1, 2], max_tokens=1), one)
+        with pytest.raises(BusyError):
+            service.submit(Request([1, 2]), Asker())
+        held.set()
+        for one in others:
+            one.wait()
+    finally:
+        held.set()
         service.close()
 
 
