@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from edgespec.core import EdgespecError
 from edgespec.governor import Mode
-from edgespec.models.catalog import folder_in
+from edgespec.models.store import folder_in
 from edgespec.sampling import Sampling
 
 _MOST = 100_000  # bytes

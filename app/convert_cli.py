@@ -19,7 +19,7 @@ from rich.table import Table
 from edgespec.app.quant_cli import bar, interruptible
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import resolve
+from edgespec.models.store import resolve
 
 if TYPE_CHECKING:
     from edgespec.quant.assess import Assessment

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import folder_in, printable
+from edgespec.models.catalog import printable
+from edgespec.models.store import folder_in
 
 if TYPE_CHECKING:  # these cost the command line its quick start
     from sqlite3 import Connection

@@ -38,7 +38,7 @@ def doctor(
 def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
     from edgespec.app import config, profile
-    from edgespec.models.catalog import installed
+    from edgespec.models.store import installed
     from edgespec.sensors import missing, sources
     from edgespec.watch import Watch
 
@@ -98,9 +98,9 @@ def _engines() -> dict[str, str]:
 def _onnx(model: str) -> dict[str, str]:
     """Each execution provider of onnxruntime by its name, and whether it is used for `model`, and why."""
     from edgespec.app import profile
-    from edgespec.models.catalog import installed, is_onnx, resolve
     from edgespec.models.onnx_check import check_onnx
     from edgespec.models.providers import KNOWN, Measured, offered
+    from edgespec.models.store import installed, is_onnx, resolve
 
     try:
         here = offered()
@@ -119,9 +119,9 @@ def _onnx(model: str) -> dict[str, str]:
 def _curve(model: str) -> dict[str, Any]:
     """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
     from edgespec.app import profile
-    from edgespec.models.catalog import resolve
     from edgespec.models.native import LlamaOptions
     from edgespec.models.runtime import check_model, options_for
+    from edgespec.models.store import resolve
 
     try:
         path = resolve(model or opt.default_model())

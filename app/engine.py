@@ -310,7 +310,7 @@ class Engine:
         writings = [writing for together in passes for writing in together]
         chunk = _CHUNK if len(writings) > 1 else self.context_length
         rounds: list[Round | None] = []
-        forward, rows = self.model.forward_texts, self.model.options.max_rows
+        forward, rows = self.model.forward, self.model.options.max_rows
         try:
             for together in passes:
                 texts = [writing.text for writing in together]

@@ -14,7 +14,8 @@ import typer
 from edgespec.app import config
 from edgespec.core import EdgespecError
 from edgespec.governor import Mode
-from edgespec.models.catalog import installed, is_onnx, load_catalog, resolve
+from edgespec.models.catalog import load_catalog
+from edgespec.models.store import installed, is_onnx, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine import Engine

@@ -18,12 +18,12 @@ from typing import Any, get_args
 from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
-from edgespec.models.catalog import folder_in
 from edgespec.models.exact import equal_sizes
 from edgespec.models.native import EngineName, LlamaOptions, library
 from edgespec.models.onnx import build
 from edgespec.models.providers import CPU, Measured, offered
 from edgespec.models.runtime import Model, ModelSequence, Options, Summary
+from edgespec.models.store import folder_in
 from edgespec.overlap import Together, measure_together
 from edgespec.sensors import compute_cores, cpu_name
 

@@ -17,7 +17,8 @@ from rich.table import Table
 
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import Entry, load_catalog, models_folder, resolve, verified
+from edgespec.models.catalog import Entry, load_catalog
+from edgespec.models.store import models_folder, resolve, verified
 
 if TYPE_CHECKING:
     from edgespec.quant.draft import Report

@@ -19,7 +19,7 @@ from edgespec.app import options as opt
 from edgespec.app.quant_cli import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.catalog import is_onnx, resolve
+from edgespec.models.store import is_onnx, resolve
 from edgespec.sensors import compute_cores, load_average
 
 if TYPE_CHECKING:

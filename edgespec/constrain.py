@@ -62,16 +62,17 @@ class Constrained:
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         costs = self._costs()
-        limit = self._begin(context, min(limit, costs.largest - self._beside - 1))
+        limit = min(limit, costs.largest - self._beside - 1)
+        self._begin(context)
         if limit < 1:
             return Draft()
-        lead = self._structure(limit)
+        lead, spelled = self._structure(limit)
         given, guess = len(lead.tokens), Draft()
         if given < limit:
             guess = self._controller.propose(_after(context, lead), limit - given)
         if not costs.size(given + guess.rows - guess.padding, limit + 1, self._beside):
             guess = Draft()
-        guess, more, whole = self._checked(lead, guess, limit)
+        guess, more, whole = self._checked(lead, guess, limit, of_value=spelled)
         if whole and not given and not more.tokens:
             return guess
         draft = lead.followed_by(guess).followed_by(more)
@@ -80,14 +81,14 @@ class Constrained:
         return draft.cut(kept, max(0, rows - kept - 1))
 
     def offer(self, context: Sequence[int], limit: int) -> Offer:
-        limit = self._begin(context, limit)
+        self._begin(context)
         if limit < 1:
             return Offer()
-        lead = self._structure(limit)
+        lead, spelled = self._structure(limit)
         given, found = len(lead.tokens), Offer()
         if given < limit:
             found = self._controller.offer(_after(context, lead), limit - given)
-        guess, more, _ = self._checked(lead, found.draft, limit)
+        guess, more, _ = self._checked(lead, found.draft, limit, of_value=spelled)
         return Offer(
             lead.followed_by(guess).followed_by(more),
             lead.confidence + found.chances[: len(guess.tokens)] + more.confidence,
@@ -131,32 +132,34 @@ class Constrained:
             )
         )
 
-    def _begin(self, context: Sequence[int], limit: int) -> int:
+    def _begin(self, context: Sequence[int]) -> None:
         self._length, self._lead, self._guess, self._first = len(context), 0, Draft(), ()
-        return limit
 
-    def _structure(self, limit: int, after: tuple[int, ...] = ()) -> Draft:
-        """At most `limit` tokens that the grammar alone tells, after the context and `after`."""
-        found = Draft()
+    def _structure(self, limit: int, after: tuple[int, ...] = ()) -> tuple[Draft, bool]:
+        """At most `limit` tokens that the grammar alone tells after the context and `after`.
+
+        And whether the last of them is spelled and not forced, so that a value begins behind it.
+        """
+        found, spelled = Draft(), False
         while (room := limit - len(found.tokens)) > 0:
             tokens, confidence = self._constraint.forced(room, after + found.tokens), 1.0
             if not tokens:
                 tokens, confidence = self._constraint.spelled(after + found.tokens)[:room], _SPELLED
             if not tokens:
                 break
-            n = len(tokens)
+            n, spelled = len(tokens), confidence < 1.0
             found = found.followed_by(Draft(tokens, (confidence,) * n, (GRAMMAR,) * n))
-        return found
+        return found, spelled
 
-    def _checked(self, lead: Draft, guess: Draft, limit: int) -> tuple[Draft, Draft, bool]:
+    def _checked(self, lead: Draft, guess: Draft, limit: int, *, of_value: bool) -> tuple[Draft, Draft, bool]:
         """`guess` as far as it may follow `lead`, what the grammar tells after it, and if it is whole."""
         guess, whole = self._admitted(lead.tokens, guess)
-        self._first = guess.tokens[:1] if lead.confidence[-1:] == (_SPELLED,) else ()
+        self._first = guess.tokens[:1] if of_value else ()
         if self._first and 2.0 * self._hits < self._seen:
             guess = Draft()  # what came after this key before says little of what comes now
         self._lead, self._guess = len(lead.tokens), guess
         tokens = lead.tokens + guess.tokens
-        more = self._structure(limit - len(tokens), tokens) if whole and guess.tokens else Draft()
+        more = self._structure(limit - len(tokens), tokens)[0] if whole and guess.tokens else Draft()
         return guess, more, whole
 
     def _admitted(self, lead: tuple[int, ...], guess: Draft) -> tuple[Draft, bool]:

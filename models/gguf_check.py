@@ -16,26 +16,14 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
-import os
 import re
-import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from edgespec.core import EdgespecError
-
-Scalar = bool | int | float | str
-
-# GGUF's value types in the order of their numbers, with the struct code of those that have one.
-_TYPES = {
-    "uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "float32": "f",
-    "bool": "?", "string": "", "array": "", "uint64": "Q", "int64": "q", "float64": "d",
-}  # fmt: skip
-_NUMBERS = {name: struct.Struct("<" + code) for name, code in _TYPES.items() if code}
-_U32, _U64 = _NUMBERS["uint32"], _NUMBERS["uint64"]
+from edgespec.models.gguf_read import U64, Cursor, Scalar, Value, file_error, map_file, printable
 
 # Type id: name, weights per block, bytes per block. Left out are retired types and those that ggml cannot
 # multiply with, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see _read_shape.)
@@ -51,10 +39,9 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
 }  # fmt: skip
 
 # Far above any model, and so low that a hostile file costs seconds and megabytes, not hours and gigabytes.
-_MAX_HEADER, _MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 128 << 20, 0xFFFF, 1 << 21, 512
-_MAX_KEY, _MAX_TENSOR_NAME, _SHORT, _INT64 = 0xFFFF, 63, 1024, 1 << 63
+_MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 0xFFFF, 1 << 21, 512
+_MAX_KEY, _MAX_TENSOR_NAME, _INT64 = 0xFFFF, 63, 1 << 63
 
-_AGAIN = "download it again"
 _LOOKALIKES = {
     rb"\s*<(!doctype|html|\?xml)": ("a web page", "the link may need a login or have expired"),
     rb"version https://git-lfs": ("a git-lfs pointer", "run 'git lfs pull' to fetch the model itself"),
@@ -134,8 +121,8 @@ def check_gguf(path: Path) -> GgufSummary:
 
 @lru_cache(8)
 def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
-    with _map(path) as data:
-        cursor = _Cursor(path, data)
+    with map_file(path) as data:
+        cursor = Cursor(path, data)
         n_tensors, n_keys = _read_preamble(cursor)
         values = _read_metadata(cursor, n_keys)
         architecture, alignment = _check_general(cursor, values)
@@ -163,138 +150,15 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
         )
 
 
-def printable(text: str | bytes, limit: int | None = 60) -> str:
-    """`text` in at most `limit` characters, without any that control a terminal or cannot be decoded."""
-    if limit is not None:
-        text = text[: 4 * limit]
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return safe if limit is None or len(safe) <= limit else safe[: limit - 1] + "…"
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """Metadata: `count` elements from byte `start` to `end`; an array's `type` ends in []. `tag` is where the
-    type stands. `scalar` is None for arrays and for long strings."""
-
-    key: str
-    type: str
-    count: int
-    tag: int
-    start: int
-    end: int
-    scalar: Scalar | None
-
-
-class _Cursor:
-    """A position in the file, which only moves over bytes that are there."""
-
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.pos, self.end = path, data, 0, min(len(data), _MAX_HEADER)
-        self.place: tuple[str, str | bytes] = ("header", "")
-
-    def error(self, problem: str, value: _Value | None = None, advice: str = _AGAIN) -> EdgespecError:
-        kind, name = ("key", value.key) if value else self.place
-        where = f"{kind} '{printable(name)}'" if name else kind
-        return _error(self.path, f"{where} at byte {value.tag if value else self.pos}: {problem}", advice)
-
-    def skip(self, size: int) -> int:
-        """Move over `size` bytes and return where they began."""
-        start, left = self.pos, len(self.data) - self.pos
-        if size > left:
-            raise self.error(f"{size} bytes needed, {left} left in the file")
-        if size > self.end - start:
-            raise self.error(f"more than {_MAX_HEADER >> 20} MiB of metadata, which no model has")
-        self.pos = start + size
-        return start
-
-    def u32(self) -> int:
-        return int(_U32.unpack_from(self.data, self.skip(4))[0])
-
-    def u64(self) -> int:
-        return int(_U64.unpack_from(self.data, self.skip(8))[0])
-
-    def name(self, kind: str, number: int, limit: int) -> str:
-        """Read the name of a key or a tensor; errors are reported under it from here on."""
-        self.place = (f"{kind} number {number}", "")
-        size = self.u64()
-        if not 0 < size <= limit:
-            raise self.error(f"its name has {size} bytes instead of 1 to {limit}")
-        start = self.skip(size)
-        name = self.data[start : self.pos]
-        self.place = (kind, name)
-        if not re.fullmatch(rb"[ -~]+", name):
-            raise self.error("its name is not plain ASCII")
-        return name.decode("ascii")
-
-    def strings(self, count: int) -> None:
-        """Move over `count` strings: some 300,000 for a large vocabulary, hence no calls in the loop."""
-        data, pos, last, unpack = self.data, self.pos, self.end - 8, _U64.unpack_from
-        self.pos = self.skip(8 * count)  # raises at once if not even their lengths fit
-        for _ in range(count):
-            if pos > last:
-                self.skip(pos + 8 - self.pos)  # raises: one more length does not fit
-            pos += 8 + unpack(data, pos)[0]
-        self.skip(pos - self.pos)
-
-    def value(self, key: str) -> _Value:
-        tag, kind, array, count, scalar = self.pos, self.type_name(), "", 1, None
-        if kind == "array":
-            array, kind, count = "[]", self.type_name(), self.u64()
-            if kind == "array":
-                raise self.error("an array of arrays, which llama.cpp does not read")
-        start = self.pos
-        if kind in _NUMBERS:
-            self.skip(_NUMBERS[kind].size * count)
-            scalar = None if array else _NUMBERS[kind].unpack_from(self.data, start)[0]
-        else:
-            self.strings(count)
-            if not array and self.pos - start <= 8 + _SHORT:
-                scalar = self.data[start + 8 : self.pos].decode("utf-8", "replace")
-        return _Value(key, kind + array, count, tag, start, self.pos, scalar)
-
-    def type_name(self) -> str:
-        if (number := self.u32()) >= len(_TYPES):
-            raise self.error(f"value type {number} does not exist")
-        return tuple(_TYPES)[number]
-
-
-def _error(path: Path, problem: str, advice: str = _AGAIN) -> EdgespecError:
-    return EdgespecError(f"{printable(str(path), None)}: {problem}" + (f"; {advice}" if advice else ""))
-
-
-def _map(path: Path) -> mmap.mmap:
-    """The bytes of the regular file at `path`, mapped, not read."""
-    try:
-        if stat.S_ISREG(path.stat().st_mode):
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-            try:
-                # Asked again of what was opened: in between, a pipe may have taken the name.
-                opened = os.fstat(fd)
-                if stat.S_ISREG(opened.st_mode):
-                    if opened.st_size == 0:
-                        raise _error(path, "is empty")
-                    return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
-            finally:
-                os.close(fd)
-        what = "is a folder, not a GGUF file" if path.is_dir() else "is not a regular file"
-    except FileNotFoundError:
-        what = "does not exist"
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        what = f"cannot be read: {printable(getattr(error, 'strerror', None) or str(error))}"
-    raise _error(path, what, advice="")
-
-
-def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
+def _read_preamble(cursor: Cursor) -> tuple[int, int]:
     """The numbers of tensors and of metadata keys."""
     head = cursor.data[:256]
     if not head.startswith(b"GGUF"):
         begins = f"is not a GGUF file: it begins with '{printable(head[:24])}'"
         for pattern, (what, advice) in _LOOKALIKES.items():
             if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
-                raise _error(cursor.path, f"{begins} ({what})", advice)
-        raise _error(cursor.path, begins)
+                raise file_error(cursor.path, f"{begins} ({what})", advice)
+        raise file_error(cursor.path, begins)
     cursor.skip(4)
     version = cursor.u32()
     if version and version & 0xFFFF == 0:
@@ -311,8 +175,8 @@ def _read_preamble(cursor: _Cursor) -> tuple[int, int]:
     return n_tensors, n_keys
 
 
-def _read_metadata(cursor: _Cursor, n_keys: int) -> Mapping[str, _Value]:
-    values: dict[str, _Value] = {}
+def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, Value]:
+    values: dict[str, Value] = {}
     for number in range(n_keys):
         key = cursor.name("key", number, _MAX_KEY)
         if key in values:
@@ -321,13 +185,13 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Mapping[str, _Value]:
     return values
 
 
-def _check_general(cursor: _Cursor, values: Mapping[str, _Value]) -> tuple[str, int]:
+def _check_general(cursor: Cursor, values: Mapping[str, Value]) -> tuple[str, int]:
     """The architecture's name and the alignment of tensor data in bytes."""
     if (value := values.get("split.count")) and isinstance(value.scalar, int) and value.scalar > 1:
         parts = f"one of {value.scalar} parts, but only single-file models are supported"
         raise cursor.error(parts, value, "join them with llama-gguf-split --merge")
     if (value := values.get("general.architecture")) is None:
-        raise _error(cursor.path, "has no key 'general.architecture'")
+        raise file_error(cursor.path, "has no key 'general.architecture'")
     architecture = value.scalar
     if not isinstance(architecture, str) or not re.fullmatch("[A-Za-z0-9_.+-]{1,64}", architecture):
         raise cursor.error("not the name of an architecture", value)
@@ -339,7 +203,7 @@ def _check_general(cursor: _Cursor, values: Mapping[str, _Value]) -> tuple[str, 
     return architecture, alignment
 
 
-def _check_hyperparameters(cursor: _Cursor, values: Mapping[str, _Value], architecture: str) -> None:
+def _check_hyperparameters(cursor: Cursor, values: Mapping[str, Value], architecture: str) -> None:
     greatest = dict.fromkeys(_RANGES, 0)
     for name, (low, high) in _RANGES.items():
         if value := values.get(f"{architecture}.{name}"):
@@ -352,7 +216,7 @@ def _check_hyperparameters(cursor: _Cursor, values: Mapping[str, _Value], archit
             greatest[name] = max(numbers, default=0)
 
     if greatest["nextn_predict_layers"] > greatest["block_count"]:
-        raise _error(cursor.path, "has more prediction layers than layers")
+        raise file_error(cursor.path, "has more prediction layers than layers")
     experts, used = greatest["expert_count"], greatest["expert_used_count"]
     groups, groups_used = greatest["expert_group_count"], greatest["expert_group_used_count"]
     if experts <= 1 and architecture in ("hunyuan-dense", "hunyuan_vl"):
@@ -360,16 +224,18 @@ def _check_hyperparameters(cursor: _Cursor, values: Mapping[str, _Value], archit
     possible = 0 < used <= experts and groups < experts if experts else used == groups == 0
     if not possible or (groups > 1 and (experts % groups or not 0 < groups_used < groups)):
         choice = f"uses {used} of {experts} experts in {groups_used} of {groups} groups"
-        raise _error(cursor.path, f"{choice}, which cannot be")
+        raise file_error(cursor.path, f"{choice}, which cannot be")
 
 
-def _check_tokenizer(cursor: _Cursor, values: Mapping[str, _Value]) -> int:
+def _check_tokenizer(cursor: Cursor, values: Mapping[str, Value]) -> int:
     """The vocabulary's size. llama.cpp indexes the arrays of the tokenizer by token."""
     for key, types in _ARRAYS.items():
         if (value := values.get(key)) and value.type not in types:
             raise cursor.error(f"{value.type} instead of {' or '.join(types)}", value)
     if (tokens := values.get("tokenizer.ggml.tokens")) is None:
-        raise _error(cursor.path, "has no vocabulary (tokenizer.ggml.tokens), so it cannot write text", "")
+        raise file_error(
+            cursor.path, "has no vocabulary (tokenizer.ggml.tokens), so it cannot write text", ""
+        )
     if not 0 < tokens.count <= _MAX_TOKENS:
         raise cursor.error(f"{tokens.count} tokens instead of 1 to {_MAX_TOKENS}", tokens)
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
@@ -380,7 +246,7 @@ def _check_tokenizer(cursor: _Cursor, values: Mapping[str, _Value]) -> int:
     data, pos, seen = cursor.data, tokens.start, set[bytes]()
     for i in range(tokens.count):
         start = pos + 8
-        pos = start + _U64.unpack_from(data, pos)[0]
+        pos = start + U64.unpack_from(data, pos)[0]
         text = data[start:pos].partition(b"\0")[0] or b"[EMPTY_%d]" % i
         if text in seen:
             raise cursor.error(f"token {i}, '{printable(text)}', is there twice", tokens)
@@ -388,7 +254,7 @@ def _check_tokenizer(cursor: _Cursor, values: Mapping[str, _Value]) -> int:
     return tokens.count
 
 
-def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, _Value]) -> str:
+def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, Value]) -> str:
     """SHA-256, in hex, of what decides which token is which; types and lengths are in the bytes hashed."""
     digest = hashlib.sha256()
     for name in ("model", "pre", "tokens", "token_type", "merges"):
@@ -398,7 +264,7 @@ def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, _Value]) -> str:
     return digest.hexdigest()
 
 
-def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tensor]:
+def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tensor]:
     """All tensors by name. llama.cpp wants their data in order, without gaps."""
     found: dict[str, Tensor] = {}
     expected = 0
@@ -418,11 +284,11 @@ def _read_tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Tens
     missing = max(tensor.offset + tensor.bytes for tensor in found.values()) - (len(cursor.data) - start)
     for name, tensor in found.items():
         if tensor.offset + tensor.bytes > len(cursor.data) - start:
-            raise _error(cursor.path, f"ends in tensor '{printable(name)}', {missing} bytes are missing")
+            raise file_error(cursor.path, f"ends in tensor '{printable(name)}', {missing} bytes are missing")
     return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
 
 
-def _read_shape(cursor: _Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
+def _read_shape(cursor: Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
     """The shape of `tensor`, the name of its type, and its size in bytes."""
     rank = cursor.u32()
     if not 1 <= rank <= 4:

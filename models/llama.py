@@ -9,15 +9,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
-from edgespec.models.catalog import file_sample
+from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.native import Handle, LlamaOptions, library
+from edgespec.models.store import file_sample
 from edgespec.models.vocab import Vocab
 
 __all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
@@ -166,10 +166,6 @@ class LlamaModel:
         if self.shares_passes:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]
-
-    def forward_texts(self, requests: Sequence[tuple[LanguageModel, Sequence[int], int]]) -> list[Logits]:
-        """`forward` for the decoding loop, which knows sequences as LanguageModels."""
-        return self.forward([(cast(LlamaSequence, one), new, last) for one, new, last in requests])
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""

@@ -14,13 +14,14 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import Cancelled, EdgespecError, LanguageModel, Logits
+from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models import providers
-from edgespec.models.catalog import file_sample, printable
+from edgespec.models.catalog import printable
 from edgespec.models.onnx_check import OnnxSummary, check_onnx
 from edgespec.models.onnx_rows import WANTED, pick_rows
 from edgespec.models.onnx_sequence import OnnxSequence, bind_input, bind_output
 from edgespec.models.onnx_vocab import OnnxVocab, chat_template
+from edgespec.models.store import file_sample
 from edgespec.sensors import compute_cores
 
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
@@ -206,10 +207,6 @@ class OnnxModel:
             answers.append(cast(Logits, rows))
             start += last
         return answers
-
-    def forward_texts(self, requests: Sequence[tuple[LanguageModel, Sequence[int], int]]) -> list[Logits]:
-        """`forward` for the decoding loop, which knows sequences as LanguageModels."""
-        return self.forward([(cast(OnnxSequence, one), new, last) for one, new, last in requests])
 
     def fingerprint(self) -> tuple[object, ...]:
         """What the state of a sequence fits."""

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import LanguageModel, Logits
-from edgespec.models.catalog import is_onnx
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.native import LlamaOptions
 from edgespec.models.onnx import OnnxModel, OnnxOptions
 from edgespec.models.onnx_check import check_onnx
+from edgespec.models.store import is_onnx
 from edgespec.models.vocab import Vocabulary
 
 Options = LlamaOptions | OnnxOptions
@@ -110,7 +110,12 @@ class Model(Protocol):
     def set_threads(self, one_row: int, many_rows: int) -> None: ...
     def cancel(self) -> None: ...
     def uncancel(self) -> None: ...
-    def forward_texts(self, requests: Sequence[tuple[LanguageModel, Sequence[int], int]]) -> list[Logits]: ...
+    def forward(self, requests: Sequence[tuple[Any, Sequence[int], int]]) -> list[Logits]:
+        """Evaluate (sequence of this model, new tokens, rows wanted) of several.
+
+        The logits of each, (rows wanted, vocabulary), are views that the next call overwrites.
+        """
+
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...

@@ -11,7 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgespec.models.catalog import is_onnx, load_catalog, models_folder
+from edgespec.models.catalog import load_catalog
+from edgespec.models.store import is_onnx, models_folder
 
 NAMES = ("smollm2-135m", "qwen2.5-coder-0.5b")
 BITS = (8, 4)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgespec.core import EdgespecError
-from edgespec.models.gguf_check import GgufSummary, check_gguf, printable
+from edgespec.models.gguf_check import GgufSummary, check_gguf
+from edgespec.models.gguf_read import printable
 from edgespec.quant import child
 from edgespec.sensors import compute_cores
 

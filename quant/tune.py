@@ -16,10 +16,11 @@ from typing import get_args
 from edgespec.control import best_case
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve
-from edgespec.models.catalog import is_onnx, load_catalog
+from edgespec.models.catalog import load_catalog
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.native import EngineName, LlamaOptions
 from edgespec.models.runtime import options_for
+from edgespec.models.store import is_onnx
 from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
 from edgespec.sensors import compute_cores, logical_cores

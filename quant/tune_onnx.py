@@ -12,9 +12,10 @@ import numpy as np
 
 from edgespec.core import EdgespecError
 from edgespec.models import providers
-from edgespec.models.catalog import load_catalog, models_folder
+from edgespec.models.catalog import load_catalog
 from edgespec.models.native import EngineName, LlamaOptions
 from edgespec.models.onnx import OnnxModel, OnnxOptions
+from edgespec.models.store import models_folder
 from edgespec.quant.race import Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 
 _ROWS = (1, 4)  # of a small round: plain decoding, and checking a few guesses

@@ -10,10 +10,10 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import is_onnx, models_folder, resolve
 from edgespec.models.ik import installed_library
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName
+from edgespec.models.store import is_onnx, models_folder, resolve
 
 # A slow or busy machine is no fault of a test.
 hypothesis.settings.register_profile(

@@ -18,7 +18,7 @@ from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.store import Store
 from edgespec.app.cli import app as commands
 from edgespec.core import EdgespecError
-from edgespec.models import catalog
+from edgespec.models import catalog, store
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +227,8 @@ async def test_the_first_start_fetches_for_real_without_leaving_the_screen(
     settings = {"PIP_FIND_LINKS": index, "PIP_NO_INDEX": 1, "PIP_CONFIG_FILE": os.devnull}
     for name, value in {**settings, "EDGESPEC_MODELS": models}.items():
         monkeypatch.setenv(name, str(value))
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    for module in (catalog, store):
+        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
     engine, loaded = FakeEngine(), []
 
     def opener(name: str) -> Any:

@@ -151,7 +151,7 @@ def test_several_sequences_in_one_call_do_not_see_each_other(model, close):
     tokens = model.vocab.tokenize(TEXT)
     alone = one.forward(tokens, 2).copy()
     one.rollback(0)
-    both = model.forward_texts([(one, tokens, 2), (two, tokens[:5], 1)])
+    both = model.forward([(one, tokens, 2), (two, tokens[:5], 1)])
     assert [rows.shape[0] for rows in both] == [2, 1]
     close(both[0], alone)
     assert list(one.tokens) == tokens

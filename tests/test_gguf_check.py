@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgespec.core import EdgespecError
-from edgespec.models.gguf_check import GGML_TYPES, GgufSummary, check_gguf, printable
+from edgespec.models.gguf_check import GGML_TYPES, GgufSummary, check_gguf
+from edgespec.models.gguf_read import printable
 
 U8, I8, U16, U32, I32, F32, STRING, ARRAY, U64, F64 = 0, 1, 2, 4, 5, 6, 8, 9, 10, 12
 ESCAPE = "\x1b]0;owned\x07\r\n\u202e"

@@ -14,7 +14,7 @@ import pytest
 from edgespec.app.bench.measure import Pair, answer, read_suite
 from edgespec.app.engine import Engine
 from edgespec.costs import CostCurve
-from edgespec.models.catalog import resolve
+from edgespec.models.store import resolve
 from edgespec.sampling import Sampling
 
 # A tie is near when the two best logits are closer than evaluation in batches can move them: on this pair

@@ -15,11 +15,11 @@ from edgespec.app import cli, profile
 from edgespec.app.answer import Request, Result
 from edgespec.app.engine import Engine
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import installed, is_onnx, remove, resolve
 from edgespec.models.grammar import GrammarCompiler
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.onnx import OnnxModel, OnnxOptions
 from edgespec.models.providers import CPU, Measured
+from edgespec.models.store import installed, is_onnx, remove, resolve
 from edgespec.models.vocab import first_difference
 from edgespec.sampling import Sampling
 

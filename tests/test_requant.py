@@ -20,9 +20,10 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.catalog import load_catalog, resolve
+from edgespec.models.catalog import load_catalog
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
+from edgespec.models.store import resolve
 from edgespec.models.vocab import first_difference
 from edgespec.quant import draft, requant
 from edgespec.quant.draft import Timing, make_draft

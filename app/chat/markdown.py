@@ -142,16 +142,21 @@ class Answer(Vertical):
         with self.app.batch_update():
             self._tail.display = False
             await self._append(text)
-        gc.unfreeze()
 
     def on_unmount(self) -> None:
         if self._drawing is not None:
             self._drawing.cancel()
-            gc.unfreeze()
 
     async def _draw(self) -> None:
-        due = 0.0
+        """Draw what is written, until cancelled."""
         gc.freeze()
+        try:
+            await self._draw_news()
+        finally:
+            gc.unfreeze()
+
+    async def _draw_news(self) -> None:
+        due = 0.0
         while True:
             await self._news.wait()
             self._news.clear()
@@ -159,7 +164,7 @@ class Answer(Vertical):
             if self._full:
                 lines = self._more.rfind("\n\n") + 2 if "\n\n" in self._more else lines
             if lines and monotonic() >= due:
-                start, drawn = thread_time(), asyncio.Event()
+                start, drawn, sections = thread_time(), asyncio.Event(), len(self.sections)
                 text, self._more = self._more[:lines], self._more[lines:]
                 with self.app.batch_update():
                     await asyncio.shield(self._append(text))
@@ -167,6 +172,8 @@ class Answer(Vertical):
                     await asyncio.sleep(_SETTLES)
                 self.call_after_refresh(drawn.set)  # the layout counts, too
                 await drawn.wait()
+                if len(self.sections) > sections:
+                    gc.freeze()  # what stays as long as the answer need not be looked through time and again
                 due = monotonic() + min(_LONGEST, (thread_time() - start) / _SHARE)
             else:
                 self._show_tail()
@@ -195,7 +202,6 @@ class Answer(Vertical):
                     more = [Section(part) for part in _parts(text)]
                     await self.mount_all(more, before=self._tail)
                     self.sections += more
-                    gc.freeze()  # what stays as long as the answer need not be looked through time and again
                     return
                 await last.append(text)
                 if last.source.count("\n") > self._check:

@@ -24,7 +24,8 @@ def choices() -> list[Choice]:
     """The models one can chat with: those here first, then those that fit this machine, the largest first."""
     import shutil
 
-    from edgespec.models.catalog import installed, load_catalog, models_folder
+    from edgespec.models.catalog import load_catalog
+    from edgespec.models.store import installed, models_folder
     from edgespec.sensors import memory_total
 
     memory, folder = memory_total(), models_folder()
@@ -63,7 +64,8 @@ def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], No
     def run() -> None:
         from edgespec.core import EdgespecError
         from edgespec.models import download
-        from edgespec.models.catalog import load_catalog, models_folder
+        from edgespec.models.catalog import load_catalog
+        from edgespec.models.store import models_folder
 
         catalog = load_catalog()
         entries = [catalog[name]]

@@ -37,7 +37,7 @@ from edgespec.app.history.rows import (
     title_of,
 )
 from edgespec.app.history.search import Hit, search
-from edgespec.models.catalog import folder_in
+from edgespec.models.store import folder_in
 
 KEPT = 30 * 86400.0
 """Seconds for which a deleted conversation can be brought back."""

@@ -104,7 +104,7 @@ def mcp(
     from edgespec.app.serve import mcp_server
     from edgespec.app.serve.desk import Desk
     from edgespec.app.service import Service
-    from edgespec.models.catalog import resolve
+    from edgespec.models.store import resolve
 
     name = model or opt.default_model()
     resolve(name)  # what is wrong with it should show now
