@@ -27,6 +27,9 @@ from edgespec.sensors import compute_cores
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
 
 _MOST_REWRITTEN = 256 << 20  # bytes of a model's file: larger ones, with weights inside, are left as they are
+# Threads of a pass wait busily for 10 microseconds, which is the pause between two products, and then sleep:
+# waiting as long as onnxruntime does takes the cores from another model's threads and from other programs.
+_WAITING = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "10", "force_spinning_stop": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class OnnxOptions:
     def kernels(self) -> tuple[object, ...]:
         """What a forward pass costs depends on, the model aside."""
         order = self.providers or (providers.CPU,)
-        return build(order[0]), self.threads or compute_cores()
+        return build(order[0]), self.threads or compute_cores(), *_WAITING.items()
 
 
 def build(provider: str) -> str:
@@ -311,8 +314,8 @@ class OnnxModel:
         settings.intra_op_num_threads = self.threads[0]
         settings.inter_op_num_threads = 1
         settings.log_severity_level = 4
-        # Threads that wait busily take the cores from another model's, and from other programs.
-        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in _WAITING.items():
+            settings.add_session_config_entry(f"session.{key}", value)
         source: bytes | str = str(self.summary.path)
         if self._graph is not None:
             source = self._graph

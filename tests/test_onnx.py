@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -293,6 +294,19 @@ def test_the_partner_of_a_folder_is_the_folder_of_its_draft(tmp_path, monkeypatc
     assert partner(target.name) == partner(str(target)) == alike
     assert partner(str(other)) is None
     assert partner("qwen2.5-coder-1.5b") == tmp_path / "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"
+
+
+def test_no_thread_is_busy_once_a_pass_has_ended(shared):
+    """onnxruntime's own way is to look for work for a while: cores that another model or program wants."""
+    with OnnxModel(shared, OnnxOptions(context=128, threads=2)) as model:
+        sequence = model.sequence()
+        used = 0.0
+        for token in range(20):
+            sequence.forward([token] * 4)
+            before = time.process_time()
+            time.sleep(0.01)
+            used += time.process_time() - before
+    assert used < 0.05
 
 
 def test_memory_goes_with_the_model(shared):
