@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
 from edgespec.models.store import folder_in
+from edgespec.text import printable
 
 if TYPE_CHECKING:  # these cost the command line its quick start
     from sqlite3 import Connection

@@ -15,7 +15,7 @@ import typer
 from edgespec.app import corpus
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
+from edgespec.text import printable
 
 MAX_FILE = 16_000_000
 

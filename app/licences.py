@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
+from edgespec.text import printable
 
 
 class Component(NamedTuple):

@@ -22,8 +22,9 @@ from rich.table import Table
 
 from edgespec.app import quant_cli
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import load_catalog, printable
+from edgespec.models.catalog import load_catalog
 from edgespec.models.store import Check, Installed, check, installed, models_folder, remove
+from edgespec.text import printable
 
 app = typer.Typer(help="List the catalogue and what is on this machine.", invoke_without_command=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,12 +1,24 @@
 """From tokens' bytes to text: characters that span tokens, and stop strings that span both.
 
-Knows nothing of terminals: control characters in the text are the sink's business.
+A stream knows nothing of terminals: control characters in its text are the sink's business.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+
+
+def printable(value: object, limit: int | None = 300) -> str:
+    """`value`, text or bytes, in at most `limit` characters.
+
+    What drives a terminal, and bytes that are not UTF-8, are escaped.
+    """
+    if isinstance(value, bytes):
+        value = value[: limit and 4 * limit].decode("utf-8", "backslashreplace")
+    text = str(value)[: limit and limit + 1]
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return safe if limit is None or len(safe) <= limit else safe[: limit - 1] + "…"
 
 
 class TextStream:

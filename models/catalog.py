@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from edgespec.core import EdgespecError
+from edgespec.text import printable
 
 Role = Literal["chat", "draft", "base"]
 
@@ -48,13 +49,6 @@ class Entry:
     starter: bool
     note: str
     sources: tuple[HubSource | WheelSource, ...]
-
-
-def printable(value: object) -> str:
-    """`value` as text safe to show: control characters, which can drive a terminal, escaped; cut at 300."""
-    text = str(value)
-    text = text if len(text) <= 300 else text[:300] + "…"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 _TYPES: dict[str, type] = {

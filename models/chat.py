@@ -27,6 +27,7 @@ from typing import Any
 
 from edgespec.core import EdgespecError
 from edgespec.sensors import process_memory
+from edgespec.text import printable
 
 Message = Mapping[str, Any]
 """{"role": "user", "content": "..."}, and what else the template reads: "tool_calls", "name", ...
@@ -114,7 +115,7 @@ class ChatTemplate:
         reply = _WORKER.ask(data, self._limit, self._seconds)
         if "error" in reply:
             form = _ERRORS.get(str(reply["error"]), _ERRORS["failed"])
-            raise EdgespecError(form.format(_shown(str(reply.get("message")))))
+            raise EdgespecError(form.format(printable(str(reply.get("message")).replace(_MARK, ""), 200)))
         marks = _MARK if _ESCAPED in request else f"{_MARK}|{re.escape(_ESCAPED)}"
         pieces = self._guard.cut(re.split(marks, str(reply.get("text"))))
         if _SURROGATES.search("".join(pieces)):
@@ -136,7 +137,7 @@ class ChatTemplate:
             bounds = {"limit": self._limit, "seconds": self._seconds}
             return json.dumps(request | bounds, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as e:
-            raise EdgespecError(f"The messages cannot be written as JSON: {_shown(str(e))}") from None
+            raise EdgespecError(f"The messages cannot be written as JSON: {printable(e)}") from None
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -351,9 +352,3 @@ def _split(text: str, places: Iterable[int]) -> list[str]:
 
 def _clean(text: str) -> str:
     return _SURROGATES.sub("\ufffd", text)
-
-
-def _shown(text: str) -> str:
-    """Untrusted text for one line of a message: at most about 200 characters, control characters escaped."""
-    short = text.replace(_MARK, "")[:200]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)[:200]

@@ -22,8 +22,9 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import Entry, HubSource, WheelSource, printable
+from edgespec.models.catalog import Entry, HubSource, WheelSource
 from edgespec.models.store import file_sha256, partial_folder, pull_lock, record_verified, verified
+from edgespec.text import printable
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes fetched, bytes in all, and what is going on. An exception it raises cancels the pull."""

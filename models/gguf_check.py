@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from edgespec.models.gguf_read import U64, Cursor, Scalar, Value, file_error, map_file, printable
+from edgespec.models.gguf_read import NAME_LENGTH, U64, Cursor, Scalar, Value, file_error, map_file
+from edgespec.text import printable
 
 # Type id: name, weights per block, bytes per block. Left out are retired types and those that ggml cannot
 # multiply with, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see _read_shape.)
@@ -137,7 +138,7 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
         template = values.get("tokenizer.chat_template")
         return GgufSummary(
             architecture=architecture,
-            name=printable(str(metadata.get("general.name", path.stem))),
+            name=printable(metadata.get("general.name", path.stem), NAME_LENGTH),
             metadata=metadata,
             vocab_size=vocab_size,
             tokenizer_digest=_tokenizer_digest(data, values),
@@ -249,7 +250,7 @@ def _check_tokenizer(cursor: Cursor, values: Mapping[str, Value]) -> int:
         pos = start + U64.unpack_from(data, pos)[0]
         text = data[start:pos].partition(b"\0")[0] or b"[EMPTY_%d]" % i
         if text in seen:
-            raise cursor.error(f"token {i}, '{printable(text)}', is there twice", tokens)
+            raise cursor.error(f"token {i}, '{printable(text, NAME_LENGTH)}', is there twice", tokens)
         seen.add(text)
     return tokens.count
 
@@ -284,7 +285,9 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tenso
     missing = max(tensor.offset + tensor.bytes for tensor in found.values()) - (len(cursor.data) - start)
     for name, tensor in found.items():
         if tensor.offset + tensor.bytes > len(cursor.data) - start:
-            raise file_error(cursor.path, f"ends in tensor '{printable(name)}', {missing} bytes are missing")
+            raise file_error(
+                cursor.path, f"ends in tensor '{printable(name, NAME_LENGTH)}', {missing} bytes are missing"
+            )
     return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
 
 

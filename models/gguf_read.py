@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgespec.core import EdgespecError
+from edgespec.text import printable
 
 Scalar = bool | int | float | str
 
@@ -27,17 +28,8 @@ _U32, U64 = _NUMBERS["uint32"], _NUMBERS["uint64"]
 
 _MAX_HEADER = 128 << 20  # far above any model: a hostile file costs seconds, not hours
 _SHORT = 1024
+NAME_LENGTH = 60  # characters of a name that are shown
 _AGAIN = "download it again"
-
-
-def printable(text: str | bytes, limit: int | None = 60) -> str:
-    """`text` in at most `limit` characters, without any that control a terminal or cannot be decoded."""
-    if limit is not None:
-        text = text[: 4 * limit]
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return safe if limit is None or len(safe) <= limit else safe[: limit - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +55,7 @@ class Cursor:
 
     def error(self, problem: str, value: Value | None = None, advice: str = _AGAIN) -> EdgespecError:
         kind, name = ("key", value.key) if value else self.place
-        where = f"{kind} '{printable(name)}'" if name else kind
+        where = f"{kind} '{printable(name, NAME_LENGTH)}'" if name else kind
         return file_error(self.path, f"{where} at byte {value.tag if value else self.pos}: {problem}", advice)
 
     def skip(self, size: int) -> int:
@@ -128,7 +120,7 @@ class Cursor:
 
 
 def file_error(path: Path, problem: str, advice: str = _AGAIN) -> EdgespecError:
-    return EdgespecError(f"{printable(str(path), None)}: {problem}" + (f"; {advice}" if advice else ""))
+    return EdgespecError(f"{printable(path, None)}: {problem}" + (f"; {advice}" if advice else ""))
 
 
 def map_file(path: Path) -> mmap.mmap:

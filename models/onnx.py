@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models import providers
-from edgespec.models.catalog import printable
 from edgespec.models.onnx_check import OnnxSummary, check_onnx
 from edgespec.models.onnx_rows import WANTED, pick_rows
 from edgespec.models.onnx_sequence import OnnxSequence, bind_input, bind_output
 from edgespec.models.onnx_vocab import OnnxVocab, chat_template
 from edgespec.models.store import file_sample
 from edgespec.sensors import compute_cores
+from edgespec.text import printable
 
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
 
@@ -336,4 +336,4 @@ class OnnxModel:
 def _reason(error: Exception) -> str:
     """What onnxruntime says, on one line that is safe to show."""
     text = " ".join(str(error).split())
-    return f"{printable(text[:300])}"
+    return printable(text)

@@ -25,10 +25,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
 from edgespec.models.onnx_folder import AGAIN, TOKENIZER, FolderConfig, read_bytes, regular_file, shown_name
 from edgespec.models.onnx_graph import TYPES, Graph, Value, Weight, read_graph
 from edgespec.models.protobuf import WireError
+from edgespec.text import printable
 
 _MAX_MODEL = 2 << 30  # bytes of the graph's file: what protocol buffers can hold
 _MAX_LAYERS, _MAX_TOKENS, _MAX_CONTEXT = 512, 1 << 21, 1 << 24

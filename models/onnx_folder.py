@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
+from edgespec.text import printable
 
 GENAI, CONFIG, TOKENIZER = "genai_config.json", "config.json", "tokenizer.json"
 AGAIN = "Export or download the model again."

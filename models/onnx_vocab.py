@@ -8,9 +8,9 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
 from edgespec.models.onnx_check import OnnxSummary
 from edgespec.models.onnx_folder import TOKENIZER, read_bytes, read_json, read_text
+from edgespec.text import printable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

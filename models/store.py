@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import Entry, load_catalog, printable
+from edgespec.models.catalog import Entry, load_catalog
+from edgespec.text import printable
 
 MANIFEST = "SHA256SUMS"
 """The file beside models that says what they should be: `sha256sum`'s format."""

@@ -22,13 +22,13 @@ from edgespec.core import EdgespecError
 from edgespec.models.catalog import load_catalog
 from edgespec.models.download import offline_requested
 from edgespec.models.gguf_check import check_gguf
-from edgespec.models.gguf_read import printable
 from edgespec.models.onnx_check import check_onnx
 from edgespec.models.store import is_onnx, resolve
 from edgespec.quant import child
 from edgespec.quant.exporter import MODEL, PROGRESS
 from edgespec.quant.requant import require_space, unwritable
 from edgespec.sensors import memory_available
+from edgespec.text import printable
 
 Bits = Literal[4, 8]
 Progress = Callable[[str, float], bool]

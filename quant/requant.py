@@ -17,9 +17,9 @@ from typing import Literal
 
 from edgespec.core import EdgespecError
 from edgespec.models.gguf_check import GgufSummary, check_gguf
-from edgespec.models.gguf_read import printable
 from edgespec.quant import child
 from edgespec.sensors import compute_cores
+from edgespec.text import printable
 
 Kind = Literal["q4_0", "iq4_nl", "q8_0", "f16", "bf16"]
 Mixture = Literal["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]

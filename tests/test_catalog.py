@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import HubSource, WheelSource, load_catalog, parse_catalog, printable
+from edgespec.models.catalog import HubSource, WheelSource, load_catalog, parse_catalog
 
 FACTS = {
     "smollm2-135m": (
@@ -149,15 +149,3 @@ def test_two_entries_may_not_share_a_file_nor_a_draft_be_of_another_family() -> 
     other = GOOD.replace("[tiny]", "[tiny2]").replace('"tiny.gguf"', '"2.gguf"').replace('"f"', '"g"')
     with pytest.raises(EdgespecError, match="family"):
         parse_catalog(GOOD.replace('role = "chat"', 'role = "chat"\ndraft = "tiny2"') + other)
-
-
-# --- where models are ---
-
-
-def test_printable_escapes_what_drives_a_terminal() -> None:
-    assert printable("a\x1b]52;c;aGk=\x07\x9b2J\nb") == r"a\x1b]52;c;aGk=\x07\x9b2J\nb"
-    assert printable("naïve 模型 é") == "naïve 模型 é"
-    assert len(printable("x" * 10_000)) < 310
-
-
-# --- what is there, and removing it ---

@@ -131,4 +131,4 @@ def test_the_command_reports_what_it_made(tmp_path, source):
     assert report["made"] == str(out)
     assert report["made_bytes"] == sum(path.stat().st_size for path in out.iterdir())
     assert report["agreement"]["top1"] > 0.9
-    assert "building the graph" in done.stderr  # what the child notes is heard; shorter parts can pass unheard
+    assert "building the graph" in done.stderr  # shorter parts of what the child notes can pass unheard

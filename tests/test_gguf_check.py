@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 
 from edgespec.core import EdgespecError
 from edgespec.models.gguf_check import GGML_TYPES, GgufSummary, check_gguf
-from edgespec.models.gguf_read import printable
 
 U8, I8, U16, U32, I32, F32, STRING, ARRAY, U64, F64 = 0, 1, 2, 4, 5, 6, 8, 9, 10, 12
 ESCAPE = "\x1b]0;owned\x07\r\n\u202e"
@@ -596,28 +595,6 @@ def test_hostile_paths_and_titles(tmp_path: Path) -> None:
     summary = check_gguf(write(tmp_path, key("general.name", text("\x1b[2J" + "long " * 100))))
     assert summary.name.startswith("\\x1b[2Jlong ")
     assert len(summary.name) == 60
-
-
-@pytest.mark.parametrize(
-    ("raw", "shown"),
-    [
-        ("plain Ünïcode 模型", "plain Ünïcode 模型"),
-        (b"bytes \xff", "bytes \\xff"),
-        ("\x1b[31m\x9b\x7f\n", "\\x1b[31m\\x9b\\x7f\\n"),
-        ("\u202eevil\u2066\ufeff", "\\u202eevil\\u2066\\ufeff"),
-        ("\udc80", "\\udc80"),
-        ("x" * 60, "x" * 60),
-        ("x" * 61, "x" * 59 + "…"),
-    ],
-)
-def test_printable(raw: str | bytes, shown: str) -> None:
-    assert printable(raw) == shown
-
-
-def test_printable_reads_no_more_than_it_shows() -> None:
-    started = time.perf_counter()
-    assert len(printable(b"\x1b" * (64 << 20))) == 60
-    assert time.perf_counter() - started < 0.1
 
 
 def measured(path: Path) -> tuple[float, int]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgespec.text import TextStream
+from edgespec.text import TextStream, printable
 
 relaxed = settings(max_examples=300, deadline=None, derandomize=True)
 cuts = st.lists(st.integers(0, 80), max_size=12)
@@ -138,3 +138,27 @@ def test_the_end_gives_out_what_was_held_back() -> None:
 def test_an_empty_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="must not be empty"):
         TextStream(["a", ""])
+
+
+@pytest.mark.parametrize(
+    ("raw", "shown"),
+    [
+        ("plain Ünïcode 模型", "plain Ünïcode 模型"),
+        (b"bytes \xff", "bytes \\xff"),
+        ("\x1b[31m\x9b\x7f\n", "\\x1b[31m\\x9b\\x7f\\n"),
+        ("\u202eevil\u2066\ufeff", "\\u202eevil\\u2066\\ufeff"),
+        ("\udc80", "\\udc80"),
+        ("a\x1b]52;c;aGk=\x07b", r"a\x1b]52;c;aGk=\x07b"),
+        ("x" * 60, "x" * 60),
+        ("x" * 61, "x" * 59 + "…"),
+    ],
+)
+def test_what_drives_a_terminal_is_escaped(raw: str | bytes, shown: str) -> None:
+    assert printable(raw, 60) == shown
+
+
+def test_a_long_text_is_cut_after_its_escapes() -> None:
+    assert (
+        len(printable(b"\x1b" * 1000)) == len(printable("\x1b" * 1000)) == len(printable("x" * 1000)) == 300
+    )
+    assert printable("x" * 1000, None) == "x" * 1000

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import printable
+from edgespec.text import printable
 
 MAX_PATH = 107  # bytes of a socket's path, its final NUL aside (sun_path of Linux; 103 on macOS)
 _FIRST_FD = 3  # of systemd's, sd_listen_fds(3)
