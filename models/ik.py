@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.core import EdgespecError
+from edgespec.extras import how_to_get
 from edgespec.models.ik_api import Functions
 from edgespec.models.native import Handle, Library, LlamaOptions
 
@@ -78,7 +79,7 @@ def installed_library() -> Path:
     try:
         package = distribution(PACKAGE)
     except PackageNotFoundError:
-        raise EdgespecError(f"{PACKAGE} is not installed: pip install 'edgespec[ik]'") from None
+        raise EdgespecError(f"{PACKAGE} is not installed: {how_to_get('ik')}") from None
     if package.version != TESTED:
         raise EdgespecError(
             f"{PACKAGE} {package.version} is not the version Edgespec was tested with ({TESTED}): "

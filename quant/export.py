@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 from edgespec.core import EdgespecError
+from edgespec.extras import how_to_get
 from edgespec.models.catalog import load_catalog
 from edgespec.models.download import offline_requested
 from edgespec.models.gguf_check import check_gguf
@@ -107,10 +108,8 @@ def run_exporter(arguments: Sequence[str], source: Path, work: Path, report: Pro
 def require_extra() -> None:
     """Raise EdgespecError if the libraries that export are not installed."""
     if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        raise EdgespecError(
-            f"Exporting needs {', '.join(missing)}: pip install 'edgespec[export]' - after pip install torch "
-            "in its CPU build, as pytorch.org says, where its CUDA build would be too large."
-        )
+        torch = " - after pip install torch in its CPU build, as pytorch.org says, where CUDA's is too large"
+        raise EdgespecError(f"Exporting needs {', '.join(missing)}: {how_to_get('export', torch)}.")
 
 
 def refuse_destination(out: Path, force: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgespec.core import EdgespecError
+from edgespec.extras import how_to_get
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def check(path: Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise EdgespecError("--chart needs matplotlib: pip install 'edgespec[dev]'.") from None
+        raise EdgespecError(f"--chart needs matplotlib: {how_to_get('dev')}.") from None
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:

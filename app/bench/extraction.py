@@ -16,6 +16,7 @@ from edgespec.app.bench.measure import Prompt
 from edgespec.app.bench.peers import LlamaServer
 from edgespec.app.engine import Engine
 from edgespec.core import Constraint, EdgespecError
+from edgespec.extras import how_to_get
 from edgespec.models.grammar import GrammarCompiler
 
 TASKS = ("rag", "summarization")
@@ -120,7 +121,7 @@ def _validator() -> Callable[[str, Mapping[str, Any]], bool]:
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
-        raise EdgespecError("--schemas needs jsonschema: pip install 'edgespec[dev]'.") from None
+        raise EdgespecError(f"--schemas needs jsonschema: {how_to_get('dev')}.") from None
 
     def validate(text: str, schema: Mapping[str, Any]) -> bool:
         try:
