@@ -109,7 +109,7 @@ async def test_words_are_on_the_screen_before_their_line_ends(tmp_path: Path) ->
 
 
 async def test_a_line_without_end_is_drawn_in_time(tmp_path: Path) -> None:
-    engine = FakeEngine(["word " * 100] * 60, pause=0.02)
+    engine = FakeEngine(["word " * 100] * 60, pause=0.06)
     app = app_of(engine, tmp_path / "h.db")
     async with app.run_test(size=SIZE) as pilot:
         await say(pilot, "Go")
