@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from edgespec.quant.agreement import (
 )
 from edgespec.quant.export import run_exporter
 from edgespec.quant.exporter import SCORE, SCORES_FILE, TOKENS_FILE
-from edgespec.quant.requant import require_space
+from edgespec.quant.requant import require_space, work_folder
 from edgespec.sensors import memory_available
 
 Progress = Callable[[str, float], bool]
@@ -85,8 +84,7 @@ def assess(source: Path, made: Path, text: str, progress: Progress | None = None
 @contextmanager
 def _scores(source: Path, made: Path, tokens: Sequence[int], report: Progress) -> Iterator[Reader]:
     """A Reader of a checkpoint, whose logits transformers computes beforehand in a process of its own."""
-    with TemporaryDirectory(prefix=f".{made.name}.scores-", dir=made.parent) as name:
-        work = Path(name)
+    with work_folder(made, "scores") as work:
         require_space(work, 4 * len(tokens) * check_model(made).vocab_size)
         np.save(work / TOKENS_FILE, tokens)
         run_exporter([SCORE, str(source), str(work)], source, work, report)

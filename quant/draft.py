@@ -6,13 +6,12 @@ target has the last word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from time import perf_counter
 
 from edgespec.core import Cancelled, EdgespecError, Ids
@@ -27,7 +26,7 @@ from edgespec.quant.requant import (
     requantise,
     require_space,
     size_as,
-    unwritable,
+    work_folder,
 )
 from edgespec.quant.trim import trim
 from edgespec.quant.vocabulary import choose, count_use, shipped_use
@@ -98,7 +97,7 @@ def make_draft(
     sizes = [size_as(source, summary, kind) for kind in kinds]
     require_space(source.parent, sum(sizes))
     _require_memory(source, source.stat().st_size + sum(sizes))
-    with _temporary_folder(source) as folder:
+    with work_folder(source, "draft") as folder:
         made: dict[str, Path] = {}
         for kind in kinds:
             made[kind] = requantise(
@@ -187,17 +186,6 @@ def _milliseconds(sequence: LlamaSequence, new: Sequence[int]) -> float:
     start = perf_counter()
     sequence.forward(new)
     return 1000 * (perf_counter() - start)
-
-
-@contextmanager
-def _temporary_folder(source: Path) -> Iterator[Path]:
-    """A folder beside `source`, so that what is kept moves by a rename."""
-    try:
-        folder = TemporaryDirectory(prefix=f".{source.stem}.draft-", dir=source.parent)
-    except OSError as error:
-        raise unwritable(source.parent, error) from None
-    with folder as name:
-        yield Path(name)
 
 
 def _require_memory(source: Path, needed: int) -> None:

@@ -11,11 +11,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 from edgespec.core import EdgespecError
@@ -27,7 +26,7 @@ from edgespec.models.onnx_check import check_onnx
 from edgespec.models.store import is_onnx, resolve
 from edgespec.quant import child
 from edgespec.quant.exporter import MODEL, PROGRESS
-from edgespec.quant.requant import require_space, unwritable
+from edgespec.quant.requant import require_space, unwritable, work_folder
 from edgespec.sensors import memory_available
 from edgespec.text import printable
 
@@ -84,7 +83,7 @@ def export_onnx(
     refuse_destination(out, force)
     require_room(source, out, bits)
     report = progress or (lambda *_: True)
-    with _work_folder(out) as work:
+    with work_folder(out, "export") as work:
         run_exporter([str(source.path), str(work), str(bits)], source.path, work, report)
         made = work / MODEL
         try:
@@ -208,17 +207,6 @@ def _weights_in(path: Path) -> int:
             raise ValueError("no header is that long")
         header = json.loads(file.read(size))
     return sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-
-
-@contextmanager
-def _work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, so that what is made moves by a rename; gone afterwards."""
-    try:
-        folder = TemporaryDirectory(prefix=f".{out.name}.export-", dir=out.parent, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise unwritable(out.parent, error) from None
-    with folder as name:
-        yield Path(name)
 
 
 def _replace(made: Path, out: Path, work: Path) -> None:

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -116,6 +117,23 @@ def replacing(out: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(beside: Path, what: str) -> Iterator[Path]:
+    """A new folder beside `beside`, so that what is kept moves by a rename; gone afterwards.
+
+    Its name is known before it is there: wherever a Ctrl-C strikes, nothing of it stays.
+    """
+    folder = beside.with_name(f".{beside.name}.{what}-{secrets.token_hex(6)}")
+    try:
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise unwritable(beside.parent, error) from None
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def fingerprint(path: Path) -> str:

@@ -113,7 +113,7 @@ async def test_a_line_without_end_is_drawn_in_time(tmp_path: Path) -> None:
     app = app_of(engine, tmp_path / "h.db")
     async with app.run_test(size=SIZE) as pilot:
         await say(pilot, "Go")
-        await until(pilot, lambda: len(next(iter(app.view.query(Section))).markdown.source) > 2000)
+        await until(pilot, lambda: sum(len(s.markdown.source) for s in app.view.query(Section)) > 2000)
         assert app.session.writing is not None
         await answered(pilot)
         await until(

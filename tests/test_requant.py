@@ -27,7 +27,7 @@ from edgespec.models.store import resolve
 from edgespec.models.vocab import first_difference
 from edgespec.quant import draft, requant
 from edgespec.quant.draft import Timing, make_draft
-from edgespec.quant.requant import Kind, draft_path, fingerprint, made_draft, requantise
+from edgespec.quant.requant import Kind, draft_path, fingerprint, made_draft, requantise, work_folder
 
 EDGESPEC = [sys.executable, "-m", "edgespec.app.cli"]
 
@@ -235,6 +235,22 @@ def test_ctrl_c_leaves_nothing(tmp_path, starter_path, number, code):
     assert names(tmp_path) == {"model.gguf"}
     assert not any(str(tmp_path) in " ".join(other.info["cmdline"] or ()) for other in
                    psutil.process_iter(["cmdline"]))  # fmt: skip
+
+
+def test_a_folder_goes_whenever_ctrl_c_strikes(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def interrupted(path, *mode):
+        make(path, *mode)
+        raise KeyboardInterrupt
+
+    with work_folder(tmp_path / "m.gguf", "draft") as folder:
+        (folder / "half").write_text("written")
+    assert names(tmp_path) == set()
+    monkeypatch.setattr(Path, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt), work_folder(tmp_path / "m.gguf", "draft"):
+        pass
+    assert names(tmp_path) == set()
 
 
 def test_a_quantizer_that_dies_is_one_line(tmp_path, source, monkeypatch):

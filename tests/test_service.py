@@ -147,7 +147,7 @@ def test_texts_in_one_batch_really_share_passes(engine, service):
     finally:
         del engine.model.forward
     assert max(map(len, passes)) == 4
-    assert sum(len(ids) for ids in passes if len(ids) > 1) > 0.5 * rounds
+    assert sum(len(ids) for ids in passes if len(ids) > 1) > 0.3 * rounds
     # With one between them that rests, the engine could not evaluate two side by side.
     assert all(ids == list(range(ids[0], ids[-1] + 1)) for ids in passes)
 
