@@ -137,7 +137,7 @@ class ChatTemplate:
             bounds = {"limit": self._limit, "seconds": self._seconds}
             return json.dumps(request | bounds, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as e:
-            raise EdgespecError(f"The messages cannot be written as JSON: {printable(e)}") from None
+            raise EdgespecError(f"The messages cannot be written as JSON: {printable(e, 200)}") from None
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -162,3 +163,10 @@ def test_a_long_text_is_cut_after_its_escapes() -> None:
         len(printable(b"\x1b" * 1000)) == len(printable("\x1b" * 1000)) == len(printable("x" * 1000)) == 300
     )
     assert printable("x" * 1000, None) == "x" * 1000
+
+
+def test_no_more_is_read_than_is_shown() -> None:
+    hostile = b"\x1b" * (64 << 20)
+    started = time.perf_counter()
+    assert len(printable(hostile, 60)) == 60
+    assert time.perf_counter() - started < 0.1
