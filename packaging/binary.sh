@@ -18,7 +18,7 @@ umask 022
 venv=build/venv
 tools() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check install --constraint packaging/constraints.txt "$@"; }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-wheel=$(packaging/wheel.sh "$PWD/$venv/bin/python")
+wheel=$(packaging/wheel.sh portable "$PWD/$venv/bin/python")
 key=$(basename "$(dirname "$wheel")")
 if [ "$(cat "$venv/.wheel" 2>/dev/null)" != "$key" ]; then
     rm -rf "$venv"

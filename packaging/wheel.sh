@@ -1,25 +1,51 @@
 #!/bin/sh
-# Prints the path of a llama-cpp-python wheel that runs on any processor of this architecture, and compiles it
-# (about ten minutes on two cores) unless the user's cache has it: packaging/wheel.sh PYTHON
+# Prints the path of an engine's wheel and compiles it unless Edgespec's cache has it:
+#   packaging/wheel.sh native|portable|ik PYTHON
+# native: llama-cpp-python for this processor. portable: the same with a library for each processor generation, chosen
+# when the program starts (models/kernels.py). ik: ik-llama-cpp-python for this processor.
+# Never a wheel from pip's cache: its key knows no build flags, so that a faulty one would survive its fix.
 set -eu
 cd "$(dirname "$0")/.."
-python=$1
-requirement=$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' pyproject.toml)
-# One library a processor generation, chosen when the program starts (models/llamacpp.py). GGML_NATIVE=OFF
-# alone would still need AVX2.
-flags="-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAVA_BUILD=OFF"
-flags="$flags -DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_INSTALL_LIBDIR=llama_cpp/lib"
-key=$( (echo "$requirement $flags $(uname -sm)"; cat packaging/portable.cmake) | cksum | cut -d ' ' -f 1)
-folder=${XDG_CACHE_HOME:-$HOME/.cache}/edgespec/wheels/$key
+kind=$1
+python=$2
+package=llama-cpp-python
+include=packaging/llama.cmake
+project=llama_cpp
+# What processor a wheel is for. Linux and macOS name its features in different places.
+processor=$(uname -sm; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || sysctl -n machdep.cpu.brand_string 2>/dev/null || true)
+flags="-DLLAVA_BUILD=OFF"
+what="llama.cpp"
+case $kind in
+native) ;;
+portable)
+    # GGML_NATIVE=OFF alone would still need AVX2.
+    flags="$flags -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON"
+    flags="$flags -DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_INSTALL_LIBDIR=llama_cpp/lib"
+    processor=$(uname -sm)
+    what="llama.cpp for all processors"
+    ;;
+ik)
+    package=ik-llama-cpp-python
+    include=packaging/ik.cmake
+    project=ik_llama_cpp_python
+    flags=
+    what="ik_llama.cpp"
+    ;;
+*) echo "edgespec: wheel.sh: unknown kind '$kind' (valid: native, portable, ik)" >&2; exit 2 ;;
+esac
+requirement=$(sed -n "s/.*\"\($package==[^\"]*\)\".*/\1/p" pyproject.toml)
+compiler=$("${CXX:-c++}" --version 2>/dev/null | head -n 1 || true)
+key=$( (echo "$requirement $flags $compiler $processor"; cat "$include") | cksum | cut -d ' ' -f 1)
+folder=${EDGESPEC_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/edgespec}/wheels/$kind-$key
 if ! ls "$folder"/*.whl >/dev/null 2>&1; then
-    echo "Compiling llama.cpp for all processors takes about ten minutes on two cores, once." >&2
     mkdir -p "$folder"
     made=$(mktemp -d "$folder/.making-XXXXXX")
     trap 'rm -rf "$made"' EXIT
-    # Never a wheel from pip's cache: that may be built for this machine alone.
-    CMAKE_ARGS="$flags '-DCMAKE_PROJECT_llama_cpp_INCLUDE=$PWD/packaging/portable.cmake'" \
-        "$python" -m pip --quiet --disable-pip-version-check wheel --no-deps --no-cache-dir \
-        --no-binary llama-cpp-python --wheel-dir "$made" "$requirement" >&2
+    trap 'exit 130' INT TERM
+    CMAKE_ARGS="$flags '-DCMAKE_PROJECT_${project}_INCLUDE=$PWD/$include'" \
+        "$python" packaging/progress.py "compiling $what" "$folder/build.log" \
+        "$python" -m pip --disable-pip-version-check wheel --verbose --no-deps --no-cache-dir \
+        --no-binary "$package" --wheel-dir "$made" "$requirement"
     mv "$made"/*.whl "$folder/"
 fi
 ls "$folder"/*.whl

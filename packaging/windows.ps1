@@ -10,7 +10,7 @@ $venv = "build\venv"; $python = "$venv\Scripts\python.exe"
 if (-not (Test-Path $python)) { Run py -m venv $venv }
 
 # One DLL of kernels a processor generation, as on Linux (packaging/wheel.sh).
-$cmake = (Resolve-Path packaging\portable.cmake).Path.Replace("\", "/")
+$cmake = (Resolve-Path packaging\llama.cmake).Path.Replace("\", "/")
 $env:CMAKE_ARGS = "-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAVA_BUILD=OFF " +
     "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_INSTALL_LIBDIR=llama_cpp/lib -DCMAKE_PROJECT_llama_cpp_INCLUDE=$cmake"
 $wheels = "build\wheels"
