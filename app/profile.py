@@ -11,13 +11,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
+from edgespec.models.cost_priors import relative_costs
 from edgespec.models.exact import equal_sizes
 from edgespec.models.native import EngineName, LlamaOptions, library
 from edgespec.models.onnx import build
@@ -25,7 +27,7 @@ from edgespec.models.providers import CPU, Measured, offered
 from edgespec.models.runtime import Model, ModelSequence, Options, Summary
 from edgespec.models.store import folder_in
 from edgespec.overlap import Together, measure_together
-from edgespec.sensors import compute_cores, cpu_name
+from edgespec.sensors import Load, compute_cores, cpu_name
 
 _VERSION = 1
 _PANGRAMS = (
@@ -34,6 +36,10 @@ _PANGRAMS = (
 )
 _MOST = 100_000  # bytes of a file: what is larger is not ours
 _TUNED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
+_FIRST = (8, 4, 16, 2, 32, 6, 12, 3, 5, 24)  # rows in the order in which they are worth measuring
+_FIRST_SECONDS = 0.9
+_BANDWIDTH = 10e9  # bytes of weights per second, before any pass was seen
+_BUSY = 0.25  # share of the cores that other programs use, above which a measurement is worthless
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
 
 
@@ -98,8 +104,15 @@ def known_curve(summary: Summary, options: Options) -> CostCurve | None:
     data = load("costs", cost_key(summary, options))
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
-            return CostCurve.from_json(data)
+            return CostCurve.from_json(data, _prior(summary, options))
     return None
+
+
+def _prior(summary: Summary, options: Options) -> Mapping[int, float]:
+    threads = options.threads or compute_cores()
+    if isinstance(options, LlamaOptions):
+        return relative_costs(options.engine, summary.types, options.threads_batch or threads)
+    return relative_costs("onnx", summary.types, threads)
 
 
 def at(model: Model, threads: tuple[int, int]) -> Options:
@@ -110,29 +123,51 @@ def at(model: Model, threads: tuple[int, int]) -> Options:
 def curve(
     sequence: ModelSequence, say: Callable[[str], None], threads: tuple[int, int] | None = None
 ) -> CostCurve:
-    """The cost curve of the sequence's model: kept from an earlier run, or measured now in a few seconds.
+    """The cost curve of the sequence's model: kept from an earlier run, a prior, and at most a second of
+    passes.
 
-    Other `threads` than the model's are left set.
+    Measures what is not known well enough; what does not fit into the second is left to later starts and to
+    the passes of answers. What was measured while other programs had the processor is not kept. Other
+    `threads` than the model's are left set.
     """
     model = sequence.model
     threads = threads or model.threads
-    known = known_curve(model.summary, at(model, threads))
-    if known is not None:
+    options, most = at(model, threads), model.options.max_rows
+    known = known_curve(model.summary, options)
+    wanted = [n for n in _FIRST if n <= most and (known is None or n not in known.seen)]
+    if known is not None and not wanted:
         return known
-    say(f"Measured once what {model.path.name} costs on this machine.")
+    first = known is None
+    known = known or CostCurve(
+        {1: model.summary.tensor_bytes / _BANDWIDTH},
+        prior_slope(model),
+        most,
+        prior=_prior(model.summary, options),
+        measured=False,
+    )
     model.set_threads(*threads)
+    load = Load()
     try:
-        result = CostCurve(
-            measure(_runner(sequence), model.options.max_rows), prior_slope(model), model.options.max_rows
-        )
+        figures, noise = measure(_runner(sequence), wanted, _FIRST_SECONDS, known.seconds)
     finally:
         sequence.rollback(0)
-    keep(model, result, threads)
-    return result
+    busy = load().get("others", 0.0)
+    known.measured(figures, max(noise, 2.0 * busy))
+    if busy > _BUSY:
+        say(
+            f"Other programs use {busy:.0%} of the processor: what {model.path.name} costs is measured later."
+        )
+        return known
+    keep(model, known, threads, busy)
+    if first:
+        say(f"Measured what {model.path.name} costs on this machine; its answers refine that.")
+    return known
 
 
-def keep(model: Model, curve: CostCurve, threads: tuple[int, int]) -> None:
-    save("costs", cost_key(model.summary, at(model, threads)), curve.as_json())
+def keep(model: Model, curve: CostCurve, threads: tuple[int, int], load: float | None = None) -> None:
+    """Keep `curve`, with the time and the share of the cores that other programs used meanwhile, if known."""
+    data = {**curve.as_json(), "time": round(time.time()), "load": load}
+    save("costs", cost_key(model.summary, at(model, threads)), data)
 
 
 def exact_sizes(sequence: ModelSequence, say: Callable[[str], None]) -> list[int]:
@@ -269,12 +304,16 @@ def keep_acceptance(target: Model, known: Acceptance) -> None:
 
 
 def _runner(sequence: ModelSequence) -> Callable[[int], None]:
-    """Evaluates n rows after a few tokens, all logits wanted, and forgets them."""
-    token = sequence.model.vocab.bos or 0
-    sequence.forward([token] * 8)
+    """Evaluates n rows of a text after a few tokens, all logits wanted, and forgets them.
+
+    Of a text, and not of one token again and again: experts of a mixture differ by token.
+    """
+    text = sequence.model.vocab.tokenize(_PANGRAMS)
+    text *= 1 + (8 + sequence.model.options.max_rows) // len(text)
+    sequence.forward(text[:8])
 
     def run(rows: int) -> None:
-        sequence.forward([token] * rows, rows)
+        sequence.forward(text[8 : 8 + rows], rows)
         sequence.rollback(8)
 
     return run

@@ -20,6 +20,7 @@ from edgespec.retrieval import SuffixDrafter
 
 _LEVEL_RATE = 0.03
 _TYPICAL = 128  # tokens of an answer over which the reading of its prompt is spread
+_CERTAIN = 1.15  # a batch that may be so many times as cheap as its figure is known well enough
 _AHEAD = 8  # how many more tokens of a model draft are considered at once
 _RATE_MEMORY, _RATE_PRIOR = (
     256.0,
@@ -108,6 +109,7 @@ class Planner:
         self._length = 0  # of the context planned for; 0: the round was not planned
         self._texts = self._beside = 0  # others in the same pass, and their rows
         self._found = Draft()  # what the suffix drafter said
+        self._trying = False  # the round checks a draft to learn what its size costs
         self._drafting = 0.0  # seconds the model was planned to take in this round
         self._steps = 0  # forward passes it made, if each was about one row
 
@@ -137,12 +139,13 @@ class Planner:
     def _plan(self, context: Sequence[int], limit: int) -> _Plan:
         self._length = len(context)
         self._rate = self._running_rate()
+        self._trying = False
         left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - self._beside - 1)
         if limit < 1:
             return _Plan(Draft(), 0.0)
         if self._suffix is not None:
             self._found = self._suffix.propose(context, min(limit, self._caution.longest))
-        plan = self._best(self._found, limit)
+        plan = self._try_size(self._found, limit, self._best(self._found, limit))
         if self._model is not None and self._budget.model_draft and not plan.draft.tokens:
             plan = self._with_model(self._model, context, plan, limit, left)
             if self._ahead and MODEL in plan.draft.sources:
@@ -160,15 +163,16 @@ class Planner:
             return
         length, self._length = self._length, 0
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
-        more = self._price(rows, length, self._drafting) - self._price(1, length)
-        self._caution.observe(
-            drafted, round_.accepted, len(round_.tokens) - 1 - more * self._plain_rate(length)
-        )
         if self._steps:
             self._model_costs.observe(1, 0, round_.drafting / self._steps)
-        self._drafting, self._steps = 0.0, 0
         if round_.beside_rows is not None:
             self._costs.observe(rows + round_.beside_rows, length, round_.waiting)
+        plain = self._plain_rate(length)
+        more = self._price(rows, length, self._drafting) - self._price(1, length)
+        self._caution.observe(drafted, round_.accepted, len(round_.tokens) - 1 - more * plain)
+        time = round_.seconds * self._weight(rows) * plain
+        self._costs.spend(time, max(0.0, time - len(round_.tokens)) if self._trying else 0.0)
+        self._drafting, self._steps = 0.0, 0
         self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds * self._weight(rows)
         if self._written > _RATE_MEMORY:
@@ -207,7 +211,8 @@ class Planner:
     def _price(self, rows: int, length: int, drafting: float = 0.0) -> float:
         """Seconds of a round that checks `rows` after `length` tokens; of processor time, to save it."""
         rows += self._beside
-        return self._weight(rows) * self._costs.seconds(rows, length) + self._weight(1) * drafting
+        seconds = self._costs.seconds(rows, length) * self._costs.caution(rows)
+        return self._weight(rows) * seconds + self._weight(1) * drafting
 
     def _size(self, rows: int, most: int) -> int:
         return self._costs.size(rows, most, self._beside)
@@ -230,6 +235,24 @@ class Planner:
             value = self._value(expected, size)
             if value > best and k >= least:
                 best, kept, rows = value, k, size
+        return _Plan(draft.cut(kept, rows - kept - 1), best)
+
+    def _try_size(self, draft: Draft, limit: int, plan: _Plan) -> _Plan:
+        """A draft whose batch may cost much less than is known, where finding out is cheap, else `plan`."""
+        expected = stands = 1.0
+        best, kept, rows = plan.value, 0, 0
+        for k, (confidence, source) in enumerate(zip(draft.confidence, draft.sources, strict=True), start=1):
+            stands *= self._acceptance.probability(source, confidence)
+            expected += stands
+            size = self._size(k + 1, limit + 1)
+            price = self._rate * self._price(size, self._length) if size else math.inf
+            hope = self._costs.hope(size + self._beside)
+            value = expected - price / hope
+            if hope > _CERTAIN and value > best and price - expected <= self._costs.allowance:
+                best, kept, rows = value, k, size
+        if not kept:
+            return plan
+        self._trying = True
         return _Plan(draft.cut(kept, rows - kept - 1), best)
 
     def _with_model(

@@ -197,10 +197,12 @@ def test_a_drafter_that_is_right_only_while_it_is_not_used(
     assert figure(decode(text, planner(seconds, suffix), seconds, after=watch), seconds) >= 0.97
 
 
-def test_where_rows_cost_in_proportion_nothing_is_guessed() -> None:
+def test_where_rows_cost_in_proportion_hardly_anything_is_drafted() -> None:
+    """A size of uncertain cost is tried now and then: it could be cheaper than measured."""
     text = copied(1, 30, 0.0)
     rounds = decode(text, planner(MACHINES["steep"]), MACHINES["steep"])
-    assert {r.draft for r in rounds} == {Draft()}
+    assert sum(1 for r in rounds if r.draft.tokens) <= 12
+    assert figure(rounds, MACHINES["steep"]) >= 0.985
 
 
 def test_what_no_drafter_guesses_is_decoded_plainly() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgespec.costs import SIZES, CostCurve, measure
+from edgespec.costs import SIZES, TYPICAL, CostCurve, measure
 
 relaxed = settings(max_examples=200, deadline=None, derandomize=True)
 # As llama.cpp's kernels work: three rows cost more than four, six more than eight, twelve more than sixteen.
@@ -45,8 +45,8 @@ def test_cliffs_stay_while_noisy_passes_are_seen() -> None:
         n = rng.choice(list(CLIFFS))
         curve.observe(n, 0, CLIFFS[n] * rng.lognormvariate(0.0, 0.1))
     assert {n: curve.seconds(n) for n in CLIFFS} == pytest.approx(CLIFFS, rel=0.12)
-    assert curve.seconds(12) > curve.seconds(16)
-    assert curve.size(6, 32) == 8
+    assert curve.size(3, 32) in (3, 4)
+    assert curve.size(6, 32) in (6, 8)
 
 
 @relaxed
@@ -85,43 +85,75 @@ def test_no_other_sizes_than_allowed_are_planned() -> None:
     assert [curve.size(n, 32) for n in (1, 2, 3)] == [1, 2, 0]
 
 
-def test_sizes_too_large_to_measure_are_assumed_until_they_are_seen() -> None:
-    curve = CostCurve({1: 10.0, 2: 15.0, 4: 20.0}, most=20)
-    assert curve.largest == 20
-    assert [curve.seconds(n) for n in (5, 8, 16, 20)] == pytest.approx([25.0, 40.0, 80.0, 100.0])
-    assert [curve.size(n, 20) for n in (5, 7, 13, 17)] == [5, 8, 16, 20]
+def test_sizes_that_were_not_measured_have_their_prior() -> None:
+    """Corrected by what the measured ones cost more or less than theirs."""
+    prior = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.0, 16: 5.0, 32: 9.0}
+    curve = CostCurve({1: 10.0, 2: 15.0, 4: 20.0}, most=32, prior=prior)
+    assert curve.largest == 32
+    assert [curve.seconds(n) for n in (8, 16, 32)] == pytest.approx([30.0, 50.0, 90.0], rel=0.01)
+    assert [curve.size(n, 32) for n in (3, 5, 7, 13, 17)] == [4, 5, 8, 16, 24]
     assert curve.size(5, 4) == 0
-    curve.observe(16, 0, 45.0)
-    assert curve.seconds(16) == pytest.approx(45.0)
-    assert [curve.size(n, 20) for n in (5, 8, 9, 17)] == [5, 8, 16, 20]
-    back = through_json(curve)
-    assert [back.seconds(n) for n in (1, 2, 4, 16)] == pytest.approx([10.0, 15.0, 20.0, 45.0])
-    assert back.largest == 20
-    back.observe(20, 0, 5000.0)  # still the first figure of its size, which one stalled pass does not ruin
-    assert back.seconds(20) == pytest.approx(2 * 45.0 * 20 / 16)
+    dear = CostCurve({1: 10.0, 2: 20.0, 4: 30.0}, most=32, prior=prior)
+    assert 35.0 < dear.seconds(8) < 50.0
+    unknown = CostCurve({1: 10.0}, most=32, prior=prior, measured=False)
+    assert [unknown.seconds(n) for n in prior] == pytest.approx([10.0 * share for share in prior.values()])
+    assert unknown.uncertainty(8) > curve.uncertainty(8) > curve.uncertainty(4) > 0.0
+
+
+def test_a_pass_of_one_size_says_something_of_its_neighbors_and_less_of_others() -> None:
+    curve = CostCurve({1: 10.0}, most=32, measured=False)
+    before = {n: curve.seconds(n) / curve.pace for n in SIZES}
+    doubt = {n: curve.uncertainty(n) for n in SIZES}
+    for _ in range(5):
+        curve.observe(1, 0, 10.0)
+        curve.observe(8, 0, 10.0 * 1.3 * before[8])
+    moved = {n: curve.seconds(n) / curve.pace / before[n] for n in SIZES}
+    assert moved[8] == pytest.approx(1.3, rel=0.02)
+    assert 1.1 < moved[6] < 1.3
+    assert 1.1 < moved[12] < 1.3
+    assert moved[2] < moved[6]
+    assert curve.uncertainty(8) < 0.5 * doubt[8]
+    assert all(curve.uncertainty(n) <= doubt[n] for n in SIZES)
 
 
 @pytest.mark.parametrize("factor", [0.001, 0.5, 3.0, 1e6])
 @pytest.mark.parametrize("rows", CLIFFS)
-def test_an_outlier_moves_nothing_much(rows: int, factor: float) -> None:
+def test_one_outlier_moves_little_and_the_next_passes_move_it_back(rows: int, factor: float) -> None:
     curve = CostCurve(CLIFFS, 1e-5)
+    for _ in range(8):
+        for n in CLIFFS:
+            curve.observe(n, 1000, curve.seconds(n, 1000))
     before = {(n, c): curve.seconds(n, c) for n in range(1, 33) for c in (0, 3000)}
     curve.observe(rows, 1000, factor * curve.seconds(rows, 1000))
     after = {(n, c): curve.seconds(n, c) for n in range(1, 33) for c in (0, 3000)}
-    assert after == pytest.approx(before, rel=0.05)
+    assert after == pytest.approx(before, rel=0.15)
     assert after != before
+    for _ in range(3):
+        curve.observe(1, 1000, before[1, 0] * 1.01)
+        curve.observe(rows, 1000, before[rows, 0] * 1.01)
+    assert {key: curve.seconds(*key) for key in before} == pytest.approx(before, rel=0.05)
 
 
-def test_the_first_figure_of_a_size_moves_no_other() -> None:
+@pytest.mark.parametrize("rows", CLIFFS)
+def test_a_cost_that_has_changed_is_believed_at_the_second_pass(rows: int) -> None:
     curve = CostCurve(CLIFFS)
-    before = {n: curve.seconds(n) for n in CLIFFS}
+    for _ in range(8):
+        for n in CLIFFS:
+            curve.observe(n, 0, CLIFFS[n])
+    for _ in range(4):
+        curve.observe(rows, 0, 2.0 * CLIFFS[rows])
+    assert curve.seconds(rows) == pytest.approx(2.0 * CLIFFS[rows], rel=0.15)
+
+
+def test_a_size_without_a_figure_gets_one_and_is_still_not_planned() -> None:
+    """Exact answers depend on the sizes allowed; 7 rows are seen where several texts share a pass."""
+    curve = CostCurve(CLIFFS)
     for _ in range(300):
+        curve.observe(1, 0, CLIFFS[1])
         curve.observe(7, 0, 120.0)
-    assert curve.seconds(7) == pytest.approx(120.0, rel=0.02)
+    assert curve.seconds(7) == pytest.approx(120.0, rel=0.03)
     assert curve.size(6, 8) == 8
-    assert {n: curve.seconds(n) / curve.pace for n in CLIFFS} == pytest.approx(
-        {n: s / before[1] for n, s in before.items()}
-    )
+    assert {n: curve.seconds(n) for n in CLIFFS} == pytest.approx(CLIFFS, rel=0.1)
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.4, 3.0])
@@ -211,16 +243,47 @@ def through_json(curve: CostCurve) -> CostCurve:
 
 
 @relaxed
-@given(curves, passes)
-def test_a_curve_comes_back_from_json(seconds: dict[int, float], seen: list[tuple[int, int, float]]) -> None:
-    curve = CostCurve({n: min(max(s, seconds[1] / 50), seconds[1] * 1000) for n, s in seconds.items()}, 3e-5)
-    for rows, context, _ in seen:
-        curve.observe(rows, context, seconds[1] * max(1, rows))
+@given(st.dictionaries(st.sampled_from(SIZES[1:]), st.floats(0.75, 1.5)), passes)
+def test_a_curve_comes_back_from_json(factors: dict[int, float], seen: list[tuple[int, int, float]]) -> None:
+    """As far as its prior allows."""
+    figures = {1: 2.0} | {n: 2.0 * TYPICAL[n] * factor for n, factor in factors.items()}
+    curve = CostCurve(figures, 3e-5)
     back = through_json(curve)
     assert back.largest == curve.largest
-    for n in range(1, 40):
-        assert back.seconds(n, 500) == pytest.approx(curve.seconds(n, 500), rel=0.01)
-    assert through_json(back).as_json() == back.as_json()
+    assert {n: back.seconds(n, 500) for n in figures} == pytest.approx(
+        {n: curve.seconds(n, 500) for n in figures}, rel=0.12
+    )
+    for one in seen:
+        back.observe(*one)
+    again = through_json(back)
+    assert again.largest == back.largest
+    assert again.pace == pytest.approx(back.pace)
+
+
+@pytest.mark.parametrize("factor", [0.01, 0.2, 5.0, 100.0])
+def test_a_kept_figure_that_cannot_be_is_not_believed(factor: float) -> None:
+    data = CostCurve({1: 1.0, **{n: TYPICAL[n] * factor for n in SIZES[1:]}}).as_json()
+    curve = CostCurve.from_json(data)
+    assert {n: curve.seconds(n) for n in SIZES} == pytest.approx(dict(TYPICAL), rel=0.01)
+    assert curve.seen == {}
+
+
+def test_files_of_the_version_before_are_read() -> None:
+    data = {"pace": 0.03, "slope": 1e-5, "shape": {"1": 1.0, "2": 1.7, "8": 4.0}, "most": 32, "best": 0.028}
+    curve = CostCurve.from_json(data)
+    assert curve.seconds(8) == pytest.approx(0.12, rel=0.05)
+    assert curve.seen == {1: 1, 2: 1, 8: 1}
+    assert curve.best == 0.028
+
+
+def test_the_pace_of_a_busy_day_is_corrected_by_the_first_passes() -> None:
+    """A file from among other programs: its pace is 200 times the machine's."""
+    curve = CostCurve.from_json({"pace": 7.97, "slope": 0.0, "shape": {"1": 1.0}, "most": 32})
+    shape = {n: curve.seconds(n) / curve.pace for n in SIZES}
+    for _ in range(3):
+        curve.observe(4, 0, 0.036 * TYPICAL[4])
+    assert curve.pace == pytest.approx(0.036, rel=0.25)
+    assert {n: curve.seconds(n) / curve.pace for n in SIZES} == pytest.approx(shape, rel=0.25)
 
 
 def good() -> dict[str, Any]:
@@ -240,8 +303,9 @@ def reshaped(key: str, value: object) -> dict[str, Any]:
     "data",
     [
         {},
-        *({k: v for k, v in good().items() if k != gone} for gone in good()),
-        *(damaged(k, bad) for k in good() for bad in (None, [], {}, "x", math.nan, -1, -math.inf, [1.0])),
+        *({k: v for k, v in good().items() if k != gone} for gone in ("pace", "slope", "most", "shape")),
+        *(damaged(k, bad) for k in good() for bad in (None, [], {}, "x", math.nan, -1, -math.inf, [1.0])
+          if bad != {} or k not in ("deviation", "seen")),  # as if they were not there
         damaged("pace", 0),
         damaged("pace", math.inf),
         damaged("pace", 10**400),
@@ -292,8 +356,9 @@ class Machine:
         self.ran.append(rows)
         self.now += self._cost(rows, self.now)
 
-    def measure(self, most: int = SIZES[-1], seconds: float = 4.0) -> dict[int, float]:
-        return measure(self.run, most, seconds, lambda: self.now)
+    def measure(self, seconds: float = 4.0, sizes: Sequence[int] = SIZES[1:]) -> dict[int, float]:
+        self.figures, self.noise = measure(self.run, sizes, seconds, TYPICAL.__getitem__, lambda: self.now)
+        return self.figures
 
 
 def flat(rows: int) -> float:
@@ -303,22 +368,13 @@ def flat(rows: int) -> float:
 def test_a_steady_machine_is_measured_exactly() -> None:
     machine = Machine(lambda n, now: flat(n))
     assert machine.measure() == pytest.approx({n: flat(n) for n in SIZES})
-    assert machine.now <= 4.0 + flat(32)
+    assert machine.now <= 4.0
+    assert machine.noise < 0.1
 
 
-@pytest.mark.parametrize("most", [1, 2, 7, 16, 31, 32, 500])
-def test_no_more_rows_than_allowed_are_run(most: int) -> None:
+def test_only_the_sizes_wanted_are_run() -> None:
     machine = Machine(lambda n, now: flat(n))
-    assert set(machine.measure(most)) == {n for n in SIZES if n <= most} == set(machine.ran)
-
-
-def test_passes_alternate_in_direction() -> None:
-    machine = Machine(lambda n, now: flat(n))
-    machine.measure()
-    assert machine.ran[0] == 1  # not counted
-    passes = [tuple(machine.ran[i : i + len(SIZES)]) for i in range(1, len(machine.ran), len(SIZES))]
-    assert len(passes) >= 3
-    assert passes == [SIZES if i % 2 == 0 else SIZES[::-1] for i in range(len(passes))]
+    assert set(machine.measure(sizes=(8, 4))) == {1, 4, 8} == set(machine.ran)
 
 
 @pytest.mark.parametrize("drift", [0.15, -0.15])
@@ -326,7 +382,7 @@ def test_drift_does_not_bend_the_curve(drift: float) -> None:
     """Over the measurement the machine becomes half as fast, or twice: the ratios stay."""
     found = Machine(lambda n, now: flat(n) * math.exp(drift * now)).measure(seconds=8.0)
     assert {n: s / found[1] for n, s in found.items()} == pytest.approx(
-        {n: flat(n) / flat(1) for n in SIZES}, rel=0.1
+        {n: flat(n) / flat(1) for n in SIZES}, rel=0.15
     )
 
 
@@ -346,20 +402,20 @@ def test_one_stalled_pass_is_outvoted(stalled: int) -> None:
     assert machine.measure(seconds=8.0) == pytest.approx({n: flat(n) for n in SIZES})
 
 
-@pytest.mark.parametrize("row", [0.02, 0.1, 0.5, 3.0, 50.0])
-def test_a_slow_machine_leaves_out_the_large_sizes(row: float) -> None:
-    """And keeps to its time, but for the passes of one row that there must be."""
-    machine = Machine(lambda n, now: row * n)
-    found = machine.measure()
-    assert tuple(found) == SIZES[: len(found)]
-    assert found == pytest.approx({n: row * n for n in found})
-    assert machine.now <= row + 4.0 + row + 1e-9
-    assert 32 * row < 1.0 or len(found) < len(SIZES)
-    CostCurve(found)
+@pytest.mark.parametrize("row", [0.005, 0.02, 0.1, 0.5, 3.0, 50.0])
+def test_a_slow_machine_keeps_to_its_time(row: float) -> None:
+    """Whatever it is, but for one pass of one row that there must be; what does not fit is left out."""
+    machine = Machine(lambda n, now: row * TYPICAL[n])
+    found = machine.measure(0.9, (8, 4, 16, 2, 32))
+    assert found == pytest.approx({n: row * TYPICAL[n] for n in found})
+    assert machine.now <= max(0.9, row) + 1e-9
+    assert set(found) >= ({1, 8, 4} if row <= 0.1 else {1})
 
 
-def test_a_cliff_does_not_break_the_time_by_much() -> None:
-    machine = Machine(lambda n, now: 0.05 * n if n < 12 else 0.5 * n)
-    found = machine.measure()
-    assert {1, 2, 3, 4, 5, 6, 8} <= set(found)
-    assert machine.now < 4.0 + 0.05 + 0.5 * 12
+def test_the_spread_of_passes_is_their_noise() -> None:
+    rng = random.Random(1)
+    noisy = Machine(lambda n, now: flat(n) * rng.lognormvariate(0.0, 0.5))
+    noisy.measure()
+    calm = Machine(lambda n, now: flat(n) * rng.lognormvariate(0.0, 0.01))
+    calm.measure()
+    assert noisy.noise > 0.3 > 0.1 > calm.noise

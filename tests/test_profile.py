@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,54 @@ def test_writers_at_the_same_time_never_leave_half_a_file(folder: Path) -> None:
 # Curves and acceptance of a real model.
 
 
+@pytest.fixture(autouse=True)
+def others(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The share of the cores that other programs use, whatever runs next to these tests."""
+    share = [0.0]
+    monkeypatch.setattr(profile, "Load", lambda: lambda: {"others": share[0]})
+    return share
+
+
+def test_what_is_measured_among_other_programs_is_not_kept(
+    model: LlamaModel, sequence: LlamaSequence, others: list[float]
+) -> None:
+    said: list[str] = []
+    others[0] = 0.9
+    profile.curve(sequence, said.append)
+    assert said == [
+        f"Other programs use 90% of the processor: what {model.path.name} costs is measured later."
+    ]
+    assert profile.known_curve(model.summary, model.options) is None
+    others[0] = 0.0
+    profile.curve(sequence, said.append)
+    assert profile.known_curve(model.summary, model.options) is not None
+    data = profile.load("costs", profile.cost_key(model.summary, model.options))
+    assert data is not None
+    assert data["load"] == 0.0
+    assert data["time"] > 1.7e9
+    assert set(data["seen"]) == set(data["shape"])
+
+
+def test_what_did_not_fit_into_the_first_measurement_is_measured_later(
+    sequence: LlamaSequence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a slow machine there is time for two sizes only."""
+    wanted: list[Sequence[int]] = []
+
+    def measure(
+        run: Callable[[int], None], sizes: Sequence[int], *_: object
+    ) -> tuple[dict[int, float], float]:
+        wanted.append(sizes)
+        return {1: 0.4, **dict.fromkeys(sizes[:2], 0.5)}, 0.05
+
+    monkeypatch.setattr(profile, "measure", measure)
+    for _ in range(3):
+        profile.curve(sequence, lambda _: None)
+    assert wanted[0][:2] == [8, 4]
+    assert not {8, 4} & set(wanted[1])
+    assert len(wanted[1]) < len(wanted[0])
+
+
 def test_a_curve_is_measured_once(model: LlamaModel, sequence: LlamaSequence) -> None:
     said: list[str] = []
     assert profile.known_curve(model.summary, model.options) is None
@@ -224,16 +272,16 @@ def test_a_curve_is_measured_once(model: LlamaModel, sequence: LlamaSequence) ->
     for curve in (second, known):
         assert curve.largest == 12
         assert [curve.seconds(n) for n in range(1, 13)] == pytest.approx(
-            [first.seconds(n) for n in range(1, 13)], rel=0.01
+            [first.seconds(n) for n in range(1, 13)], rel=0.3
         )
 
 
 def test_what_a_curve_learned_is_kept(model: LlamaModel) -> None:
-    curve = CostCurve({1: 0.5, 2: 0.7}, 1e-5)
+    curve = CostCurve({1: 0.5, 2: 0.55}, 1e-5)
     profile.keep(model, curve, model.threads)
     known = profile.known_curve(model.summary, model.options)
     assert known is not None
-    assert (known.seconds(1), known.seconds(2), known.slope) == pytest.approx((0.5, 0.7, 1e-5))
+    assert (known.seconds(1), known.seconds(2), known.slope) == pytest.approx((0.5, 0.55, 1e-5), rel=0.02)
 
 
 @pytest.mark.parametrize("cancel", [True, False])
@@ -241,7 +289,7 @@ def test_a_stopped_measurement_keeps_nothing(
     sequence: LlamaSequence, folder: Path, cancel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
 
-    def measure(run: Callable[[int], None], most: int) -> dict[int, float]:
+    def measure(run: Callable[[int], None], *_: object) -> dict[int, float]:
         run(2)
         raise KeyboardInterrupt if cancel else RuntimeError("broken")
 
@@ -267,17 +315,17 @@ BROKEN = [
 def test_damaged_figures_are_measured_again(
     model: LlamaModel, sequence: LlamaSequence, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profile, "measure", lambda run, most: {1: 0.25, 2: 0.5})
+    monkeypatch.setattr(profile, "measure", lambda *_: ({1: 0.25, 2: 0.5}, 0.1))
     good = CostCurve({1: 0.5}).as_json()
     key = profile.cost_key(model.summary, model.options)
     profile.save("costs", key, {**good, **change})
     assert profile.known_curve(model.summary, model.options) is None
     said: list[str] = []
-    assert profile.curve(sequence, said.append).seconds(1) == 0.25
+    assert profile.curve(sequence, said.append).seconds(1) == pytest.approx(0.25, rel=0.1)
     assert len(said) == 1
     known = profile.known_curve(model.summary, model.options)
     assert known is not None
-    assert known.seconds(1) == 0.25
+    assert known.seconds(1) == pytest.approx(0.25, rel=0.1)
 
 
 def test_acceptance_is_kept_by_vocabulary(model: LlamaModel) -> None:
