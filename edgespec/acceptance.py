@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from typing import Any, Self
 
+from edgespec.draft_account import DraftAccount
+
 _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 _BINS = len(_EDGES) + 1
 _PRIOR = 20.0  # how many observations the drafter's own word is worth
@@ -18,12 +20,14 @@ class Acceptance:
 
     Each source has a bin for each range of confidence; an empty one believes the drafter. The position in the
     draft needs none of its own: a guess whose predecessors stood is as good as a first guess of the same
-    confidence. `level` is what a source's next guess is worth on average, before it was asked.
+    confidence. `level` is what a source's next guess is worth on average, before it was asked. `account`
+    says what the draft model brought so far.
     """
 
     def __init__(self) -> None:
         self._bins: dict[str, list[list[float]]] = {}
         self._levels: dict[str, float] = {}
+        self.account = DraftAccount()
 
     def probability(self, source: str, confidence: float) -> float:
         hits, seen = 0.0, 0.0
@@ -51,7 +55,7 @@ class Acceptance:
         bins = {
             source: [[round(x, 2) for x in cell] for cell in cells] for source, cells in self._bins.items()
         }
-        return {"bins": bins, "levels": self._levels}
+        return {"bins": bins, "levels": self._levels, "account": self.account.as_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -66,4 +70,6 @@ class Acceptance:
             if len(read) != _BINS or not all(0.0 <= hits <= seen <= _MEMORY + 1.0 for hits, seen in read):
                 raise ValueError("not counts of acceptance")
             acceptance._bins[str(source)] = read
+        if "account" in data:
+            acceptance.account = DraftAccount.from_json(data["account"])
         return acceptance

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgespec.acceptance import LEVEL, Acceptance
 from edgespec.core import Budget, Draft, Offer, Round
 from edgespec.costs import CostCurve
+from edgespec.draft_account import Trial
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.retrieval import SuffixDrafter
 
-_LEVEL_RATE = 0.03
+_LEVEL_RATE = 0.05
 _TYPICAL = 128  # tokens of an answer over which the reading of its prompt is spread
 _CERTAIN = 1.15  # a batch that may be so many times as cheap as its figure is known well enough
+_EVIDENCE = 8  # tokens of an answer that a draft model is compared with when it reads a text
+_BELIEVED = 6.0  # tokens compared that its level so far is worth
 _AHEAD = 8  # how many more tokens of a model draft are considered at once
 _RATE_MEMORY, _RATE_PRIOR = (
     256.0,
@@ -104,6 +107,9 @@ class Planner:
         self._ahead = ahead
         self._caution = Caution()
         self._level = acceptance.level(MODEL)  # what the model's next guess is worth in this text, on average
+        self._trial = Trial()
+        self._whole = True  # the model reads all of the text
+        self._begin = 0  # tokens of the context at the first plan
         self._written, self._spent = 0.0, 0.0
         self._rate = 0.0
         self._length = 0  # of the context planned for; 0: the round was not planned
@@ -111,7 +117,8 @@ class Planner:
         self._found = Draft()  # what the suffix drafter said
         self._trying = False  # the round checks a draft to learn what its size costs
         self._drafting = 0.0  # seconds the model was planned to take in this round
-        self._steps = 0  # forward passes it made, if each was about one row
+        self._reading = 0.0  # those of them for tokens that are new to it, where these are many
+        self._steps = 0  # forward passes it made after that
 
     def spend(self, budget: Budget, costs: CostCurve) -> None:
         """From the next round on spend what `budget` says; `costs` are the target's with its threads.
@@ -140,6 +147,7 @@ class Planner:
         self._length = len(context)
         self._rate = self._running_rate()
         self._trying = False
+        self._begin = self._begin or self._length
         left, limit = limit, min(limit, self._budget.max_draft, self._costs.largest - self._beside - 1)
         if limit < 1:
             return _Plan(Draft(), 0.0)
@@ -163,8 +171,6 @@ class Planner:
             return
         length, self._length = self._length, 0
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
-        if self._steps:
-            self._model_costs.observe(1, 0, round_.drafting / self._steps)
         if round_.beside_rows is not None:
             self._costs.observe(rows + round_.beside_rows, length, round_.waiting)
         plain = self._plain_rate(length)
@@ -172,7 +178,8 @@ class Planner:
         self._caution.observe(drafted, round_.accepted, len(round_.tokens) - 1 - more * plain)
         time = round_.seconds * self._weight(rows) * plain
         self._costs.spend(time, max(0.0, time - len(round_.tokens)) if self._trying else 0.0)
-        self._drafting, self._steps = 0.0, 0
+        self._judge_model(round_, len(round_.tokens) + round_.beside_tokens - time, plain)
+        self._acceptance.account.earn(time)
         self._written += len(round_.tokens) + round_.beside_tokens
         self._spent += round_.seconds * self._weight(rows)
         if self._written > _RATE_MEMORY:
@@ -182,6 +189,22 @@ class Planner:
         if MODEL in round_.draft.sources:
             self._learn(round_.draft, round_.tokens, only=MODEL)
         self._found = Draft()
+
+    def _judge_model(self, round_: Round, gain: float, plain: float) -> None:
+        """What a round that brought `gain` tokens more than the rate `plain` says of asking the model."""
+        asked, reading, steps = self._drafting > 0.0, self._reading, self._steps
+        self._drafting, self._reading, self._steps = 0.0, 0.0, 0
+        if not asked:
+            self._trial.observe(len(round_.tokens), None)
+            return
+        account, spent = self._acceptance.account, 0.0
+        if reading:
+            spent = max(0.0, round_.drafting - steps * self._model_costs.seconds(1))
+            account.read(reading, spent)
+        elif steps:
+            self._model_costs.observe(1, 0, round_.drafting / steps)
+        account.record(self._whole, gain)
+        self._trial.observe(len(round_.tokens), gain + self._weight(1) * spent * plain)
 
     def _learn(self, draft: Draft, tokens: Sequence[int], only: str = "") -> None:
         """Each token guessed up to the first wrong one says something of its drafter's confidence."""
@@ -263,16 +286,29 @@ class Planner:
         `left` tokens of the text may be still to come.
         """
         outlook = _Outlook(self, limit + 1, self._model_costs.seconds(1), self._level)
-        lag = model.lag(context)
-        reading = self._model_costs.seconds(lag)
-        if lag > _AHEAD:  # read once, of use for the rest of the text
-            reading = outlook.step + (reading - outlook.step) / max(1.0, min(left, _TYPICAL) / 4.0)
-        if outlook.value(1.0, 1.0, 1, reading) <= plain.value:
+        lag, account = model.lag(context), self._acceptance.account
+        own = len(context) - self._begin + 1
+        known = self._model_costs.seconds(lag)
+        reading = entry = known
+        asked = not self._trial.resting
+        if lag > _AHEAD:
+            reading = known * account.reading
+            self._whole = model.reads_whole(context)
+            fee = self._weight(1) * reading * self._plain_rate(self._length)
+            asked = asked and own >= _EVIDENCE and account.affords(self._whole, fee)
+            # Read once, of use for the rest of the text.
+            entry = outlook.step + (reading - outlook.step) / max(1.0, min(left, _TYPICAL) / 4.0)
+        if not asked or outlook.value(1.0, 1.0, 1, entry) <= plain.value:
             self._level += _LEVEL_RATE / 10 * (LEVEL - self._level)  # or it would never be asked again
             return plain
         chances, expected = [1.0], [1.0]
 
         def more(confidence: list[float]) -> bool:
+            nonlocal outlook
+            if len(confidence) == 1 and lag > _AHEAD:
+                right, compared = model.agreed
+                self._level = (_BELIEVED * self._level + right) / (_BELIEVED + compared)
+                outlook = replace(outlook, level=self._level)
             if len(confidence) == len(chances):
                 p = self._acceptance.probability(MODEL, confidence[-1])
                 self._acceptance.note(MODEL, p)
@@ -287,9 +323,10 @@ class Planner:
                 not confidence or outlook.value(expected[-1], chances[-1], len(expected), outlook.step) > now
             )
 
-        drawn = model.draft(context, limit, more)
-        self._drafting = reading + outlook.step * (len(drawn.tokens) - 1)
-        self._steps = len(drawn.tokens) if lag <= 2 else 0
+        drawn = model.draft(context, limit, more, own if lag > _AHEAD else 0)
+        self._drafting = entry + outlook.step * (len(drawn.tokens) - 1)
+        self._reading = known if lag > _AHEAD else 0.0
+        self._steps = len(drawn.tokens) - (lag > _AHEAD) if lag <= 2 or lag > _AHEAD else 0
         # A token drawn from q is kept: whether it is dropped would depend on what followed it, and so on it.
         least = len(drawn.tokens) if drawn.probs else 0
         if self._suffix is not None:

@@ -18,6 +18,10 @@ from edgespec.core import (
 from edgespec.sampling import Sampler, Sampling, token_logprob
 
 MODEL = "model"
+WINDOW = (
+    64  # of 256 tokens an eighth more was accepted on long prompts, and reading them costs four times as much
+)
+_COMPARED = 32  # rows at most
 
 
 class ModelDrafter:
@@ -28,7 +32,8 @@ class ModelDrafter:
 
     It need not have read everything: when more than `window` tokens are new to it, it starts afresh with the
     last `window`. What it guesses is checked anyway, and reading costs as much as guessing. `capacity` is how
-    many tokens its cache holds.
+    many tokens its cache holds. `agreed` says how its own choice compares with tokens that it reads and the
+    target wrote, which costs nothing: those right and those compared, of the last reading of several.
 
     `begin_ahead` lets it go on while the target checks, where both have a processor of their own.
     """
@@ -38,7 +43,7 @@ class ModelDrafter:
         model: LanguageModel,
         capacity: int,
         settings: Sampling | None = None,
-        window: int = 256,
+        window: int = WINDOW,
         is_end: Callable[[int], bool] | None = None,
     ) -> None:
         self._model = model
@@ -50,6 +55,7 @@ class ModelDrafter:
         self._start = 0  # where in the text the model's cache begins
         self._ahead: Thread | None = None
         self._stop = Event()
+        self.agreed = 0, 0
         self._rows: dict[int, Logits] = {}  # what follows the first so many tokens of the cache, where known
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
@@ -61,8 +67,16 @@ class ModelDrafter:
         start, held = self._view(context)
         return len(context) - start - held
 
-    def draft(self, context: Sequence[int], limit: int, more: Callable[[list[float]], bool]) -> Draft:
+    def reads_whole(self, context: Sequence[int]) -> bool:
+        """Whether its cache begins, or would begin, where `context` does."""
+        return self._view(context)[0] == 0
+
+    def draft(
+        self, context: Sequence[int], limit: int, more: Callable[[list[float]], bool], own: int = 0
+    ) -> Draft:
         """At most `limit` tokens after `context`, as long as `more(confidence of those so far)` says so.
+
+        The last `own` tokens of `context` are the target's.
 
         `more` sees how sure the model was, never what was drawn: a decision that saw the token and dropped
         it would bias the ratio rule.
@@ -79,7 +93,7 @@ class ModelDrafter:
         while len(tokens) < limit and more(confidence):
             row = self._rows.get(len(text)) if same == len(text) else None
             if row is None:
-                row = self._read(text, same)
+                row = self._read(text, same, own)
             best = int(row.argmax())
             q = self._sampler.distribution(row)
             token = q.sample(self._sampler.uniform())
@@ -132,11 +146,16 @@ class ModelDrafter:
             pass
         self._rows = rows
 
-    def _read(self, text: list[int], same: int) -> Logits:
+    def _read(self, text: list[int], same: int, own: int = 0) -> Logits:
         """What follows `text`, of which the model holds the first `same` tokens: logits [vocab]."""
         self._rows = {}
         self._model.rollback(min(same, len(text) - 1))
-        row: Logits = self._model.forward(text[len(self._model.tokens) :])[0]
+        new = text[len(self._model.tokens) :]
+        last = max(1, min(own + 1, len(new), _COMPARED))
+        rows = self._model.forward(new, last)
+        if last > 1:
+            self.agreed = int((rows[:-1].argmax(axis=1) == new[1 - last :]).sum()), last - 1
+        row: Logits = rows[-1]
         return row
 
     def _view(self, context: Sequence[int]) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def test_accepted_tokens_are_not_evaluated_again() -> None:
 
 def test_a_parked_model_catches_up_in_one_batch() -> None:
     model, context = ScriptedModel(SCRIPT), [1, 2, 3]
-    drafter = ModelDrafter(model, 1000)
+    drafter = ModelDrafter(model, 1000, window=400)
     drafter.propose(context, 2)
     context += [t % VOCAB for t in range(200)]
     model.evaluated.clear()

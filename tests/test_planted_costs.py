@@ -1,4 +1,4 @@
-"""A cost curve on disk that is wrong: the planner finds out in a few hundred tokens and loses little meanwhile."""
+"""A cost curve on disk that is wrong: the planner finds out within 300 tokens and loses little meanwhile."""
 
 from __future__ import annotations
 
