@@ -2,15 +2,26 @@
 BIN := .venv/bin
 EXPORT_BIN := .venv-export/bin
 
-.PHONY: chat test test-binary test-export test-openvino check format setup setup-dev models models-dev models-onnx
-.PHONY: bench binary bundle clean
+.PHONY: chat test test-all test-slow test-export test-openvino test-binary test-chat check format setup setup-dev
+.PHONY: models-dev models-slow models-onnx bench binary bundle clean
 
 chat: setup
-	@$(BIN)/edgespec models --json | grep -q '"path": "/' || $(BIN)/edgespec pull smollm2-135m
-	@$(BIN)/edgespec chat
+	@$(BIN)/edgespec chat --pull
 
+# Two small models, 600 MB. Each worker has cores of its own (tests/conftest.py); one has the whole of a file.
 test: check models-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# And what needs larger models, other environments, or root.
+test-all: test test-slow test-openvino test-export test-chat test-binary
+
+# On the 1.5B pair (1.6 GB), and on exported models where `make models-onnx` made them.
+test-slow: models-slow
+	$(BIN)/pytest -m slow
+
+# `make chat` in a fresh clone with a fresh home, in a terminal: it compiles and downloads.
+test-chat: setup-dev
+	$(BIN)/pytest tests/first
 
 # What exports models runs in an environment of its own.
 test-export: models-onnx
@@ -36,7 +47,10 @@ format: setup-dev
 	$(BIN)/ruff check --fix .
 
 models-dev: setup-dev
-	$(BIN)/edgespec pull smollm2-135m qwen2.5-coder-0.5b qwen2.5-coder-1.5b
+	$(BIN)/edgespec pull smollm2-135m qwen2.5-coder-0.5b
+
+models-slow: models-dev
+	$(BIN)/edgespec pull qwen2.5-coder-1.5b
 
 # The exported models that tests want, in the models folder; made again only when what makes them changed.
 models-onnx: models-dev

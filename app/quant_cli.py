@@ -80,18 +80,21 @@ def draft_of(model: str) -> Path:
 def make_missing_drafts(pulled: list[Entry]) -> None:
     """After a pull: make the drafts of complete pairs faster, and say in a line what came of it.
 
-    Never fails: without a faster draft all works as before.
+    A draft whose target is not on this machine is only chatted with: it stays as it is. Never fails: without
+    a faster draft all works as before.
     """
     from edgespec.quant.draft import make_draft
     from edgespec.quant.requant import made_draft
 
-    catalog = load_catalog()
+    catalog, folder = load_catalog(), models_folder()
     pairs = [(one, catalog[one.draft]) for one in catalog.values() if one.draft]
-    for draft_entry in dict.fromkeys(pair[1] for pair in pairs if not set(pulled).isdisjoint(pair)):
+    here = [pair for pair in pairs if not set(pulled).isdisjoint(pair) and (folder / pair[0].file).exists()]
+    for draft_entry in dict.fromkeys(pair[1] for pair in here):
         try:
-            source = verified(draft_entry, models_folder())
+            source = verified(draft_entry, folder)
             if source is None or made_draft(source) is not None:
                 continue
+            sys.stderr.write(f"{draft_entry.name}: measuring whether other weights draft faster here\n")
             with bar(draft_entry.name) as progress, interruptible():
                 say = make_draft(source, progress=progress).line
         except EdgespecError as error:

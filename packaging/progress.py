@@ -2,10 +2,14 @@
 
 All that the command prints goes to LOG. What is shown is read from it: the steps that ninja or make count,
 and the packages that pip fetches. Written for a bare Python: nothing is installed when it runs.
+
+Its exit status is the command's, 128 and more after a signal. Ctrl-C, or an end from outside, ends all
+processes that the command started.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,6 +19,7 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 _NINJA = re.compile(r"^\s*\[(\d+)/(\d+)\] ")
 _MAKE = re.compile(r"^\s*\[ *(\d+)%\] ")
@@ -22,10 +27,13 @@ _COLLECTING = re.compile(r"^\s*Collecting ([A-Za-z0-9_.-]+)")
 _DOWNLOADING = re.compile(r"^\s*Downloading .*?([^/\s]+\.(?:whl|tar\.gz)\S*) \(([\d.]+ [kMG]?B)\)")
 _BYTES = re.compile(r"^Progress (\d+) of (\d+)$")
 _BUILDING = re.compile(r"^\s*Building wheel for ([A-Za-z0-9_.-]+)")
+_PREPARING = re.compile(r"^\s*(Installing build dependencies|Getting requirements|Preparing metadata)\b")
+_CONFIGURING = re.compile(r"^\s*\*\*\* Configuring CMake")
 _INSTALLING = re.compile(r"^\s*Installing collected packages: (.*)")
 _QUIET = 15.0  # seconds between two lines where there is no terminal to write over
 _TERMINAL = 0.1  # and where there is one
 _TAIL = 12  # lines of the log that a failure shows
+_PATIENCE = 5.0  # seconds for a command to clean up after itself
 
 
 class Status:
@@ -52,6 +60,10 @@ class Status:
             self.text = f"{self._file}: {100 * int(found[1]) // max(1, int(found[2]))}%"
         elif found := _BUILDING.match(line):
             self.text = f"building {found[1]}"
+        elif found := _PREPARING.match(line):
+            self.text = found[1].lower()
+        elif _CONFIGURING.match(line):
+            self.text = "configuring"
         elif found := _INSTALLING.match(line):
             self.text = f"installing {len(found[1].split(','))} packages"
 
@@ -70,7 +82,7 @@ class Line:
         if self._shown and now - self._last < (_TERMINAL if self._terminal else _QUIET):
             return
         self._last, self._shown = now, True
-        line = f"edgespec: {self._title}: {text}, {self.elapsed()}"
+        line = f"edgespec: {self._title}: {_plain(text)}, {self.elapsed()}"
         if self._terminal:
             width = max(20, shutil.get_terminal_size().columns - 1)
             sys.stderr.write(f"\r\x1b[K{line[:width]}")
@@ -88,49 +100,84 @@ class Line:
 
 
 def main(title: str, log: Path, command: list[str]) -> int:
-    """The command's exit status."""
-    line, status, tail = Line(title), Status(), deque[str](maxlen=_TAIL)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        rest = b""
-        try:
-            while True:
-                data = process.stdout.read(65536)
-                if data is None:  # nothing to read yet
-                    time.sleep(0.05)
-                elif not data:
-                    break
-                else:
-                    file.write(data)
-                    *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
-                    for one in lines:
-                        text = one.decode(errors="replace")
-                        status.read(text)
-                        if text.strip():
-                            tail.append(text)
-                line.show(status.text)
-            code = process.wait()
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait()
-            line.end("cancelled")
-            return 130
+    """The exit status: the command's, 1 if it could not be run, 128 and the number of a signal."""
+
+    def stop(number: int, _frame: object) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)  # the first one is being obeyed
+        raise KeyboardInterrupt(number)
+
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    line, tail = Line(title), deque[str](maxlen=_TAIL)
+    process = None
+    try:
+        for one in signals:
+            if signal.getsignal(one) != signal.SIG_IGN:
+                signal.signal(one, stop)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb", buffering=0) as file:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            _follow(process, file, line, tail)
+        code = process.wait()
+    except KeyboardInterrupt as asked:
+        if process is not None:
+            _end(process)
+        line.end("cancelled")
+        return 128 + int(asked.args[0])
+    except OSError as error:
+        line.end(f"failed: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return 1
+    finally:
+        if process is not None:
+            _end(process)
     if code == 0:
         line.end(f"done in {line.elapsed()}")
         return 0
     line.end(f"failed after {line.elapsed()}; the log is {log}; it ends with")
     for text in tail:
-        sys.stderr.write(f"  {text.encode('ascii', 'backslashreplace').decode()[:200]}\n")
-    return code if code > 0 else 1
+        sys.stderr.write(f"  {_plain(text)[:200]}\n")
+    return code if code > 0 else 128 - code
+
+
+def _follow(process: subprocess.Popen[bytes], log: BinaryIO, line: Line, tail: deque[str]) -> None:
+    """Write what the process prints to `log`, its last lines to `tail`, and show how far it is."""
+    assert process.stdout is not None
+    os.set_blocking(process.stdout.fileno(), False)
+    status, rest = Status(), b""
+    while (data := process.stdout.read(65536)) != b"":
+        if data is None:  # nothing to read yet
+            time.sleep(0.05)
+        else:
+            log.write(data)
+            *lines, rest = (rest + data).replace(b"\r", b"\n").split(b"\n")
+            for one in lines:
+                status.read(one.decode(errors="replace"))
+            tail.extend(text for one in lines if (text := one.decode(errors="replace")).strip())
+        line.show(status.text)
+    if rest.strip():
+        tail.append(rest.decode(errors="replace"))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the process, if it runs, and all that it started: pip removes its files on Ctrl-C."""
+    if process.poll() is not None:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_PATIENCE)
+
+
+def _plain(text: str) -> str:
+    """`text` without what could steer a terminal."""
+    return text.encode("ascii", "backslashreplace").decode().translate(dict.fromkeys((*range(32), 127)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time
 
 from edgespec.core import Cancelled, EdgespecError, Ids
 from edgespec.models.gguf_check import check_gguf
@@ -37,6 +37,9 @@ Progress = Callable[[str, float], bool]
 
 GAIN = 1.05
 """How many times faster a made draft must be to be kept: less is within the noise of a measurement."""
+
+UNDISTURBED = 0.75
+"""The least share of its threads' time that a measurement must have had: the rest went to other programs."""
 
 _READ = 8  # tokens read at once in the second figure, about what a draft catches up with after a round
 
@@ -150,7 +153,11 @@ def measure(
     progress: Callable[[float], bool] | None = None,
     seconds: float = 6.0,
 ) -> tuple[Timing, ...]:
-    """Time `source` and what was `made` of it, interleaved since a machine's speed drifts, for `seconds`."""
+    """Time `source` and what was `made` of it, interleaved since a machine's speed drifts, for `seconds`.
+
+    Raises EdgespecError if other programs had the processor meanwhile: threads that wait for each other are
+    then slower by any factor.
+    """
     files = {"as it is": source, **made}
     samples: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in files}
     with ExitStack() as stack:
@@ -164,8 +171,9 @@ def measure(
         sequences = {name: model.sequence() for name, model in models.items()}
         for sequence in sequences.values():  # the context to draft after; it also touches all weights
             sequence.forward([token % sequence.vocab_size for token in range(64)])
-        start, number = perf_counter(), 0
-        while number < 4 or (number < 24 and perf_counter() - start < seconds):
+        threads = models["as it is"].threads[0]
+        start, used, elapsed, number = perf_counter(), process_time(), 0.0, 0
+        while number < 4 or (number < 24 and elapsed < seconds):
             number += 1
             for name, sequence in sequences.items():
                 one, many = samples[name]
@@ -174,8 +182,17 @@ def measure(
                 sequence.rollback(64)
                 many.append(_milliseconds(sequence, range(_READ)))
                 sequence.rollback(64)
-            if progress is not None and not progress(min(1.0, (perf_counter() - start) / seconds)):
+            elapsed = perf_counter() - start
+            share = (process_time() - used) / elapsed / threads
+            if elapsed > seconds and share < UNDISTURBED:
+                break
+            if progress is not None and not progress(min(1.0, elapsed / seconds)):
                 raise Cancelled
+    if share < UNDISTURBED:
+        raise EdgespecError(
+            f"Other programs had {1 - share:.0%} of the processor while {source.name} was measured: "
+            "nothing was kept, try again when they are done."
+        )
     return tuple(
         Timing(name, files[name].stat().st_size, median(one), median(many))
         for name, (one, many) in samples.items()
