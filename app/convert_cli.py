@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.app.quant_cli import bar, interruptible
+from edgespec.app.console import bar
+from edgespec.app.quant_cli import interruptible
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 from edgespec.models.store import resolve

@@ -148,7 +148,8 @@ class Engine:
                     "Choose another with --draft, or none with --draft none."
                 )
             sequences = [draft.sequence() for _ in self.slots]
-            costs = profile.curve(sequences[0], self.notes.append)
+            speed = self.model.summary.tensor_bytes / self._costs.pace
+            costs = profile.curve(sequences[0], self.notes.append, bandwidth=speed)
         except BaseException:
             draft.close()
             raise

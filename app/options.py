@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -57,7 +56,10 @@ Context = Annotated[int, typer.Option(min=0, help="Context size in tokens; 0: as
 Threads = Annotated[int, typer.Option(min=0, max=512, help="Compute threads; 0: one a physical core.")]
 Native = Annotated[
     Backend,
-    typer.Option(help="What computes; auto: what `edgespec tune` found best here, llama.cpp until it ran."),
+    typer.Option(
+        envvar="EDGESPEC_ENGINE",
+        help="What computes; auto: what is fastest here, compared at the first use of a model.",
+    ),
 ]
 Governed = Annotated[
     Mode | None,
@@ -122,7 +124,8 @@ def load_engine(
         small = partner(name)
     elif draft not in ("none", "suffix"):
         small = resolve(draft)
-    options, form, note = _tuned(name, target, engine)
+    notes: list[str] = []
+    options, form = _tuned(target, engine, progress, notes.append)
     options = replace(options, context=context)
     if threads:
         options = options.with_threads(threads, threads)
@@ -137,7 +140,7 @@ def load_engine(
         options=options,
         progress=progress,
     )
-    loaded.notes += note
+    loaded.notes += notes
     return loaded
 
 
@@ -161,9 +164,11 @@ def partner(name: str) -> Path | None:
     return next(iter(files), None)
 
 
-def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list[str]]:
-    """The settings found for `target` if they are for `engine`, its draft's form, and what to say of it."""
-    from edgespec.app import profile
+def _tuned(
+    target: Path, engine: Backend, progress: Callable[[float], bool] | None, note: Callable[[str], None]
+) -> tuple[Options, str]:
+    """The settings found for `target` if they are for `engine`, and its draft's form."""
+    from edgespec.app import first_use, profile
     from edgespec.models.gguf_check import check_gguf
     from edgespec.models.native import LlamaOptions
     from edgespec.models.onnx import OnnxOptions
@@ -174,15 +179,14 @@ def _tuned(name: str, target: Path, engine: Backend) -> tuple[Options, str, list
             raise EdgespecError(
                 f"{target.name} is an ONNX model, which onnxruntime runs: leave out --engine."
             )
-        return OnnxOptions(providers=profile.providers(check_onnx(target))), "", []
+        return OnnxOptions(providers=profile.providers(check_onnx(target))), ""
     summary = check_gguf(target)
     found = profile.tuned(summary)
     if found is not None and engine in ("auto", found[0].engine):
-        return *found, []
-    if found is None and engine == "auto" and profile.untold(profile.tuned_key(summary)):
-        hint = f"`edgespec tune {shlex.quote(name)}` finds the settings that are fastest on this machine."
-        return LlamaOptions(), "", [hint]
-    return LlamaOptions(engine="llama.cpp" if engine == "auto" else engine), "", []
+        return found
+    if engine == "auto":
+        return first_use.choose_engine(target, summary, progress, note) or LlamaOptions(), ""
+    return LlamaOptions(engine=engine), ""
 
 
 def _form_of(draft: Path, wanted: str) -> Path:

@@ -121,25 +121,32 @@ def at(model: Model, threads: tuple[int, int]) -> Options:
 
 
 def curve(
-    sequence: ModelSequence, say: Callable[[str], None], threads: tuple[int, int] | None = None
+    sequence: ModelSequence,
+    say: Callable[[str], None],
+    threads: tuple[int, int] | None = None,
+    bandwidth: float = _BANDWIDTH,
 ) -> CostCurve:
-    """The cost curve of the sequence's model: kept from an earlier run, a prior, and at most a second of
+    """The cost curve of the sequence's model: a prior, what earlier runs kept, and at most a second of
     passes.
 
-    Measures what is not known well enough; what does not fit into the second is left to later starts and to
-    the passes of answers. What was measured while other programs had the processor is not kept. Other
-    `threads` than the model's are left set.
+    Measures the sizes that were never seen and fit into the second; the passes of answers see the others.
+    What was measured while other programs had the processor is not used: until it is seen, a pass of one
+    row is taken to read the weights at `bandwidth`, in bytes per second. Other `threads` than the model's
+    are left set.
     """
     model = sequence.model
     threads = threads or model.threads
     options, most = at(model, threads), model.options.max_rows
     known = known_curve(model.summary, options)
-    wanted = [n for n in _FIRST if n <= most and (known is None or n not in known.seen)]
-    if known is not None and not wanted:
-        return known
+    wanted = [n for n in _FIRST if n <= most]
+    if known is not None:
+        room = _FIRST_SECONDS - 2 * known.pace
+        wanted = [n for n in wanted if n not in known.seen and known.seconds(n) < room]
+        if not wanted:
+            return known
     first = known is None
     known = known or CostCurve(
-        {1: model.summary.tensor_bytes / _BANDWIDTH},
+        {1: model.summary.tensor_bytes / bandwidth},
         prior_slope(model),
         most,
         prior=_prior(model.summary, options),
@@ -152,12 +159,12 @@ def curve(
     finally:
         sequence.rollback(0)
     busy = load().get("others", 0.0)
-    known.measured(figures, max(noise, 2.0 * busy))
     if busy > _BUSY:
         say(
             f"Other programs use {busy:.0%} of the processor: what {model.path.name} costs is measured later."
         )
         return known
+    known.measured(figures, noise)
     keep(model, known, threads, busy)
     if first:
         say(f"Measured what {model.path.name} costs on this machine; its answers refine that.")

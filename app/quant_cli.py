@@ -6,15 +6,15 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from edgespec.app.console import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 from edgespec.models.catalog import Entry, load_catalog
@@ -124,26 +124,6 @@ def _as_json(report: Report) -> dict[str, object]:
             for one in report.timings
         ],
     }
-
-
-@contextlib.contextmanager
-def bar(name: str, *, lines: bool = False) -> Iterator[Callable[[str, float], bool]]:
-    """Shows progress on a terminal; elsewhere, with `lines`, a line for each thing that is begun."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn())
-    said = ""
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(name, total=1.0)
-
-        def show(what: str, fraction: float) -> bool:
-            nonlocal said
-            bars.update(task, completed=fraction, description=f"{name}: {what}")
-            if lines and what != said and not console.is_terminal:
-                sys.stderr.write(f"{one_line(name)}: {what}\n")
-            said = what
-            return True
-
-        yield show
 
 
 @contextlib.contextmanager

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgespec.app import options as opt
-from edgespec.app.quant_cli import bar
+from edgespec.app.console import bar, stopped_by_ctrl_c
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.store import is_onnx, resolve
@@ -55,7 +51,7 @@ def tune(
         return
     summary = check_gguf(path)
     try:
-        with bar(path.name) as show, _stopped_by_ctrl_c(show) as progress:
+        with bar(path.name) as show, stopped_by_ctrl_c(show) as progress:
             report = tuning.tune(path, opt.partner(name), quick=quick, progress=progress)
     except (Cancelled, KeyboardInterrupt):
         sys.stderr.write("edgespec: stopped; nothing was changed.\n")
@@ -80,7 +76,7 @@ def _tune_onnx(folder: Path, *, quick: bool, as_json: bool) -> None:
 
     summary = check_onnx(folder)
     try:
-        with bar(folder.name) as show, _stopped_by_ctrl_c(show) as progress:
+        with bar(folder.name) as show, stopped_by_ctrl_c(show) as progress:
             report = tune_onnx.tune(folder, tune_onnx.gguf_of(folder), quick=quick, progress=progress)
     except (Cancelled, KeyboardInterrupt):
         sys.stderr.write("edgespec: stopped; nothing was changed.\n")
@@ -112,23 +108,6 @@ def _tune_onnx(folder: Path, *, quick: bool, as_json: bool) -> None:
     print("rows: milliseconds of a forward pass; prompt: tokens a second")
     for note in report.notes:
         print(one_line(note))
-
-
-@contextmanager
-def _stopped_by_ctrl_c(show: Callable[[str, float], bool]) -> Iterator[Callable[[str, float], bool]]:
-    """Ctrl-C becomes an answer of `show`: raised within a native call it would be lost. A second raises."""
-    stopped = False
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield lambda what, fraction: show(what, fraction) and not stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _busy() -> str:

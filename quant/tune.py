@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from edgespec.control import best_case
-from edgespec.core import EdgespecError
+from edgespec.core import Cancelled, EdgespecError
 from edgespec.costs import CostCurve
 from edgespec.models.catalog import load_catalog
 from edgespec.models.gguf_check import check_gguf
@@ -33,6 +33,7 @@ _PLAIN, _CHECKING, _READING = 0.5, 0.35, 0.15
 _NEVER = "never chosen: it changes what the model computes"
 
 FULL = Effort((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=16, seconds=20.0, repeats=2)
+FIRST = Effort((1, 4, 8), 48, 0.5, prompts=2, least=2, most=4, seconds=1.5, repeats=1)
 QUICK = Effort((1, 4, 8), 64, 1.0, prompts=2, least=4, most=8, seconds=4.0, repeats=1)
 
 
@@ -107,6 +108,23 @@ def tune(
         forms = [] if draft is None else _compare_forms(bench, draft, best)
     chosen = next((form for form in forms if form.outcome == "chosen"), None)
     return Report(path, tuple(search.trials), best, tuple(forms), chosen)
+
+
+def compare_engines(path: Path, progress: Progress) -> Report:
+    """The engines on the model in `path`, and thread counts of the faster, as far as `progress` allows.
+
+    Raises EdgespecError when no engine here runs the model, Cancelled when `progress` stopped it before the
+    engines were compared.
+    """
+    with Bench(FIRST, 3, progress) as bench:
+        search = _Search(path, bench)
+        search.compare(
+            {name: LlamaOptions(context=512, engine=name) for name in get_args(EngineName)}, bench.all
+        )
+        with suppress(Cancelled):
+            search.compare(_one_row_threads(search.options), (1,))
+            search.compare(_many_row_threads(search.options), [n for n in bench.all if n != 1])
+        return Report(path, tuple(search.trials), search.best)
 
 
 def score(figures: Figures) -> float:

@@ -41,6 +41,7 @@ def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with pytest.MonkeyPatch.context() as patch:
         for name in ("EDGESPEC_CACHE", "EDGESPEC_CORPUS", "EDGESPEC_DATA", "EDGESPEC_CONFIG"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        patch.setenv("EDGESPEC_ENGINE", "llama.cpp")  # else each first use of a model compares engines
         yield
 
 

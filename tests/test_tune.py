@@ -448,18 +448,6 @@ def test_explicit_settings_win(folder, ik, tiny_llama, starter_path):
         load(tiny_llama, engine=ik, exact=True)
 
 
-def test_until_tuned_it_is_llama_cpp_and_says_once_how_to_tune(folder, tiny_llama, tmp_path):
-    path = Path(shutil.copy(tiny_llama, tmp_path / "with space.gguf"))
-    with load(path, engine="llama.cpp") as loaded:  # an explicit choice needs no advice
-        assert not any("edgespec tune" in note for note in loaded.notes)
-    with load(path) as loaded:
-        assert loaded.model.options == LlamaOptions(context=128)
-        (note,) = [note for note in loaded.notes if "edgespec tune" in note]
-        assert f"`edgespec tune '{path}'`" in note
-    with load(path) as loaded:
-        assert not any("edgespec tune" in note for note in loaded.notes)
-
-
 def test_the_form_found_fastest_drafts(folder, tmp_path, tiny_llama):
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
     f16 = requantise(source, draft_path(source, "f16"), "f16")

@@ -1,0 +1,117 @@
+"""The first use of a model compares the engines on this machine, once, and says what came of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgespec.app import first_use, profile
+from edgespec.app.options import load_engine
+from edgespec.models.gguf_check import check_gguf
+from edgespec.models.native import EngineName, LlamaOptions
+from edgespec.quant.tune import Report, Trial
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGESPEC_ENGINE")
+    monkeypatch.setattr(first_use, "_others", lambda: 0.0)  # whatever runs next to these tests
+
+
+def choose(
+    path: Path, progress: Callable[[float], bool] | None = lambda _: True
+) -> tuple[LlamaOptions | None, list[str]]:
+    notes: list[str] = []
+    return first_use.choose_engine(path, check_gguf(path), progress, notes.append), notes
+
+
+def test_engines_are_compared_once_and_the_faster_is_used(ik: EngineName, starter_path: Path) -> None:
+    fractions: list[float] = []
+    start = time.monotonic()
+    options, notes = choose(starter_path, lambda fraction: not fractions.append(fraction))
+    assert options is not None
+    assert options.engine in ("llama.cpp", ik)
+    assert time.monotonic() - start < 2 * first_use.LIMIT
+    assert len(notes) == 1
+    assert f"the engine {options.engine} is used from now on" in notes[0]
+    assert 0.0 <= min(fractions) < max(fractions) <= 1.0
+    kept = profile.tuned(check_gguf(starter_path))
+    assert kept == (replace(options, context=kept[0].context), "") if kept else False
+    with load_engine(str(starter_path), "suffix", 7, 128, 0) as engine:
+        assert engine.model.options.engine == options.engine  # type: ignore[union-attr]
+        assert not any("used from now on" in note for note in engine.notes)
+
+
+def test_stopping_it_keeps_nothing_and_it_does_not_come_again(ik: EngineName, starter_path: Path) -> None:
+    options, notes = choose(starter_path, lambda fraction: False)
+    assert options is None
+    assert notes == ["the engines were not compared: `edgespec tune` does it, and compares more"]
+    assert profile.tuned(check_gguf(starter_path)) is None
+    assert choose(starter_path) == (None, [])
+
+
+def test_it_takes_no_longer_than_its_limit(
+    ik: EngineName, starter_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_use, "LIMIT", 0.0)
+    options, notes = choose(starter_path)
+    assert options is None
+    assert len(notes) == 1
+
+
+def test_nothing_is_compared_among_other_programs(
+    ik: EngineName, starter_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_use, "_others", lambda: 0.8)
+    assert choose(starter_path) == (
+        None,
+        ["other programs use 80% of the processor: the engines are compared at a later start"],
+    )
+    calm = Report(starter_path, (), Trial("ik", LlamaOptions(engine=ik), "chosen"))
+    monkeypatch.setattr("edgespec.quant.tune.compare_engines", lambda *_: calm)
+    monkeypatch.setattr(first_use, "_others", lambda: 0.0)
+    assert choose(starter_path)[0] == calm.best.options
+
+
+def test_other_programs_are_seen() -> None:
+    """A process of this test's keeps all its cores busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        time.sleep(0.3)
+        seen = _others()
+    finally:
+        for one in busy:
+            one.kill()
+            one.wait()
+    assert seen > 0.25
+
+
+_others = first_use._others
+
+
+def test_one_engine_is_not_compared(starter_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_use, "find_spec", lambda name: None)
+    assert choose(starter_path) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ((1.0, 1.3), "the engine ik is used from now on: ik is 1.30 times as fast as llama.cpp"),
+        ((1.0, None), "the engine llama.cpp is used: the other does not run this model here"),
+    ],
+)
+def test_the_outcome_names_both_engines(scores: tuple[float | None, ...], expected: str) -> None:
+    trials = tuple(
+        Trial(name, LlamaOptions(engine=name), "", score=score)
+        for name, score in zip(("llama.cpp", "ik"), scores, strict=True)  # type: ignore[arg-type]
+    )
+    best = max(trials, key=lambda one: one.score or 0.0)
+    assert first_use._outcome(Report(Path("x.gguf"), trials, best)).startswith(expected)
