@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,9 +29,14 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 def doctor(
     model: opt.Model = "",
     mode: opt.Governed = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure again what passes of the model cost: about a second.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what this machine is, what its sensors tell, and what Edgespec would do now."""
+    if fresh:
+        _measure(model)
     report = examine(model, mode)
     print(json.dumps(report, indent=2) if as_json else clean(table(report)))
 
@@ -133,10 +139,16 @@ def _curve(model: str) -> dict[str, Any]:
     curve = profile.known_curve(summary, options)
     if curve is None:
         return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}
+    kept = profile.load("costs", profile.cost_key(summary, options)) or {}
     return {
         "model": Path(path).name,
         "engine": options.engine,
         "milliseconds": {rows: round(curve.seconds(rows) * 1000, 1) for rows in _ROWS},
+        "sources": {rows: curve.source(rows) for rows in _ROWS},
+        "deviations": {rows: round(curve.uncertainty(rows), 3) for rows in _ROWS},
+        "spread": round(curve.noise, 3),
+        "time": kept.get("time"),
+        "load": kept.get("load"),
     }
 
 
@@ -169,5 +181,34 @@ def _listed(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _curve_line(curve: dict[str, Any]) -> str:
-    costs = ", ".join(f"{rows}: {ms}" for rows, ms in curve["milliseconds"].items())
-    return f"{curve['model']} on {curve['engine']}, ms by rows: {costs}"
+    costs = ", ".join(
+        f"{rows}: {ms} ({curve['sources'][rows]})" for rows, ms in curve["milliseconds"].items()
+    )
+    age = f", {_age(time.time() - curve['time'])} old" if isinstance(curve["time"], int) else ""
+    return (
+        f"{curve['model']} on {curve['engine']}{age}, spread of a pass {curve['spread']:.0%}, "
+        f"ms by rows: {costs}"
+    )
+
+
+def _measure(model: str) -> None:
+    """Measure the cost curve of `model` again and keep it. Raises EdgespecError where it cannot be loaded."""
+    from edgespec.app import profile
+    from edgespec.models.native import LlamaOptions
+    from edgespec.models.runtime import check_model, load_model, options_for
+    from edgespec.models.store import resolve
+
+    path = resolve(model or opt.default_model())
+    found = profile.tuned(check_model(path))
+    with load_model(path, options_for(path, found[0] if found else LlamaOptions())) as loaded:
+        notes: list[str] = []
+        profile.curve(loaded.sequence(), notes.append, fresh=True)
+    for note in notes:
+        sys.stderr.write(f"edgespec: {one_line(note)}\n")
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} seconds"

@@ -125,6 +125,8 @@ def curve(
     say: Callable[[str], None],
     threads: tuple[int, int] | None = None,
     bandwidth: float = _BANDWIDTH,
+    *,
+    fresh: bool = False,
 ) -> CostCurve:
     """The cost curve of the sequence's model: a prior, what earlier runs kept, and at most a second of
     passes.
@@ -137,7 +139,7 @@ def curve(
     model = sequence.model
     threads = threads or model.threads
     options, most = at(model, threads), model.options.max_rows
-    known = known_curve(model.summary, options)
+    known = None if fresh else known_curve(model.summary, options)
     wanted = [n for n in _FIRST if n <= most]
     if known is not None:
         room = _FIRST_SECONDS - 2 * known.pace

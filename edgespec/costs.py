@@ -129,6 +129,11 @@ class CostCurve:
         """The standard deviation of the logarithm of what `rows` cost, relative to one row."""
         return self._deviations[self._next[min(rows, self.largest)] - 1]
 
+    def source(self, rows: int) -> str:
+        """Where the figure comes from: the "prior", one pass that was "measured", or "refined" by several."""
+        seen = self.seen.get(self._next[min(rows, self.largest)], 0)
+        return "refined" if seen > 1 else "measured" if seen else "prior"
+
     def hope(self, rows: int) -> float:
         """Up to how many times as cheap as its figure a pass of `rows` may be."""
         return max(math.exp(_HOPE * self.uncertainty(rows)), 1.0 / self._prior_share(rows))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from edgespec.app import cli
+from edgespec.app import cli, profile
 from edgespec.app.readings import told, told_fields
 from edgespec.core import Reading
+from edgespec.costs import CostCurve
+from edgespec.models.gguf_check import check_gguf
+from edgespec.models.native import LlamaOptions
 from edgespec.processor import core_kinds
 from edgespec.sensors import compute_cores, memory_available, missing, sources
 
@@ -53,6 +57,39 @@ def test_a_model_that_is_not_here_is_said_and_the_rest_told():
     report = json.loads(doctor("--json", "-m", "no-such-model"))
     assert "no-such-model" in report["curve"]["missing"]
     assert report["processor"]["name"]
+
+
+def test_costs_have_a_source_an_age_and_a_spread(starter_path, monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    summary, options = check_gguf(starter_path), LlamaOptions()
+    curve = CostCurve({1: 0.004, 4: 0.009}, most=32)
+    for _ in range(3):
+        curve.observe(4, 0, 0.009)
+    profile.save(
+        "costs", profile.cost_key(summary, options), {**curve.as_json(), "time": int(time.time()) - 7300}
+    )
+    found = json.loads(doctor("--json", "-m", "smollm2-135m"))["curve"]
+    assert {rows: found["sources"][rows] for rows in ("1", "4", "16")} == {
+        "1": "measured", "4": "refined", "16": "prior",
+    }  # fmt: skip
+    assert found["milliseconds"]["4"] == pytest.approx(9.0, rel=0.1)
+    assert found["deviations"]["16"] > found["deviations"]["4"] > 0.0
+    assert 0.0 < found["spread"] < 0.2
+    (line,) = [line for line in doctor("-m", "smollm2-135m").splitlines() if line.startswith("cost curve")]
+    assert "2 hours old" in line
+    assert "(refined)" in line
+
+
+def test_fresh_measures_again(starter_path, monkeypatch, tmp_path):
+    monkeypatch.setenv("EDGESPEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(profile, "Load", lambda: lambda: {"others": 0.0})  # whatever runs next to this test
+    key = profile.cost_key(check_gguf(starter_path), LlamaOptions())
+    profile.save("costs", key, CostCurve({1: 90.0, 4: 300.0}).as_json())
+    doctor("--json", "-m", "smollm2-135m", "--fresh")
+    kept = profile.load("costs", key)
+    assert kept is not None
+    assert kept["pace"] < 60.0
+    assert kept["load"] == 0.0
 
 
 def cores(root: Path, measure: str, values: list[int]) -> Path:
