@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model
 from edgespec.app.readings import told, told_fields
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError, Reading
@@ -124,7 +125,7 @@ def _curve(model: str) -> dict[str, Any]:
     from edgespec.models.store import resolve
 
     try:
-        path = resolve(model or opt.default_model())
+        path = resolve(model or default_model())
         summary = check_model(path)
     except EdgespecError as error:
         return {"missing": str(error)}

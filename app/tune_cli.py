@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model
 from edgespec.app.quant_cli import bar
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -33,7 +34,7 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="starter"
+            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="as for `run`"
         ),
     ] = "",
     quick: Annotated[
@@ -46,7 +47,7 @@ def tune(
     from edgespec.models.gguf_check import check_gguf
     from edgespec.quant import tune as tuning
 
-    name = model or opt.default_model()
+    name = model or default_model()
     path = resolve(name)
     if busy := _busy():
         sys.stderr.write(f"edgespec: {busy}\n")
