@@ -62,7 +62,8 @@ binary:
 	@packaging/binary.sh
 
 # The same with models, in one file that never needs a network: make bundle MODELS="qwen2.5-coder-1.5b mine.gguf"
-MODELS ?= smollm2-135m
+# The starter, and a model for machines whose memory does not hold it: there is no network to fetch that one later.
+MODELS ?= smollm2-135m qwen2.5-coder-0.5b
 bundle: binary
 	@for name in $(filter-out %.gguf,$(MODELS)); do dist/edgespec pull --no-requantise $$name || exit; done
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 315532800)} \

@@ -23,7 +23,7 @@ Theme = Literal["dark", "light", "contrast"]
 WORDS: Mapping[str, tuple[str, ...]] = {"mode": get_args(Mode), "theme": get_args(Theme)}
 ABOUT = {
     "mode": "What the machine may give, as for --mode.",
-    "model": "The model `chat` opens: a catalogue name or a .gguf file; empty: the starter.",
+    "model": "The model `chat` opens: a catalogue name or a .gguf file; empty: the largest here.",
     "system": "The system prompt of new conversations.",
     "persona": "The persona of new conversations, a name in the table personas.",
     "temperature": "chat: 0 takes the likeliest token every time.",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model
 from edgespec.app.readings import told, told_fields
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError, Reading
@@ -130,7 +131,7 @@ def _curve(model: str) -> dict[str, Any]:
     from edgespec.models.store import resolve
 
     try:
-        path = resolve(model or opt.default_model())
+        path = resolve(model or default_model())
         summary = check_model(path)
     except EdgespecError as error:
         return {"missing": str(error)}
@@ -198,7 +199,7 @@ def _measure(model: str) -> None:
     from edgespec.models.runtime import check_model, load_model, options_for
     from edgespec.models.store import resolve
 
-    path = resolve(model or opt.default_model())
+    path = resolve(model or default_model())
     found = profile.tuned(check_model(path))
     with load_model(path, options_for(path, found[0] if found else LlamaOptions())) as loaded:
         notes: list[str] = []

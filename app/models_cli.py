@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from edgespec.app import quant_cli
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import load_catalog
+from edgespec.models.catalog import Entry, load_catalog
 from edgespec.models.store import Check, Installed, check, installed, models_folder, remove
 from edgespec.text import printable
 
@@ -106,19 +107,23 @@ def pull(
     ] = True,
 ) -> None:
     """Download models, check them, and keep them for use without a network."""
-    from edgespec.models import download
-
     pulled = []
     for name in names:
         entry = load_catalog().get(name)
         if entry is None:
             raise EdgespecError(f"{name!r} is not in the catalogue: `edgespec models` lists it.")
-        with _download_bar(name) as report, _interruptible():
-            path = download.pull(entry, models_folder(), offline=offline, progress=report)
-        print(path)
+        print(fetch(entry, offline))
         pulled.append(entry)
     if requantise:
         quant_cli.make_missing_drafts(pulled)
+
+
+def fetch(entry: Entry, offline: bool = False) -> Path:
+    """Download a model with a bar on the terminal; its verified file. Raises EdgespecError."""
+    from edgespec.models import download
+
+    with _download_bar(entry.name) as report, _interruptible():
+        return download.pull(entry, models_folder(), offline=offline, progress=report)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from edgespec.app import config
+from edgespec.app.chat.models import default_model
 from edgespec.core import EdgespecError
 from edgespec.governor import Mode
 from edgespec.models.catalog import load_catalog
@@ -28,7 +29,7 @@ Model = Annotated[
         "--model",
         envvar="EDGESPEC_MODEL",
         help="A catalogue name, a .gguf file or the folder of an ONNX model.",
-        show_default="starter",
+        show_default="the largest here that fits the memory",
     ),
 ]
 Draft = Annotated[
@@ -82,19 +83,6 @@ PresencePenalty = Annotated[float, typer.Option(help="Avoid words that are in th
 Seed = Annotated[
     int | None, typer.Option(help="Same seed, same text on the same machine.", show_default=False)
 ]
-
-
-def default_model() -> str:
-    """The starter if it is here, else the first chat model that is. Raises EdgespecError if there is none."""
-    catalog = load_catalog()
-    here = [one.entry for one in installed() if one.entry is not None and one.entry.role == "chat"]
-    here.sort(key=lambda entry: not entry.starter)
-    if here:
-        return here[0].name
-    starter = next(entry.name for entry in catalog.values() if entry.starter)
-    raise EdgespecError(
-        f"No model on this machine yet: run `edgespec pull {starter}`, or choose with `edgespec models`."
-    )
 
 
 def load_engine(

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model
 from edgespec.app.console import bar, stopped_by_ctrl_c
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
@@ -29,7 +30,7 @@ def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="starter"
+            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="as for `run`"
         ),
     ] = "",
     quick: Annotated[
@@ -42,7 +43,7 @@ def tune(
     from edgespec.models.gguf_check import check_gguf
     from edgespec.quant import tune as tuning
 
-    name = model or opt.default_model()
+    name = model or default_model()
     path = resolve(name)
     if busy := _busy():
         sys.stderr.write(f"edgespec: {busy}\n")

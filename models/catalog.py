@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from edgespec.core import EdgespecError
 from edgespec.text import printable
 
-Role = Literal["chat", "draft", "base"]
+Role = Literal["chat", "base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,10 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the catalogue. `file` is its plain file name, `sha256` and `bytes` are those of the file."""
+    """A model of the catalogue. `file` is its plain file name, `sha256` and `bytes` are those of the file.
+
+    `starter` is what to begin with: the smallest that answers simple questions correctly.
+    """
 
     name: str
     family: str

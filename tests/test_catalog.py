@@ -73,11 +73,11 @@ def test_shipped_members_are_the_paths_inside_the_wheels() -> None:
 def test_shipped_catalogue_has_the_models_and_pairs_expected() -> None:
     entries = load_catalog()
     assert list(entries) == list(FACTS) or set(entries) == set(FACTS)
-    assert [e.name for e in entries.values() if e.starter] == ["smollm2-135m"]
+    assert [e.name for e in entries.values() if e.starter] == ["qwen2.5-coder-0.5b"]
     assert {e.name: e.role for e in entries.values()} == {
         "smollm2-135m": "chat",
         "qwen2.5-coder-1.5b": "chat",
-        "qwen2.5-coder-0.5b": "draft",
+        "qwen2.5-coder-0.5b": "chat",
         "gemma-3-270m": "base",
     }
     pairs = {e.name: e.draft for e in entries.values() if e.draft}

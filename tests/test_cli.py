@@ -233,7 +233,7 @@ def test_settings_out_of_range(starter_path, option, value):
 
 def test_nothing_on_this_machine_yet(tmp_path):
     done = edgespec("run", "hi", env={"EDGESPEC_MODELS": str(tmp_path)})
-    one_line_error(done, "edgespec pull smollm2-135m")
+    one_line_error(done, "edgespec pull qwen2.5-coder-0.5b")
 
 
 def test_pull_offline_leaves_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,23 @@ def test_exact_answers_are_plain_decodings(starter_path: Path) -> None:
     assert drafted > 0
 
 
+@pytest.fixture(scope="module")
+def short(starter_path: Path) -> Iterator[LlamaModel]:
+    """So few rows and tokens that checking its batches is quick."""
+    with LlamaModel(starter_path, exact_options(LlamaOptions(context=128, max_rows=2))) as model:
+        yield model
+
+
 @pytest.mark.parametrize("kept", [[], [True], [-3, 1], [2, 4], ["1"], {"1": 1}, "1", None])
-def test_a_damaged_verdict_is_found_anew(starter_path: Path, kept: object) -> None:
-    with LlamaModel(starter_path, exact_options(LlamaOptions(context=1024, max_rows=2))) as model:
-        profile.save("exact", profile.cost_key(model.summary, model.options), {"sizes": kept})
-        said: list[str] = []
-        assert profile.exact_sizes(model.sequence(), said.append)[0] == 1
-        assert len(said) == 1
+def test_a_damaged_verdict_is_found_anew(short: LlamaModel, kept: object) -> None:
+    profile.save("exact", profile.cost_key(short.summary, short.options), {"sizes": kept})
+    said: list[str] = []
+    sequence = short.sequence()
+    try:
+        assert profile.exact_sizes(sequence, said.append)[0] == 1
+    finally:
+        sequence.close()
+    assert len(said) == 1
 
 
 def test_a_file_whose_batches_all_differ_is_refused(starter_path: Path) -> None:

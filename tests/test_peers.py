@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import dedent, indent
 
 import pytest
@@ -109,14 +110,13 @@ def servers() -> set[int]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def nothing_left_behind(monkeypatch: pytest.MonkeyPatch):
     """Whatever happens in a test, no process and no temporary folder of a server stays."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    yield
-    assert not servers()
-    assert list(folder.iterdir()) == []
+    with TemporaryDirectory() as folder:  # `tmp_path` can be too long for a socket in it
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield
+        assert not servers()
+        assert list(Path(folder).iterdir()) == []
 
 
 def raises(server: LlamaServer, *words: str) -> None:

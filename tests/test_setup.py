@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -62,9 +62,21 @@ class Watched:
 
     def ended(self) -> int:
         """The exit status, after all was read."""
+        deadline = time.monotonic() + 30
         while self._read():
-            pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            assert time.monotonic() < deadline, self.said
+        return self._wait()
+
+    def close(self) -> None:
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            self._wait()
+
+    def _wait(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self._terminal)
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
 
     def _read(self) -> bool:
         if not select.select([self._terminal], [], [], 0.2)[0]:
@@ -75,6 +87,20 @@ class Watched:
             return False
         self.said += data.decode()
         return bool(data)
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[[list[str]], Watched]]:
+    """Runs a command on a terminal; it is gone after the test."""
+    began: list[Watched] = []
+
+    def run(command: list[str]) -> Watched:
+        began.append(Watched(command))
+        return began[-1]
+
+    yield run
+    for one in began:
+        one.close()
 
 
 # --- progress.py ---
@@ -92,12 +118,14 @@ STEPS = {
 }
 
 
-def test_a_terminal_shows_each_step_on_one_line(tmp_path: Path) -> None:
+def test_a_terminal_shows_each_step_on_one_line(
+    tmp_path: Path, watch: Callable[[list[str]], Watched]
+) -> None:
     lines = [
         f"print({line!r})\nwhile not os.path.exists({str(tmp_path / str(i))!r}): time.sleep(0.01)"
         for i, line in enumerate(STEPS)
     ]
-    watched = Watched(progress(tmp_path / "log", *script(*lines)))
+    watched = watch(progress(tmp_path / "log", *script(*lines)))
     for i, shown in enumerate(STEPS.values()):
         watched.sees(f"\r\x1b[Kedgespec: trying: {shown}")
         (tmp_path / str(i)).touch()
@@ -107,10 +135,12 @@ def test_a_terminal_shows_each_step_on_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() == list(STEPS)
 
 
-def test_the_clock_goes_on_while_a_command_is_silent(tmp_path: Path) -> None:
+def test_the_clock_goes_on_while_a_command_is_silent(
+    tmp_path: Path, watch: Callable[[list[str]], Watched]
+) -> None:
     go = tmp_path / "go"
     command = script(f"while not os.path.exists({str(go)!r}): time.sleep(0.01)")
-    watched = Watched(progress(tmp_path / "log", *command))
+    watched = watch(progress(tmp_path / "log", *command))
     watched.sees("starting, 0 s")
     watched.sees("starting, 1 s")
     go.touch()
@@ -150,7 +180,9 @@ def test_a_failure_says_where_the_log_is_and_how_it_ends(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_ctrl_c_ends_all_that_runs(tmp_path: Path, ignored: bool) -> None:
+def test_ctrl_c_ends_all_that_runs(
+    tmp_path: Path, watch: Callable[[list[str]], Watched], ignored: bool
+) -> None:
     """Also a command that hears no signal, and what it started."""
     deaf = "for one in (signal.SIGINT, signal.SIGTERM): signal.signal(one, signal.SIG_IGN)"
     command = script(
@@ -161,7 +193,7 @@ def test_ctrl_c_ends_all_that_runs(tmp_path: Path, ignored: bool) -> None:
         f"os.rename({str(tmp_path / 'part')!r}, {str(tmp_path / 'pids')!r})",
         "while True: time.sleep(60)",
     )
-    watched = Watched(progress(tmp_path / "log", *command, patch="progress._PATIENCE = 0.5"))
+    watched = watch(progress(tmp_path / "log", *command, patch="progress._PATIENCE = 0.5"))
     watched.sees("step 1 of 2")
     wait((tmp_path / "pids").exists)
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]

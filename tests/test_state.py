@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,18 +23,26 @@ def model(engine, starter_path) -> Iterator[LlamaModel]:
         yield loaded
 
 
-@pytest.fixture
-def saved(model, tmp_path) -> tuple[Path, list[int], np.ndarray]:
+@pytest.fixture(scope="module")
+def read(model, tmp_path_factory) -> tuple[Path, list[int], np.ndarray]:
     """A file, the tokens in it, and the logits that follow them."""
     sequence = model.sequence()
     tokens = model.vocab.tokenize(TEXT)
     sequence.forward(tokens)
-    path = tmp_path / "new" / "one.state"
+    path = tmp_path_factory.mktemp("state") / "new" / "one.state"
     assert save_state(sequence, path)
     after = sequence.forward([5])[0].copy()
     sequence.rollback(0)
     sequence.close()
     return path, tokens, after
+
+
+@pytest.fixture
+def saved(read, tmp_path) -> tuple[Path, list[int], np.ndarray]:
+    """A copy that the test may damage."""
+    path, *rest = read
+    shutil.copytree(path.parent, tmp_path / "new")
+    return tmp_path / "new" / path.name, *rest
 
 
 def test_a_restored_cache_goes_on_to_the_bit(model, saved):
@@ -49,8 +58,8 @@ def test_a_restored_cache_goes_on_to_the_bit(model, saved):
     sequence.close()
 
 
-def test_only_its_owner_reads_it(saved):
-    path = saved[0]
+def test_only_its_owner_reads_it(read):
+    path = read[0]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0
     assert [one.name for one in path.parent.iterdir()] == [path.name]

@@ -185,11 +185,12 @@ def test_a_rest_ends_when_the_answer_is_cancelled(engine, sensors):
 
 
 def test_energy_is_processor_time_where_nothing_meters_it(engine, sensors):
+    before = time.process_time()
     result = ask(engine)
-    rest = result.seconds - result.seconds_to_first_token
+    used = time.process_time() - before
     assert result.energy is not None
     assert result.energy.source is None
-    assert 0.3 * rest < result.energy.cpu_seconds < 8 * rest
+    assert 0.3 * used < result.energy.cpu_seconds < used  # of all tokens but the first
     assert result.joules_per_token is None
     assert result.cpu_seconds_per_token == pytest.approx(result.energy.cpu_seconds / (result.written - 1))
     assert "joules_per_token" not in result.as_json()["energy"]

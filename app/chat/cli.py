@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgespec.app import config
+from edgespec.app import config, models_cli
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model, first_model
 from edgespec.core import EdgespecError
+from edgespec.models.store import installed
 from edgespec.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -80,6 +82,10 @@ def chat(
         bool, typer.Option("--plain", help="Line by line: for screen readers, slow lines, pipes.")
     ] = False,
     server: Server = "",
+    pull: Annotated[
+        bool,
+        typer.Option("--pull", help="Without a model on this machine, first fetch the one to begin with."),
+    ] = False,
 ) -> None:
     """Open the terminal chat."""
     if not plain and not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -117,7 +123,7 @@ def chat(
 
         return RemoteEngine(server, model)
 
-    name = model if server else model or settings.model or _default_model(plain)
+    name = model if server else model or settings.model or _default_model(pull, plain)
     load = remote if server else opener(name)
     common: dict[str, Any] = {
         "system": system, "persona": persona, "sampling": sampling, "max_tokens": settings.max_tokens,
@@ -136,11 +142,16 @@ def chat(
     sys.exit(app.run() or 0)
 
 
-def _default_model(plain: bool) -> str:
-    """Empty without a model on this machine, which the screen offers to mend."""
+def _default_model(pull: bool, plain: bool) -> str:
+    """Empty without a model on this machine where one can be chosen on the screen."""
     try:
-        return opt.default_model()
+        return default_model()
     except EdgespecError:
+        if pull and not installed():
+            entry, why = first_model()
+            sys.stderr.write(f"edgespec: fetching {entry.name}, {entry.bytes / 1e6:,.0f} MB: {why}\n")
+            models_cli.fetch(entry)
+            return entry.name
         if plain:
             raise
         return ""

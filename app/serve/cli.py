@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgespec.app import options as opt
+from edgespec.app.chat.models import default_model
 from edgespec.app.terminal import one_line
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def serve(
             bound.append(listen.bind_tcp(tcp, allow_remote))
             stack.callback(bound[-1].close)
         token = _token() if any(one.is_tcp for one in bound) else None
-        name = model or opt.default_model()
+        name = model or default_model()
         loaded = _loaded(
             lambda progress: opt.load_engine(
                 name, draft, max_draft, context, threads, progress,
@@ -106,7 +107,7 @@ def mcp(
     from edgespec.app.service import Service
     from edgespec.models.store import resolve
 
-    name = model or opt.default_model()
+    name = model or default_model()
     resolve(name)  # what is wrong with it should show now
     desks: list[Desk] = []
 

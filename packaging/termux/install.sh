@@ -22,5 +22,4 @@ CMAKE_BUILD_PARALLEL_LEVEL=$(($(nproc) / 2 + 1)) CMAKE_ARGS="-DLLAVA_BUILD=OFF -
     $pip install --no-binary llama-cpp-python "$(sed -n 's/^ *"\(llama-cpp-python==[^"]*\)",$/\1/p' pyproject.toml)"
 $pip install .
 ln -sf "$place/bin/edgespec" "$PREFIX/bin/edgespec"
-edgespec pull smollm2-135m
-echo "edgespec chat"
+echo "edgespec chat --pull    # fetches a model that fits the phone"

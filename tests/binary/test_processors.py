@@ -56,7 +56,20 @@ def emulated(cpu: str, program: Path, tmp_path: Path, arguments: list[str]) -> s
 def test_it_writes_eight_tokens(
     cpu: str, used: set[str], unused: set[str], program: Path, tmp_path: Path
 ) -> None:
-    options = ["run", "The", "--raw", "--draft", "none", "--max-tokens", "8", "--threads", "1", "--json"]
+    options = [
+        "run",
+        "The",
+        "-m",
+        "smollm2-135m",
+        "--raw",
+        "--draft",
+        "none",
+        "--max-tokens",
+        "8",
+        "--threads",
+        "1",
+        "--json",
+    ]
     answer = json.loads(emulated(cpu, program, tmp_path, options))
     assert len(answer["tokens"]) == 8
     build = set(
