@@ -66,7 +66,10 @@ class Steering:
         return self._costs
 
     def begin(self, planner: Planner | FixedLength, drafting: Model | None) -> None:
-        """An answer begins. What the mode needs to know of other thread counts is measured first, once."""
+        """An answer begins. What the mode needs to know of other thread counts is measured first, once.
+
+        In the mode auto one count at each answer, so that none waits long for it.
+        """
         if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
         self._read, self._decisions = None, []
@@ -163,16 +166,17 @@ class Steering:
         return self._curves[threads]
 
     def _measure_threads(self) -> None:
-        """Measure other thread counts, and tell the governor."""
-        counts = halves(self.loaded)
+        """Measure other thread counts and, when all are known, hand them to the governor."""
+        counts = sorted(halves(self.loaded))
+        missing = [n for n in counts if (n, n) not in self._curves]
         try:
-            for n in sorted(counts):
-                if (n, n) not in self._curves:
-                    self._curves[n, n] = profile.curve(self._sequence, self._note, (n, n))
+            for n in missing[:1] if self.governor.mode == "auto" else missing:
+                self._curves[n, n] = profile.curve(self._sequence, self._note, (n, n))
         finally:
             self._model.set_threads(*self.loaded)
-        uniform = {n: self._curves[n, n] for n in counts}
-        self.governor.threads = {mode: best_threads(uniform, mode) for mode in LADDER[1:]}
+        if all((n, n) in self._curves for n in counts):
+            uniform = {n: self._curves[n, n] for n in counts}
+            self.governor.threads = {mode: best_threads(uniform, mode) for mode in LADDER[1:]}
 
 
 def halves(threads: tuple[int, int]) -> list[int]:
