@@ -10,7 +10,7 @@ chat: setup
 
 # Two small models, 600 MB. Each worker has cores of its own (tests/conftest.py); one has the whole of a file.
 test: check models-dev
-	$(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # And what needs larger models, other environments, or root.
 test-all: test test-slow test-openvino test-export test-chat test-binary

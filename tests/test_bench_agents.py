@@ -30,8 +30,8 @@ def test_two_agents_on_a_real_model(starter_path):
     options = LlamaOptions(context=2048)
     one = Engine(starter_path, options=options)
     many = Engine(starter_path, parallel=2, options=options)
-    report = measure_agents(one, many, said.append, agents=2, steps=3)
-    assert report["answers"] == 6
+    report = measure_agents(one, many, said.append, agents=2, steps=2)
+    assert report["answers"] == 4
     assert report["ratio"] > 0
     assert all(value > 0 for value in report["tokens_per_second"].values())
     # Later steps read what is new alone, and so their first token comes sooner than of the whole prompt.

@@ -236,6 +236,7 @@ def test_the_trimmed_one_is_kept_only_where_it_is_faster(source, monkeypatch, se
 def test_ids_of_a_corpus_and_a_real_measurement(tmp_path, source, monkeypatch):
     write_tiny(source, "llama", extra=8)
     monkeypatch.setattr(draft, "GAIN", 0.0)  # the last one is kept whatever it measured
+    monkeypatch.setattr(draft, "UNDISTURBED", 0.0)
     text = tmp_path / "corpus.txt"
     text.write_text("aaa")
     report = make_draft(source, vocabulary=258, corpus=[text])

@@ -125,8 +125,7 @@ def test_it_chats_in_a_terminal(bare: Bare, edgespec: str) -> None:
     try:
         chat.until(lambda text: "Enter sends" in text)
         chat.write(b"What is the capital of France?\r")
-        screen = chat.until(lambda text: "ready" in text and "tokens/s" in text)
-        assert "Paris" in screen
+        chat.until(lambda text: "ready" in text and "tokens/s" in text and "Paris" in text)
         chat.write(b"\x11")
         assert chat.wait() == 0
     finally:
@@ -147,8 +146,13 @@ def test_it_lists_what_it_is_made_of(bare: Bare, edgespec: str) -> None:
 def test_it_makes_a_draft_in_a_child_of_its_own(bare: Bare, edgespec: str, program: Path) -> None:
     shutil.copy(program / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf", bare.home / "small.gguf")
     os.chown(bare.home / "small.gguf", USER, USER)
-    report = json.loads(bare.run([edgespec, "quant", "draft", f"{HOME}/small.gguf", "--json"]).stdout)
-    assert report
+    command = [edgespec, "quant", "draft", f"{HOME}/small.gguf", "--json"]
+    for _ in range(5):
+        done = bare.run(command, good=False)
+        if "Other programs had" not in done.stderr:
+            break
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["timings"]
 
 
 def test_pip_is_in_it_for_models_that_come_as_packages(bare: Bare, edgespec: str) -> None:
