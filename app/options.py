@@ -119,7 +119,7 @@ def load_engine(
         options = options.with_threads(threads, threads)
     loaded = Engine(
         target,
-        small and _form_of(small, form),
+        small and form_of(small, form),
         suffix=draft != "none",
         max_draft=0 if draft == "none" else max_draft,
         mode=mode or config.load().mode,
@@ -177,7 +177,7 @@ def _tuned(
     return LlamaOptions(engine=engine), ""
 
 
-def _form_of(draft: Path, wanted: str) -> Path:
+def form_of(draft: Path, wanted: str) -> Path:
     """The form of `draft` that was found fastest, else the one made of it, else itself."""
     from edgespec.quant.tune import draft_forms, onnx_forms
 

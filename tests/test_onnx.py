@@ -264,7 +264,7 @@ def test_a_measured_provider_is_where_it_runs(shared, monkeypatch):
 
 def test_an_onnx_draft_is_a_form_that_tuning_may_choose(tmp_path, tiny_llama, monkeypatch):
     """Beside the GGUF draft it is named after; without tuning the GGUF stays the draft."""
-    from edgespec.app.options import _form_of
+    from edgespec.app.options import form_of
     from edgespec.quant.tune import onnx_forms, tune
 
     source = tmp_path / "small.gguf"
@@ -272,8 +272,8 @@ def test_an_onnx_draft_is_a_form_that_tuning_may_choose(tmp_path, tiny_llama, mo
     folder = write_tiny_onnx(tmp_path / "small-int4")
     write_tiny_onnx(tmp_path / "smaller-int4")
     assert onnx_forms(source) == [folder]
-    assert _form_of(source, "") == source
-    assert _form_of(source, "small-int4") == folder
+    assert form_of(source, "") == source
+    assert form_of(source, "small-int4") == folder
     report = tune(tiny_llama, source, quick=True)
     assert [form.path for form in report.forms] == [source, folder]
     assert all(form.seconds for form in report.forms)

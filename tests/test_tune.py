@@ -452,13 +452,13 @@ def test_the_form_found_fastest_drafts(folder, tmp_path, tiny_llama):
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
     f16 = requantise(source, draft_path(source, "f16"), "f16")
     q8 = requantise(source, draft_path(source, "q8_0"), "q8_0")
-    assert opt._form_of(source, "") == f16
-    assert opt._form_of(source, source.name) == source
-    assert opt._form_of(source, q8.name) == q8
+    assert opt.form_of(source, "") == f16
+    assert opt.form_of(source, source.name) == source
+    assert opt.form_of(source, q8.name) == q8
     q8.unlink()
-    assert opt._form_of(source, q8.name) == f16
+    assert opt.form_of(source, q8.name) == f16
     f16.unlink()
-    assert opt._form_of(source, q8.name) == source
+    assert opt.form_of(source, q8.name) == source
 
 
 def edgespec(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -98,6 +98,12 @@ def bench(
     chat: Annotated[
         bool, typer.Option("--chat", help="No model: what drawing the terminal chat costs.")
     ] = False,
+    untouched: Annotated[
+        bool,
+        typer.Option(
+            "--untouched", help="An install as it comes against one that tune has set. Takes minutes."
+        ),
+    ] = False,
     chart: Annotated[
         Path | None,
         typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
@@ -110,7 +116,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure plain against speculative decoding on the same prompts, interleaved."""
-    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat])
+    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat, untouched])
     if chat:
         from edgespec.app.bench import screen
 
@@ -133,6 +139,9 @@ def bench(
         return loaded
 
     say = _say if sys.stderr.isatty() else None
+    if untouched:
+        _untouched(model, context, read_suite(suite, per_task), max_tokens, repetitions, say, as_json)
+        return
     plan = Plan(load, read_suite(suite, per_task), max_tokens, repetitions, temperature, say, as_json)
     if agents:
         _agents(plan)
@@ -152,11 +161,13 @@ def bench(
 
 def _check(chart: Path | None, against: Sequence[str], replay: str, kinds: Sequence[bool]) -> None:
     """Raise EdgespecError for options that contradict each other, before anything is loaded."""
-    agents, schemas, energy, busy, chat = kinds
+    agents, schemas, energy, busy, chat, untouched = kinds
     if sum(kinds) > 1:
-        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy and --chat.")
-    if against and (agents or energy or busy or chat):
-        raise EdgespecError("--against compares speed: leave out --agents, --energy, --busy and --chat.")
+        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy, --chat and --untouched.")
+    if against and (agents or energy or busy or chat or untouched):
+        raise EdgespecError(
+            "--against compares speed: leave out --agents, --energy, --busy, --chat and --untouched."
+        )
     if chart is not None:
         from edgespec.app.bench import chart as picture
 
@@ -173,6 +184,26 @@ def _speed(plan: Plan) -> None:
             engine, plan.prompts, plan.max_tokens, plan.temperature, plan.say, plan.repetitions
         )
     plan.show(report, measure.table)
+
+
+def _untouched(
+    model: str,
+    context: int,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    repetitions: int,
+    say: Say,
+    as_json: bool,
+) -> None:
+    from edgespec.app.bench import untouched
+    from edgespec.app.chat.models import default_model
+    from edgespec.models.store import resolve
+
+    name = model or default_model()
+    report = untouched.measure_untouched(
+        resolve(name), opt.partner(name), context, prompts, max_tokens, repetitions, say
+    )
+    print(json.dumps(report, indent=2) if as_json else untouched.untouched_table(report))
 
 
 def _energy(plan: Plan) -> None:

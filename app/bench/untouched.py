@@ -1,0 +1,79 @@
+"""An install as it comes against one that `edgespec tune` has set: the same prompts in turns, both named."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import geometric_mean, median
+from typing import Any
+
+from edgespec.app import options as opt
+from edgespec.app.bench.measure import Prompt, answer
+from edgespec.app.engine import Engine
+from edgespec.models.native import LlamaOptions
+from edgespec.quant import tune
+from edgespec.sampling import Sampling
+
+_NAMED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
+
+
+def measure_untouched(
+    path: Path,
+    draft: Path | None,
+    context: int,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    repetitions: int,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
+    """Choose settings as a first use and as `tune` do, and write every prompt's answer with both, in turns.
+
+    Nothing that was found is kept. Raises EdgespecError where a model cannot be loaded.
+    """
+    tell = say or (lambda _: None)
+    tell("comparing engines as a first use does")
+    untouched = tune.compare_engines(path, lambda *_: True).best.options
+    tuned = tune.tune(path, draft, progress=lambda what, share: not tell(f"tuning: {what} {share:.0%}"))
+    form = tuned.draft.path if tuned.draft is not None else draft
+    with (
+        _engine(path, draft and opt.form_of(draft, ""), untouched, context) as first,
+        _engine(path, form, tuned.best.options, context) as second,
+    ):
+        ratios: dict[str, list[float]] = defaultdict(list)
+        for turn in range(repetitions):
+            for i, prompt in enumerate(prompts):
+                tell(f"{i + 1} of {len(prompts)}: {prompt.task}")
+                order = (first, second) if (i + turn) % 2 == 0 else (second, first)
+                speeds = {
+                    id(engine): answer(
+                        engine, prompt, max_tokens, Sampling(), speculate=True
+                    ).tokens_per_second
+                    for engine in order
+                }
+                ratios[prompt.task].append(speeds[id(first)] / max(speeds[id(second)], 1e-9))
+    return {
+        "model": path.name,
+        "untouched": _named(untouched),
+        "tuned": _named(tuned.best.options) | {"draft": form.name if form else None},
+        "tasks": {task: round(median(values), 3) for task, values in ratios.items()},
+        "overall": round(geometric_mean(median(values) for values in ratios.values()), 3),
+        "least": round(min(min(values) for values in ratios.values()), 3),
+    }
+
+
+def untouched_table(report: dict[str, Any]) -> str:
+    lines = [f"{name}: {report[name]}" for name in ("untouched", "tuned")]
+    lines += [f"{task:<14} {ratio:.2f}" for task, ratio in report["tasks"].items()]
+    return "\n".join(
+        [*lines, f"{'all':<14} {report['overall']:.2f} of the tuned speed, least {report['least']:.2f}"]
+    )
+
+
+def _engine(path: Path, draft: Path | None, options: LlamaOptions, context: int) -> Engine:
+    return Engine(path, draft, mode="performance", options=replace(options, context=context))
+
+
+def _named(options: LlamaOptions) -> dict[str, Any]:
+    return {name: value for name, value in asdict(options).items() if name in _NAMED}
