@@ -22,7 +22,7 @@ command -v "$python" >/dev/null 2>&1 || fail "python3 is missing: on Debian, apt
 if [ ! -x "$venv/bin/python" ]; then
     "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv module is missing: on Debian, apt install python3-venv"
     rm -rf "$venv"
-    "$python" -m venv "$venv"
+    "$python" packaging/progress.py "making the environment" "$venv/setup.log" "$python" -m venv "$venv"
 fi
 found=no
 for compiler in "${CXX:-}" c++ g++ clang++; do
