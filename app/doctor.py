@@ -46,7 +46,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
     from edgespec.app import config, profile
     from edgespec.models.store import installed
-    from edgespec.sensors import missing, sources
+    from edgespec.sensors import cpu_quota, memory_limit, missing, sources
     from edgespec.watch import Watch
 
     watch = Watch(sources())
@@ -57,6 +57,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     decision = governor.decide(reading)
     return {
         "processor": _processor(),
+        "limits": {"processors": cpu_quota(), "memory": memory_limit()},
         "engines": _engines(),
         "onnx": _onnx(model),
         "sensors": told_fields(reading),
@@ -162,6 +163,7 @@ def table(report: dict[str, Any]) -> str:
             "processor",
             f"{cpu['name']}, {cpu['compute_cores']} cores to compute on" + (f" ({kinds})" if kinds else ""),
         ),
+        ("limits", _limits(**report["limits"])),
         ("features", " ".join(cpu["features"]) or "none known"),
         *(
             ("engine" if i == 0 else "", f"{name}: {text}")
@@ -175,6 +177,13 @@ def table(report: dict[str, Any]) -> str:
         ("governor", f"{governor['mode']} ({governor['reason']})"),
     ]
     return "\n".join(f"{name:<11} {one_line(text)}" for name, text in lines)
+
+
+def _limits(processors: float | None, memory: int | None) -> str:
+    """What control groups allow, in words."""
+    limits = [] if processors is None else [f"{processors:g} processors"]
+    limits += [] if memory is None else [f"{memory / 1e6:,.0f} MB of memory"]
+    return f"{' and '.join(limits) or 'none'} by control groups"
 
 
 def _listed(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -25,6 +25,7 @@ from edgespec.drafting import ModelDrafter
 from edgespec.governor import Decision, Mode
 from edgespec.models.chat import ChatTemplate, Message
 from edgespec.models.exact import exact_options
+from edgespec.models.memory import unless_too_large
 from edgespec.models.native import LlamaOptions
 from edgespec.models.onnx import OnnxOptions
 from edgespec.models.runtime import (
@@ -113,7 +114,8 @@ class Engine:
             if max_draft and self._suffix:
                 self._corpus = index_for(self.model.vocab, self.model.summary.tokenizer_digest)
             if draft is not None and max_draft:
-                self._load_draft(draft, progress)
+                with unless_too_large(self.notes.append):
+                    self._load_draft(draft, progress)
             source = self.model.chat_template
             if source is None:
                 self.notes.append(f"{target.name} has no chat template: it continues the prompt as it is.")

@@ -54,7 +54,9 @@ Exact = Annotated[
 System = Annotated[str, typer.Option(help="System prompt.", show_default=False)]
 MaxTokens = Annotated[int, typer.Option(min=0, help="Most tokens to write; 0: until the context is full.")]
 Context = Annotated[int, typer.Option(min=0, help="Context size in tokens; 0: as large as the model's own.")]
-Threads = Annotated[int, typer.Option(min=0, max=512, help="Compute threads; 0: one a physical core.")]
+Threads = Annotated[
+    int, typer.Option(min=0, max=512, help="Compute threads; 0: one a physical core, within a CPU quota.")
+]
 Native = Annotated[
     Backend,
     typer.Option(

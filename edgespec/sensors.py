@@ -9,12 +9,13 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from edgespec import platforms, sysfs
+from edgespec import cgroup, platforms, sysfs
 
 Source = Callable[[], Mapping[str, object]]
 """Gives fields of a Reading by name, those it knows at this moment. Raises whatever it likes."""
@@ -33,6 +34,12 @@ _MARGIN = 5.0
 _SHORTEST = 0.2
 
 
+@cache
+def limits() -> cgroup.Limits:
+    """The limits that control groups set to this process, as they are at the first call."""
+    return cgroup.Limits()
+
+
 def compute_cores() -> int:
     """Cores worth a compute thread: physical ones, as far as this process may use them."""
     allowed = logical_cores()
@@ -40,12 +47,31 @@ def compute_cores() -> int:
 
 
 def logical_cores() -> int:
-    """Threads that run at once, as far as this process may use them: two a core where cores share."""
+    """Threads that run at once, as far as this process may use them: two a core where cores share.
+
+    Within a quota, as many as can always run: with one more, all of them wait once the quota is used up.
+    """
+    return max(1, int(cpu_quota() or _affinity()))
+
+
+def cpu_quota() -> float | None:
+    """Processors that this process may use on average, perhaps not whole ones.
+
+    None where no quota of its control groups keeps it from any that it may run on.
+    """
+    quota = limits().processors
+    return quota if quota is not None and quota < _affinity() else None
+
+
+def _affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name() -> str:
-    """The processor as the system names it, with its count of cores: for keys, not for people."""
+    """The processor as the system names it, its count of cores, and how many of them this process may use.
+
+    For keys, not for people: what was measured on fewer cores, or within a quota, is right only there.
+    """
     name = platform.processor() or platform.machine()
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
@@ -53,22 +79,35 @@ def cpu_name() -> str:
             lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
             fields = {key.strip(): value.strip() for key, value in lines.items()}
             name = " ".join(fields.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
-    return f"{name} x{os.cpu_count()}"
+    cores, allowed, quota = os.cpu_count(), _affinity(), cpu_quota()
+    name += f" x{cores}" + (f" cpuset {allowed}" if allowed != cores else "")
+    return name + (f" quota {quota:g}" if quota is not None else "")
 
 
 def load_average() -> float:
-    """Threads that ran or waited for a processor over the last minute, 0.0 where the system does not tell."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    """Threads that ran or waited for a processor over the last minute, 0.0 where the system does not say.
+
+    Less as many as can run on cores that this process may not use: those take nothing from it.
+    """
+    spare = (os.cpu_count() or 1) - logical_cores()
+    return max(0.0, os.getloadavg()[0] - spare) if hasattr(os, "getloadavg") else 0.0
 
 
 def memory_available() -> int:
-    """Bytes a program can take without making the machine swap."""
-    return int(psutil.virtual_memory().available)
+    """Bytes a program can take without making the machine swap, within the limits of control groups."""
+    free, left = int(psutil.virtual_memory().available), limits().memory_available()
+    return free if left is None else min(free, left)
+
+
+def memory_limit() -> int | None:
+    """Bytes that control groups allow this process, None where that is all the machine has."""
+    limit = limits().memory_total()
+    return limit if limit is not None and limit < psutil.virtual_memory().total else None
 
 
 def memory_total() -> int:
-    """Bytes of memory that this machine has."""
-    return int(psutil.virtual_memory().total)
+    """Bytes of memory that this machine has, or that control groups allow of it."""
+    return memory_limit() or int(psutil.virtual_memory().total)
 
 
 def peak_memory() -> int | None:
@@ -151,19 +190,24 @@ class Load:
     Nothing at the first call; within 0.2 s of the last figures these again, as counters tick in hundredths.
     What the processor's owner takes from a virtual machine counts as other programs'. So do this process's
     children: their time is known only when they end.
+
+    Within a quota both are shares of it. Other programs take from it what they use in the same control group,
+    or, whichever is more, what they use of the machine beyond the cores that the quota leaves to them.
     """
 
     def __init__(self) -> None:
         self._cores = _core_times()
         self._own, self._time = time.process_time(), time.monotonic()
+        self._shared = limits().processor_seconds()
         self._last: dict[str, float] = {}
 
     def __call__(self) -> dict[str, float]:
         now = time.monotonic()
         if now - self._time < _SHORTEST:
             return self._last
-        before, own_before = self._cores, self._own
+        before, own_before, shared_before = self._cores, self._own, self._shared
         self._cores, self._own, self._time = _core_times(), time.process_time(), now
+        self._shared = limits().processor_seconds()
         pairs = list(zip(before, self._cores, strict=False))
         # The list skips cores that are switched off: then nobody knows which is which, and all count.
         allowed = [core for core in _allowed_cores() if core < len(pairs)]
@@ -173,9 +217,14 @@ class Load:
         idle = sum(pairs[core][1][1] - pairs[core][0][1] for core in allowed)
         if total <= 0:
             return {}
-        load = min(1.0, max(0.0, 1.0 - idle / total))
-        own = (self._own - own_before) / total
-        self._last = {"load": load, "others": min(load, max(0.0, load - own))}
+        busy, own = total - idle, self._own - own_before
+        if (quota := cpu_quota()) is not None:
+            usable = total * min(1.0, quota / len(allowed))
+            inside = 0.0 if self._shared is None or shared_before is None else self._shared - shared_before
+            others = max(busy - own - (total - usable), inside - own, 0.0)
+            total, busy = usable, own + others
+        load = min(1.0, max(0.0, busy / total))
+        self._last = {"load": load, "others": min(load, max(0.0, load - own / total))}
         return self._last
 
 
@@ -197,8 +246,8 @@ def _allowed_cores() -> list[int]:
 
 
 def memory_free() -> dict[str, int]:
-    """`memory_free` in bytes."""
-    return {"memory_free": memory_available()}
+    """`memory_free` in bytes, at least 1: a full control group is no failing sensor."""
+    return {"memory_free": max(1, memory_available())}
 
 
 def sources() -> dict[str, Source]:

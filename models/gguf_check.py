@@ -105,6 +105,11 @@ class GgufSummary:
     has_chat_template: bool
     context_length: int | None
 
+    def number(self, key: str) -> int:
+        """A whole number from the metadata under the architecture's name, 0 if it is not there."""
+        value = self.metadata.get(f"{self.architecture}.{key}", 0)
+        return value if isinstance(value, int) else 0
+
 
 def check_gguf(path: Path) -> GgufSummary:
     """Read the header of the GGUF file at `path` and check that llama.cpp can be trusted with it.

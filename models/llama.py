@@ -16,13 +16,13 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
+from edgespec.models.memory import gguf_cache, require_gguf_memory
 from edgespec.models.native import Handle, LlamaOptions, library
 from edgespec.models.store import file_sample
 from edgespec.models.vocab import Vocab
 
 __all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
 
-_CACHE_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
 _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 
@@ -50,6 +50,8 @@ class LlamaModel:
         self.library = library(options.engine)
         self._refuse_cache_types()
         self._C = self.library.C
+        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+            require_gguf_memory(path.name, self.summary, options, self.library.shares_passes)
         # One context, or one a sequence where they share no passes: by the first sequence that needs it.
         self._contexts: dict[int, Handle] = {}
         self._model: Handle = None
@@ -103,10 +105,7 @@ class LlamaModel:
     @property
     def cache_bytes(self) -> int:
         """What one sequence's cache takes when full: keys and values of every layer and position."""
-        key_size, value_size = self._head_sizes()
-        heads = self._number("attention.head_count_kv") or self._number("attention.head_count")
-        bits = key_size * _CACHE_BITS[self.options.type_k] + value_size * _CACHE_BITS[self.options.type_v]
-        return int(self.context_length * self._number("block_count") * heads * bits // 8)
+        return gguf_cache(self.summary, self.options, self.context_length)
 
     @property
     def rollback_refusal(self) -> str | None:
@@ -238,7 +237,7 @@ class LlamaModel:
         return self._contexts[sequence_id], 0
 
     def _new_context(self) -> Handle:
-        window = self._number("attention.sliding_window")
+        window = self.summary.number("attention.sliding_window")
         return self.library.new_context(
             self._model, self.path, self.options, window, self.summary.types.keys(), self._abort
         )
@@ -262,13 +261,9 @@ class LlamaModel:
 
     def _head_sizes(self) -> tuple[int, int]:
         """Numbers in one attention head's key and value, 0 where the file does not say."""
-        size = self._number("embedding_length") // max(self._number("attention.head_count"), 1)
-        return self._number("attention.key_length") or size, self._number("attention.value_length") or size
-
-    def _number(self, key: str) -> int:
-        """A whole number from the file's metadata under the architecture's name, 0 if it is not there."""
-        value = self.summary.metadata.get(f"{self.summary.architecture}.{key}", 0)
-        return value if isinstance(value, int) else 0
+        number = self.summary.number
+        size = number("embedding_length") // max(number("attention.head_count"), 1)
+        return number("attention.key_length") or size, number("attention.value_length") or size
 
 
 class LlamaSequence:

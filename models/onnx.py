@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models import providers
+from edgespec.models.memory import require_memory
 from edgespec.models.onnx_check import OnnxSummary, check_onnx
 from edgespec.models.onnx_rows import WANTED, pick_rows
 from edgespec.models.onnx_sequence import OnnxSequence, bind_input, bind_output
@@ -101,6 +102,10 @@ class OnnxModel:
         self.threads = (threads, threads)
         self._say = say
         self._order = list(options.providers or (providers.CPU,))
+        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+            weights = self.summary.tensor_bytes - self.summary.mapped_bytes
+            logits = options.max_rows * self.summary.vocab_size * 4
+            require_memory(self.summary.name, weights, options.sequences * self.cache_bytes, logits)
         self._cancelled = False
         self._session: Any = None
         self._run_options: Any = None

@@ -19,6 +19,7 @@ import hashlib
 import math
 import mmap
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,6 +40,7 @@ _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 _FORBIDDEN = {"EPContext", "PyOp", "PythonOp"}
 _PLAIN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 _CACHE = re.compile(r"(past_key_values|present)\.(\d{1,3})\.(key|value)")
+_LOOKUPS = {"Gather", "GatherBlockQuantized"}
 _ENTRIES = {"location", "offset", "length", "checksum"}
 
 
@@ -65,7 +67,8 @@ class OnnxSummary:
     `path` is the graph's file, `weights` the one that most of it lies in, which may be the same. `types` maps
     a type's name to bytes of weights. `shares_cache_buffer`: the graph can write the longer cache where the
     shorter one lies. `positions`: it wants to be told each token's position. `ends` are the ids that end a
-    text.
+    text. `mapped_bytes` of the weights are tables outside the model's file that rows are looked up in: only
+    those rows come into memory.
     """
 
     path: Path
@@ -76,6 +79,7 @@ class OnnxSummary:
     tokenizer_digest: str
     parameters: int
     tensor_bytes: int
+    mapped_bytes: int
     types: Mapping[str, int]
     context_length: int
     cache: CacheShape
@@ -242,6 +246,7 @@ def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: Fol
         tokenizer_digest=hashlib.sha256(tokenizer).hexdigest(),
         parameters=sum(math.prod(weight.shape) for weight in graph.weights.values()),
         tensor_bytes=max(1, sum(types.values())),
+        mapped_bytes=sum(_weight_bytes(shown, weight) for weight in _tables(graph)),
         types=types,
         context_length=min(context, _positions(graph), _MAX_CONTEXT),
         cache=cache,
@@ -252,6 +257,16 @@ def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: Fol
         bos=bos[0] if bos else None,
         ends=config.ids("eos_token_id"),
     )
+
+
+def _tables(graph: Graph) -> list[Weight]:
+    """The weights outside the model's file that rows are looked up in, and nothing else is done with."""
+    used = Counter(name for node in graph.nodes for name in node.inputs)
+    looked_up = Counter(node.inputs[0] for node in graph.nodes if node.op in _LOOKUPS and node.inputs)
+    names = (name for name, times in looked_up.items() if times == used[name])
+    return [
+        one for name in names if (one := graph.weights.get(name)) is not None and one.external is not None
+    ]
 
 
 def _cache_shape(shown: str, graph: Graph, config: FolderConfig) -> CacheShape:

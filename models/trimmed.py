@@ -99,7 +99,7 @@ class TrimmedModel(LlamaModel):
             # A width that differs would have the engine read past the rows.
             if (
                 self.summary.metadata.get(TRIMMED_KEY) != source_summary.tokenizer_digest
-                or self._number("embedding_length") != embeddings.width
+                or self.summary.number("embedding_length") != embeddings.width
                 or not all(re.fullmatch("[0-9]{1,7}", name) and int(name) < self.size for name in names)
             ):
                 raise EdgespecError(f"{path.name} was not made from {source.name}: make it again.")

@@ -65,6 +65,7 @@ def page() -> str:
         "Models are looked for in the folder models beside the program, then in the user's data folder",
         "(EDGESPEC_MODELS names another). Settings, conversations and measurements are in the user's",
         "configuration, data and cache folders (EDGESPEC_CONFIG, EDGESPEC_DATA, EDGESPEC_CACHE).",
+        "A model larger than the free memory is refused, unless EDGESPEC_NO_MEMORY_CHECK is set to 1.",
     ]
     return "\n".join(line for line in lines if line) + "\n"
 

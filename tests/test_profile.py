@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cgroups import tree
 
+from edgespec import sensors
 from edgespec.acceptance import Acceptance
 from edgespec.app import profile
+from edgespec.cgroup import Limits
 from edgespec.costs import SIZES, CostCurve
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
@@ -385,3 +388,26 @@ def test_another_processor_or_build_has_its_own_curve(
     monkeypatch.setattr("edgespec.models.native.compute_cores", lambda: 77)
     keys.add(profile.cost_key(summary, LlamaOptions()))
     assert len(keys) == 3
+
+
+def test_each_quota_has_curves_and_settings_of_its_own(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two threads throughout: a quota changes what a pass costs even if it changes no thread count."""
+    summary, options = check_gguf(tiny_llama), LlamaOptions(threads=2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+
+    def keys(quota: str) -> tuple[str, str, str]:
+        files = {"self/cgroup": "0::/", "self/mountinfo": "9 1 0:9 / /cg rw - cgroup2 none rw"}
+        limits = Limits(tree(tmp_path, {f"proc/{k}": v for k, v in files.items()} | {"cg/cpu.max": quota}))
+        monkeypatch.setattr(sensors, "limits", lambda: limits)
+        costs, settings = profile.cost_key(summary, options), profile.tuned_key(summary)
+        return costs, settings, profile._providers_key(summary)
+
+    found = [keys(f"{quota} 100000") for quota in ("max", 50_000, 100_000, 125_000, 150_000)]
+    assert all(len(set(kind)) == 5 for kind in zip(*found, strict=True))
+    assert keys("200000 100000") == found[0]  # as much as there is
+    assert keys("300000 200000") == found[-1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1}, raising=False)
+    assert keys("max 100000")[0] not in [costs for costs, *_ in found]

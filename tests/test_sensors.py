@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
+from cgroups import tree
 
-from edgespec import platforms, sensors, sysfs
+from edgespec import cgroup, platforms, sensors, sysfs
 
 
 class Temperature(NamedTuple):
@@ -154,6 +155,7 @@ class Machine:
     def __init__(self, patch: pytest.MonkeyPatch, cores: int, allowed: set[int]) -> None:
         self.cores = [Core(9.0, 9.0, 9.0, 9.0, 9.0, 9.0)] * cores
         self.own, self.now, self.allowed = 5.0, 100.0, allowed
+        patch.setattr(sensors, "limits", lambda: cgroup.Limits(Path("/no folder")))
         patch.setattr(psutil, "cpu_times", lambda percpu: list(self.cores))
         patch.setattr(time, "process_time", lambda: self.own)
         patch.setattr(time, "monotonic", lambda: self.now)
@@ -197,6 +199,93 @@ def test_load_when_a_core_is_switched_off(monkeypatch: pytest.MonkeyPatch) -> No
     assert load() == pytest.approx({"load": 1.0, "others": 1.0})
 
 
+class Quota:
+    """A control group with a quota, and the processor time that all in it have used, moved by hand."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch, quota: str) -> None:
+        self._root, self._used = root, 7.0
+        mounted = {"self/cgroup": "0::/", "self/mountinfo": "9 1 0:9 / /cg rw - cgroup2 none rw"}
+        tree(root / "proc", mounted)
+        tree(root / "cg", {"cpu.max": quota})
+        self.use(0.0)
+        limits = cgroup.Limits(root)
+        patch.setattr(sensors, "limits", lambda: limits)
+
+    def use(self, seconds: float) -> None:
+        self._used += seconds
+        tree(self._root / "cg", {"cpu.stat": f"usage_usec {self._used * 1e6:.0f}"})
+
+
+def test_load_within_a_quota_is_a_share_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 8, {0, 1, 2, 3})
+    quota = Quota(tmp_path, monkeypatch, "200000 100000")
+    load = sensors.Load()
+    busy, idle = Core(1.0, 0, 0, 0, 0, 0), Core(0, 0, 1.0, 0, 0, 0)
+
+    def second(own: float, group: float, *cores: Core) -> dict[str, float]:
+        quota.use(group)
+        machine.run(own, **{f"c{i}": core for i, core in enumerate(cores)})
+        return load()
+
+    # Two of four cores are left to others whatever this process does: they take nothing from it.
+    assert second(0.0, 0.0, idle, idle, idle, idle) == {"load": 0.0, "others": 0.0}
+    assert second(2.0, 2.0, busy, busy, busy, busy) == {"load": 1.0, "others": 0.0}
+    assert second(1.0, 1.0, busy, busy, idle, idle) == {"load": 0.5, "others": 0.0}
+    # A third core's worth of others is half of what the quota allows.
+    assert second(1.0, 1.0, busy, busy, busy, busy) == {"load": 1.0, "others": 0.5}
+    # A second program in the same group takes from the quota, whatever else is idle.
+    assert second(0.5, 1.5, busy, Core(0.5, 0, 0.5, 0, 0, 0), idle, idle) == {"load": 0.75, "others": 0.5}
+    # What counts the group's time may lag behind what counts this process's.
+    assert second(2.5, 1.0, busy, busy, idle, idle) == {"load": 1.0, "others": 0.0}
+    (tmp_path / "cg" / "cpu.stat").unlink()
+    assert second(0.5, 0.0, busy, idle, idle, idle) == {"load": 0.25, "others": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("quota", "compute", "bound"),
+    [
+        ("max 100000", 4, None),
+        ("1000 100000", 1, 0.01),
+        ("100000 100000", 1, 1.0),
+        ("150000 100000", 1, 1.5),
+        ("390000 100000", 3, 3.9),
+        ("400000 100000", 4, None),
+        ("999900000 100000", 4, None),
+    ],
+)
+def test_cores_within_a_quota(
+    quota: str, compute: int, bound: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Machine(monkeypatch, 8, {0, 1, 2, 3})
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 6)
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    Quota(tmp_path, monkeypatch, quota)
+    assert sensors.cpu_quota() == bound
+    assert (sensors.compute_cores(), sensors.logical_cores()) == (compute, compute)
+    # What runs on the other cores is no load of those that this process may use.
+    assert sensors.load_average() == 9.0 - (8 - compute)
+    suffix = " x8 cpuset 4" + (f" quota {bound:g}" if bound else "")
+    assert sensors.cpu_name().endswith(suffix)
+
+
+def test_a_limit_of_memory_counts_where_the_machine_has_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Quota(tmp_path, monkeypatch, "max 100000")
+    total, limit = psutil.virtual_memory().total, 64 << 20
+    assert (sensors.memory_total(), sensors.memory_limit()) == (total, None)
+    tree(tmp_path / "cg", {"memory.max": str(limit), "memory.current": str(60 << 20)})
+    assert (sensors.memory_total(), sensors.memory_limit()) == (limit, limit)
+    assert sensors.memory_available() == sensors.memory_free()["memory_free"] == 4 << 20
+    tree(tmp_path / "cg", {"memory.current": str(limit)})
+    assert sensors.memory_available() == 0
+    assert sensors.memory_free() == {"memory_free": 1}  # 0 would be taken for a failing sensor
+    tree(tmp_path / "cg", {"memory.max": str(2 * total), "memory.current": "0"})
+    assert (sensors.memory_total(), sensors.memory_limit()) == (total, None)
+    assert sensors.memory_available() < total
+
+
 def test_load_of_this_machine() -> None:
     load = sensors.Load()
     end = time.monotonic() + 0.5
@@ -205,13 +294,6 @@ def test_load_of_this_machine() -> None:
     told = load()
     assert 0.0 < told["load"] <= 1.0
     assert 0.0 <= told["others"] < told["load"]
-
-
-def tree(root: Path, files: dict[str, str]) -> Path:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(content + "\n")
-    return root
 
 
 THINKPAD = {
