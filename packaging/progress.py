@@ -1,7 +1,7 @@
 """Runs a slow command and shows how far it is on one line: progress.py TITLE LOG COMMAND...
 
-All that the command prints goes to LOG. What is shown is read from it: the steps that ninja or make count, and the
-packages that pip fetches. Written for a bare Python: nothing is installed when it runs.
+All that the command prints goes to LOG. What is shown is read from it: the steps that ninja or make count,
+and the packages that pip fetches. Written for a bare Python: nothing is installed when it runs.
 """
 
 from __future__ import annotations
@@ -93,7 +93,11 @@ def main(title: str, log: Path, command: list[str]) -> int:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         assert process.stdout is not None
         os.set_blocking(process.stdout.fileno(), False)
