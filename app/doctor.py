@@ -37,7 +37,8 @@ def doctor(
 
 def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
-    from edgespec.app import config, profile
+    from edgespec.app import config
+    from edgespec.models import kept
     from edgespec.models.store import installed
     from edgespec.sensors import missing, sources
     from edgespec.watch import Watch
@@ -56,7 +57,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
         "not_told": {**missing(), **watch.troubles},
         "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
         "curve": _curve(model),
-        "cache": str(profile.cache_folder()),
+        "cache": str(kept.cache_folder()),
         "governor": {
             "mode": decision.mode,
             "asked": governor.mode,

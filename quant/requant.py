@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgespec.core import EdgespecError
+from edgespec.models import child
 from edgespec.models.gguf_check import GgufSummary, check_gguf
-from edgespec.quant import child
 from edgespec.sensors import compute_cores
 from edgespec.text import printable
 
