@@ -31,12 +31,19 @@ def doctor(
     model: opt.Model = "",
     mode: opt.Governed = None,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Measure again what passes of the model cost: about a second.")
+        bool,
+        typer.Option(
+            "--fresh",
+            help="Test engines and kernels again, and measure again what passes of the model cost.",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what this machine is, what its sensors tell, and what Edgespec would do now."""
     if fresh:
+        from edgespec.models import trial
+
+        trial.forget()
         _measure(model)
     report = examine(model, mode)
     print(json.dumps(report, indent=2) if as_json else clean(table(report)))
@@ -44,7 +51,8 @@ def doctor(
 
 def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
-    from edgespec.app import config, profile
+    from edgespec.app import config
+    from edgespec.models import kept
     from edgespec.models.store import installed
     from edgespec.sensors import cpu_quota, memory_limit, missing, sources
     from edgespec.watch import Watch
@@ -55,16 +63,18 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     reading = watch.sample()
     governor = Governor(mode or config.load().mode)
     decision = governor.decide(reading)
+    engines, curve = _engines(), _curve(model)  # first of all, since they test what was not tested yet
     return {
         "processor": _processor(),
         "limits": {"processors": cpu_quota(), "memory": memory_limit()},
-        "engines": _engines(),
+        "engines": engines,
+        **_tested(),
         "onnx": _onnx(model),
         "sensors": told_fields(reading),
         "not_told": {**missing(), **watch.troubles},
         "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
-        "curve": _curve(model),
-        "cache": str(profile.cache_folder()),
+        "curve": curve,
+        "cache": str(kept.cache_folder()),
         "governor": {
             "mode": decision.mode,
             "asked": governor.mode,
@@ -103,6 +113,22 @@ def _engines() -> dict[str, str]:
     return found
 
 
+def _tested() -> dict[str, Any]:
+    """The self-tests of the engines as they are installed, and lines on what is not used since it failed."""
+    from edgespec.models import trial
+    from edgespec.models.native import EngineName, files
+    from edgespec.models.selftest import outcomes
+
+    lost = []
+    for name in get_args(EngineName):
+        with contextlib.suppress(EdgespecError):
+            start = trial.known_start(name, files(name))
+            lost += [start.lost] if start is not None and start.lost else []
+    tests = outcomes()
+    lost += [f"{one.name}: {one.reason}" for one in tests if one.reason]
+    return {"self_tests": [{"name": one.name, **asdict(one)} for one in tests], "switched_off": lost}
+
+
 def _onnx(model: str) -> dict[str, str]:
     """Each execution provider of onnxruntime by its name, and whether it is used for `model`, and why."""
     from edgespec.app import profile
@@ -127,8 +153,9 @@ def _onnx(model: str) -> dict[str, str]:
 def _curve(model: str) -> dict[str, Any]:
     """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
     from edgespec.app import profile
+    from edgespec.models import kept
     from edgespec.models.native import LlamaOptions
-    from edgespec.models.runtime import check_model, options_for
+    from edgespec.models.runtime import check_model, options_for, settled
     from edgespec.models.store import resolve
 
     try:
@@ -137,11 +164,14 @@ def _curve(model: str) -> dict[str, Any]:
     except EdgespecError as error:
         return {"missing": str(error)}
     found = profile.tuned(summary)
-    options = options_for(path, found[0] if found else LlamaOptions())
+    try:
+        options = settled(path, options_for(path, found[0] if found else LlamaOptions()), say=lambda _: None)
+    except EdgespecError as error:
+        return {"missing": str(error)}
     curve = profile.known_curve(summary, options)
     if curve is None:
         return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}
-    kept = profile.load("costs", profile.cost_key(summary, options)) or {}
+    file = kept.load("costs", profile.cost_key(summary, options)) or {}
     return {
         "model": Path(path).name,
         "engine": options.engine,
@@ -149,8 +179,8 @@ def _curve(model: str) -> dict[str, Any]:
         "sources": {rows: curve.source(rows) for rows in _ROWS},
         "deviations": {rows: round(curve.uncertainty(rows), 3) for rows in _ROWS},
         "spread": round(curve.noise, 3),
-        "time": kept.get("time"),
-        "load": kept.get("load"),
+        "time": file.get("time"),
+        "load": file.get("load"),
     }
 
 
@@ -169,6 +199,8 @@ def table(report: dict[str, Any]) -> str:
             ("engine" if i == 0 else "", f"{name}: {text}")
             for i, (name, text) in enumerate(report["engines"].items())
         ),
+        *_listed("self-tests", [f"{one['name']}: {_fate(one)}" for one in report["self_tests"]]),
+        *_listed("switched off", report["switched_off"]),
         *_listed("onnx", [f"{name}: {fate}" for name, fate in report["onnx"].items()]),
         *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
         *_listed("not told", [f"{name}: {why}" for name, why in report["not_told"].items()]),
@@ -176,7 +208,12 @@ def table(report: dict[str, Any]) -> str:
         ("cost curve", curve["missing"] if "missing" in curve else _curve_line(curve)),
         ("governor", f"{governor['mode']} ({governor['reason']})"),
     ]
-    return "\n".join(f"{name:<11} {one_line(text)}" for name, text in lines)
+    return "\n".join(f"{name:<12} {one_line(text)}" for name, text in lines)
+
+
+def _fate(test: dict[str, Any]) -> str:
+    passed = f"passed in {test['seconds']} s, {test['difference']} from single rows"
+    return test["reason"] or passed
 
 
 def _limits(processors: float | None, memory: int | None) -> str:

@@ -7,34 +7,28 @@ there, and one that cannot be written is not written.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
+from edgespec.models import kept
 from edgespec.models.cost_priors import relative_costs
 from edgespec.models.exact import equal_sizes
+from edgespec.models.kept import digest, load, save
 from edgespec.models.native import EngineName, LlamaOptions, library
 from edgespec.models.onnx import build
 from edgespec.models.providers import CPU, Measured, offered
 from edgespec.models.runtime import Model, ModelSequence, Options, Summary
-from edgespec.models.store import folder_in
 from edgespec.overlap import Together, measure_together
 from edgespec.sensors import Load, compute_cores, cpu_name
 
-_VERSION = 1
 _PANGRAMS = (
     "The quick brown fox jumps over 13 lazy dogs; 'pack my box', she wrote, \"with five dozen jugs\".\n"
     "def sphinx(quartz: int) -> str:\n    return f'{quartz * 7:,.2f}'  # Zwölf Boxkämpfer jagen Viktor\n"
 )
-_MOST = 100_000  # bytes of a file: what is larger is not ours
 _TUNED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
 _FIRST = (8, 4, 16, 2, 32, 6, 12, 3, 5, 24)  # rows in the order in which they are worth measuring
 _FIRST_SECONDS = 0.9
@@ -43,60 +37,21 @@ _BUSY = 0.25  # share of the cores that other programs use, above which a measur
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
 
 
-def cache_folder() -> Path:
-    """`machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
-    if chosen := folder_in("EDGESPEC_CACHE"):
-        return chosen / "machine"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("edgespec", appauthor=False) / "machine"
-
-
 def cost_key(summary: Summary, options: Options) -> str:
     """Identifies what a forward pass costs: kernels, processor, threads, shapes and types of the weights.
 
     Two files that differ only in their weights cost the same, so the weights are not hashed.
     """
-    return _digest((cpu_name(), *options.kernels(), *_shape(summary)))
+    return digest((cpu_name(), *options.kernels(), *_shape(summary)))
 
 
 def tuned_key(summary: Summary) -> str:
     """Identifies what settings were sought for: processor, shapes and types of the weights."""
-    return _digest((cpu_name(), compute_cores(), *_shape(summary)))
+    return digest((cpu_name(), compute_cores(), *_shape(summary)))
 
 
 def _shape(summary: Summary) -> tuple[object, ...]:
     return summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items())
-
-
-def _digest(parts: tuple[object, ...]) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-
-
-def load(kind: str, key: str) -> dict[str, Any] | None:
-    """What `save` kept under that name, None if there is nothing usable."""
-    path = cache_folder() / f"{kind}-{key}.json"
-    try:
-        with path.open("rb") as file:
-            data = json.loads(file.read(_MOST))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) and data.get("version") == _VERSION else None
-
-
-def save(kind: str, key: str, data: dict[str, Any]) -> None:
-    """Keep `data`, whole or not at all."""
-    folder = cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"version": _VERSION, **data}, file)
-            Path(name).replace(folder / f"{kind}-{key}.json")
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
 
 def known_curve(summary: Summary, options: Options) -> CostCurve | None:
@@ -206,8 +161,7 @@ def keep_tuned(summary: Summary, options: LlamaOptions, draft: str = "") -> None
     data = {name: getattr(options, name) for name in _TUNED}
     key = tuned_key(summary)
     save("tuned", key, {**data, "build": library(options.engine).build, "draft": draft})
-    with contextlib.suppress(OSError):  # once these are outdated, a word on it is new again
-        (cache_folder() / f"told-{key}.json").unlink(missing_ok=True)
+    kept.forget("told", key)  # once these are outdated, a word on it is new again
 
 
 def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
@@ -235,7 +189,7 @@ def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
 def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
     """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
     models = target.model, draft.model
-    key = _digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
+    key = digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
     data = load("together", key)
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
@@ -255,11 +209,11 @@ def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], N
 
 def agree(target: str, draft: str) -> bool:
     """Whether `keep_agreement` was told that vocabularies of these digests agree."""
-    return load("agree", _digest((target, draft))) is not None
+    return load("agree", digest((target, draft))) is not None
 
 
 def keep_agreement(target: str, draft: str) -> None:
-    save("agree", _digest((target, draft)), {})
+    save("agree", digest((target, draft)), {})
 
 
 def providers(summary: Summary) -> tuple[str, ...]:
@@ -284,7 +238,7 @@ def keep_providers(summary: Summary, found: Measured) -> None:
 
 
 def _providers_key(summary: Summary) -> str:
-    return _digest((cpu_name(), compute_cores(), build(CPU), *offered(), *_shape(summary)))
+    return digest((cpu_name(), compute_cores(), build(CPU), *offered(), *_shape(summary)))
 
 
 def untold(key: str) -> bool:

@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgespec.app.profile import cache_folder
 from edgespec.app.writing import Slot, choose_slot
 from edgespec.core import common_prefix
+from edgespec.models.kept import cache_folder
 from edgespec.models.state import load_state, save_state, state_tokens
 from edgespec.sensors import process_runs
 

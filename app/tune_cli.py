@@ -16,6 +16,7 @@ from edgespec.app.chat.models import default_model
 from edgespec.app.console import bar, stopped_by_ctrl_c
 from edgespec.app.terminal import one_line
 from edgespec.core import Cancelled, EdgespecError
+from edgespec.models import kept
 from edgespec.models.store import is_onnx, resolve
 from edgespec.sensors import compute_cores, load_average
 
@@ -60,7 +61,7 @@ def tune(
     profile.keep_tuned(summary, report.best.options, report.draft.path.name if report.draft else "")
     if profile.tuned(summary) is None:
         raise EdgespecError(
-            f"The settings cannot be kept: make {profile.cache_folder()} a folder that can be written."
+            f"The settings cannot be kept: make {kept.cache_folder()} a folder that can be written."
         )
     if as_json:
         print(json.dumps(_as_json(report, busy), indent=2))

@@ -72,15 +72,16 @@ def cpu_name() -> str:
 
     For keys, not for people: what was measured on fewer cores, or within a quota, is right only there.
     """
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
+    name = ""
+    if sys.platform == "linux":  # where `platform` would start a process
         with contextlib.suppress(OSError):
             text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
             lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
             fields = {key.strip(): value.strip() for key, value in lines.items()}
             name = " ".join(fields.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
     cores, allowed, quota = os.cpu_count(), _affinity(), cpu_quota()
-    name += f" x{cores}" + (f" cpuset {allowed}" if allowed != cores else "")
+    name = f"{name or platform.processor() or platform.machine()} x{cores}"
+    name += f" cpuset {allowed}" if allowed != cores else ""
     return name + (f" quota {quota:g}" if quota is not None else "")
 
 

@@ -54,9 +54,9 @@ class Ik(Library):
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
 
     def most_rows(self, types: Collection[str]) -> int:
-        # From 32 rows on another kernel multiplies Q4_1: it moved logits of SmolLM2-135M by up to 27, and the
-        # distribution by 0.9 nats (31 rows: 0.002).
-        return 16 if "Q4_1" in types else super().most_rows(types)
+        # From 32 rows on another kernel multiplies Q4_1 and Q5_1: it moved logits of SmolLM2-135M by up to 27
+        # and the distribution by 0.9 nats (31 rows: 0.002).
+        return 16 if {"Q4_1", "Q5_1"} & set(types) else super().most_rows(types)
 
     def refusal(self, model: Handle) -> str | None:
         if self.C.llama_model_has_encoder(model):

@@ -19,12 +19,12 @@ from typing import Literal
 
 from edgespec.core import EdgespecError
 from edgespec.extras import how_to_get
+from edgespec.models import child
 from edgespec.models.catalog import load_catalog
 from edgespec.models.download import offline_requested
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.onnx_check import check_onnx
 from edgespec.models.store import is_onnx, resolve
-from edgespec.quant import child
 from edgespec.quant.exporter import MODEL, PROGRESS
 from edgespec.quant.requant import require_space, unwritable, work_folder
 from edgespec.sensors import memory_available

@@ -19,6 +19,7 @@ from edgespec.acceptance import Acceptance
 from edgespec.app import profile
 from edgespec.cgroup import Limits
 from edgespec.costs import SIZES, CostCurve
+from edgespec.models import kept
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
 
@@ -28,7 +29,7 @@ GOOD = {"number": 1.5, "list": [1, 2], "text": "ü"}
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the store is now: not there yet."""
-    monkeypatch.setattr(profile, "cache_folder", lambda: tmp_path / "cache" / "machine")
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "cache" / "machine")
     return tmp_path / "cache" / "machine"
 
 
@@ -69,11 +70,11 @@ def test_the_store_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.delenv("EDGESPEC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if os.name == "posix" and os.uname().sysname == "Linux":
-        assert profile.cache_folder().is_relative_to(tmp_path / "xdg" / "edgespec")
+        assert kept.cache_folder().is_relative_to(tmp_path / "xdg" / "edgespec")
 
 
 def whole(**changes: object) -> bytes:
-    return json.dumps({"version": profile._VERSION, **GOOD, **changes}).encode()
+    return json.dumps({"version": kept.VERSION, **GOOD, **changes}).encode()
 
 
 FOREIGN = {
@@ -82,7 +83,7 @@ FOREIGN = {
     "cut in a character": "ü".encode()[:1].join([whole()[:-1], b"}"]),
     "zeros": bytes(4096),
     "not text": bytes(range(256)),
-    "another version": whole(version=profile._VERSION + 1),
+    "another version": whole(version=kept.VERSION + 1),
     "a version in words": whole(version="1"),
     "no version": json.dumps(GOOD).encode(),
     "a list": b"[1]",

@@ -21,6 +21,7 @@ import pytest
 from edgespec.app import options as opt
 from edgespec.app import profile
 from edgespec.core import Cancelled, EdgespecError
+from edgespec.models import kept
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.llama import LlamaModel, LlamaOptions
 from edgespec.models.native import EngineName, library
@@ -340,7 +341,7 @@ def test_the_fastest_form_is_chosen_and_its_best_case_told(tmp_path, tiny_llama,
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(profile, "cache_folder", lambda: tmp_path / "machine")
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "machine")
     return tmp_path / "machine"
 
 
@@ -504,7 +505,7 @@ def test_the_table_says_what_was_chosen_and_kept(tmp_path, tiny_llama):
 
 
 def test_ctrl_c_leaves_the_old_entry(tmp_path, starter_path, monkeypatch):
-    monkeypatch.setattr(profile, "cache_folder", lambda: tmp_path / "edgespec/machine")
+    monkeypatch.setattr(kept, "cache_folder", lambda: tmp_path / "edgespec/machine")
     summary = check_gguf(starter_path)
     profile.keep_tuned(summary, TUNED)
     environment = {**os.environ, "EDGESPEC_CACHE": str(tmp_path / "edgespec")}
