@@ -456,6 +456,15 @@ def test_a_part_has_every_kind_of_tensor(starter_path: Path, tmp_path: Path) -> 
         assert written == data[one.offset : one.offset + one.bytes]
 
 
+def test_a_part_has_every_kind_of_attention(starter_path: Path) -> None:
+    """ik_llama.cpp dies of a model all of whose layers have a sliding window."""
+    whole = check_gguf(starter_path)
+    slides = replace(whole, metadata={**whole.metadata, "llama.attention.sliding_window": 512})
+    for summary, count in ((whole, 1), (slides, 6)):
+        numbers = {name.split(".")[1] for name in part_of(summary) or {} if name.startswith("blk.")}
+        assert numbers == set(map(str, range(count)))
+
+
 def test_a_small_model_is_tested_whole(tiny_llama: Path) -> None:
     assert part_of(check_gguf(tiny_llama)) is None
 
