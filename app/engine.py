@@ -35,6 +35,7 @@ from edgespec.models.runtime import (
     load_draft,
     load_model,
     options_for,
+    settled,
 )
 from edgespec.models.tools import folded, read_tools, syntax_of
 from edgespec.models.vocab import first_difference
@@ -114,6 +115,7 @@ class Engine:
                 self._corpus = index_for(self.model.vocab, self.model.summary.tokenizer_digest)
             if draft is not None and max_draft:
                 self._load_draft(draft, progress)
+            self.notes[:] = dict.fromkeys(self.notes)  # what both models gave up is said once
             source = self.model.chat_template
             if source is None:
                 self.notes.append(f"{target.name} has no chat template: it continues the prompt as it is.")
@@ -134,7 +136,7 @@ class Engine:
         options = options_for(path, replace(self._draft_options, context=self.context_length))
         if isinstance(options, OnnxOptions):
             options = replace(options, providers=profile.providers(summary))
-        known = profile.known_curve(summary, options)
+        known = profile.known_curve(summary, settled(path, options, progress, self.notes.append))
         digests = self.model.summary.tokenizer_digest, summary.tokenizer_digest
         fits = digests[0] == digests[1] or profile.agree(*digests)
         if fits and known is not None and self._is_hopeless(path, known):

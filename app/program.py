@@ -1,7 +1,8 @@
 """Where the frozen program begins: as itself, or as the child process that its first argument names.
 
 There is no Python that could be started for a child, so the program starts itself. The commands are those of
-`chat.worker_command`, `requant.worker_command`, `download.pip_command` and `busy.worker_command`.
+`chat.worker_command`, `trial.worker_command`, `requant.worker_command`, `download.pip_command` and
+`busy.worker_command`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ def main() -> None:
             from edgespec.models import chat_worker
 
             chat_worker.main()
+        case ["_selftest-worker"]:
+            from edgespec.models import selftest_worker
+
+            sys.exit(selftest_worker.main())
         case ["_quantize-worker", *arguments]:
             from edgespec.quant import quantizer
 

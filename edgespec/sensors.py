@@ -46,14 +46,14 @@ def logical_cores() -> int:
 
 def cpu_name() -> str:
     """The processor as the system names it, with its count of cores: for keys, not for people."""
-    name = platform.processor() or platform.machine()
-    if sys.platform == "linux":
+    name = ""
+    if sys.platform == "linux":  # where `platform` would start a process
         with contextlib.suppress(OSError):
             text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
             lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
             fields = {key.strip(): value.strip() for key, value in lines.items()}
             name = " ".join(fields.get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
-    return f"{name} x{os.cpu_count()}"
+    return f"{name or platform.processor() or platform.machine()} x{os.cpu_count()}"
 
 
 def load_average() -> float:

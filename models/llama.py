@@ -17,6 +17,7 @@ import numpy.typing as npt
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.native import Handle, LlamaOptions, library
+from edgespec.models.selftest import settle, warn
 from edgespec.models.store import file_sample
 from edgespec.models.vocab import Vocab
 
@@ -37,16 +38,20 @@ class LlamaModel:
         return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
 
     def __init__(
-        self, path: Path, options: LlamaOptions | None = None, progress: Callable[[float], bool] | None = None
+        self,
+        path: Path,
+        options: LlamaOptions | None = None,
+        progress: Callable[[float], bool] | None = None,
+        say: Callable[[str], None] = warn,
     ) -> None:
         """Check and load `path`. `progress` hears fractions from 0 to 1 and stops it by returning False.
 
+        With other options than those where they were seen to fail on this processor; then `say` hears a line.
         Raises EdgespecError when the file is damaged, unsupported or too large, Cancelled when stopped.
         """
-        options = options or LlamaOptions()
         self.path = path
-        self.options = options
         self.summary: GgufSummary = check_gguf(path)
+        self.options = options = settle(path, options or LlamaOptions(), progress, say)
         self.library = library(options.engine)
         self._refuse_cache_types()
         self._C = self.library.C
@@ -161,8 +166,8 @@ class LlamaModel:
         """
         for sequence, new, last in requests:
             self._refuse_request(sequence, new, last)
-        if sum(last for _, _, last in requests) > self.options.max_rows:
-            raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
+        if sum(last for _, _, last in requests) > (most := min(self.options.max_rows, self._batch_size)):
+            raise ValueError(f"more than {most} rows of logits in one forward pass")
         if self.shares_passes:
             return self._forward(requests)
         return [rows for request in requests for rows in self._forward([request])]

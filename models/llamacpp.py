@@ -12,8 +12,9 @@ from edgespec.models.native import Handle, Library, LlamaOptions
 os.environ.pop("LLAMA_CPP_LIB_PATH", None)
 os.environ.pop("GGML_BACKEND_PATH", None)
 
-import llama_cpp.llama_cpp as C  # noqa: N812 - the C API reads best under its own name
-from llama_cpp import __version__
+kernels.linked()
+import llama_cpp.llama_cpp as C  # noqa: E402, N812 - ggml first; the C API reads best under its own name
+from llama_cpp import __version__  # noqa: E402
 
 _FLASH = {
     None: C.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -25,11 +26,13 @@ _FLASH = {
 class LlamaCpp(Library):
     name = "llama.cpp"
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: str = "") -> None:
+        """`chosen`: the name of the kernels to load instead of the best. Raises EdgespecError."""
+        self._chosen = chosen
         super().__init__(C, __version__)
 
     def _load_kernels(self) -> None:
-        kernels.load()
+        kernels.load(self._chosen)
 
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
         params.n_gpu_layers = options.gpu_layers

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError
+from edgespec.models import kernels, trial
 from edgespec.sensors import compute_cores
 
 log = logging.getLogger("edgespec.llama")
@@ -245,7 +246,12 @@ class Library(ABC):
 
 @cache
 def library(engine: EngineName = "llama.cpp") -> Library:
-    """The engine of that name, loaded and started once. Raises EdgespecError where it is not installed."""
+    """The engine of that name, loaded and started once. Raises EdgespecError where it is not installed.
+
+    That it starts on this processor was seen in another process before.
+    """
+    found = trial.start(engine, files(engine))
+    trial.loaded(engine)
     # Loaded here because each costs memory and time, and because the second is an extra.
     if engine == "ik":
         from edgespec.models.ik import Ik
@@ -253,7 +259,16 @@ def library(engine: EngineName = "llama.cpp") -> Library:
         return Ik()
     from edgespec.models.llamacpp import LlamaCpp
 
-    return LlamaCpp()
+    return LlamaCpp(found.kernels)
+
+
+def files(engine: EngineName) -> list[Path]:
+    """What an engine is made of, none of it loaded. Raises EdgespecError where it is not installed."""
+    if engine == "ik":
+        from edgespec.models.ik import installed_library
+
+        return list(installed_library().parent.glob("*"))
+    return kernels.files()
 
 
 def field_type(struct: type[ctypes.Structure], name: str) -> Any:

@@ -14,6 +14,7 @@ from edgespec.models.gguf_check import check_gguf
 from edgespec.models.native import LlamaOptions
 from edgespec.models.onnx import OnnxModel, OnnxOptions
 from edgespec.models.onnx_check import check_onnx
+from edgespec.models.selftest import settle, warn
 from edgespec.models.store import is_onnx
 from edgespec.models.vocab import Vocabulary
 
@@ -130,7 +131,7 @@ def load_model(
     path: Path,
     options: Options | None = None,
     progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = warn,
 ) -> Model:
     """Check and load what is at `path`, with `options` of its kind.
 
@@ -141,14 +142,14 @@ def load_model(
         return OnnxModel(path, options_for(path, options), progress, say)
     from edgespec.models.llama import LlamaModel
 
-    return LlamaModel(path, options_for(path, options), progress)
+    return LlamaModel(path, options_for(path, options), progress, say)
 
 
 def load_draft(
     path: Path,
     options: Options | None = None,
     progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None] = warn,
     source: Path | None = None,
 ) -> Model:
     """The same for a model that drafts, which may be a trimmed one of `source`."""
@@ -156,7 +157,17 @@ def load_draft(
         return load_model(path, options, progress, say)
     from edgespec.models.trimmed import open_draft
 
-    return open_draft(path, options_for(path, options), progress, source)
+    return open_draft(path, options_for(path, options), progress, source, say)
+
+
+def settled(
+    path: Path,
+    options: Options,
+    progress: Callable[[float], bool] | None = None,
+    say: Callable[[str], None] = warn,
+) -> Options:
+    """The options that what is at `path` will be loaded with if asked for with `options`, of its kind."""
+    return options if isinstance(options, OnnxOptions) else settle(path, options, progress, say)
 
 
 def options_for(path: Path, options: Options | None) -> Any:

@@ -24,6 +24,7 @@ from edgespec.core import EdgespecError, Ids, Logits
 from edgespec.models.gguf_check import GgufSummary, check_gguf
 from edgespec.models.llama import LlamaModel, LlamaSequence
 from edgespec.models.native import Batch, LlamaOptions, field_type
+from edgespec.models.selftest import warn
 
 TRIMMED_KEY = "edgespec.trimmed_from"
 """Metadata of a trimmed draft: the tokenizer digest of its source, whose vocabulary it speaks."""
@@ -40,6 +41,7 @@ def open_draft(
     options: LlamaOptions | None = None,
     progress: Callable[[float], bool] | None = None,
     source: Path | None = None,
+    say: Callable[[str], None] = warn,
 ) -> LlamaModel:
     """Load the draft in `path`. A trimmed one needs its `source`: the file beside it where none is given.
 
@@ -47,13 +49,13 @@ def open_draft(
     """
     metadata = check_gguf(path).metadata
     if TRIMMED_KEY not in metadata:
-        return LlamaModel(path, options, progress)
+        return LlamaModel(path, options, progress, say)
     if source is None:
         name = str(metadata.get(SOURCE_NAME_KEY, ""))
         if not name.endswith(".gguf") or Path(name).name != name:  # it may not lead out of the folder
             raise EdgespecError(f"{path.name} does not name its source: make it again.")
         source = path.with_name(name)
-    return TrimmedModel(path, source, options, progress)
+    return TrimmedModel(path, source, options, progress, say)
 
 
 class Embeddings:
@@ -88,10 +90,11 @@ class TrimmedModel(LlamaModel):
         source: Path,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
+        say: Callable[[str], None] = warn,
     ) -> None:
         """Raises EdgespecError where `path` is no trimmed draft, or `source` not what it was made from."""
         source_summary = check_gguf(source)
-        super().__init__(path, options, progress)
+        super().__init__(path, options, progress, say)
         try:
             embeddings = Embeddings(source, source_summary)
             self.size = embeddings.size

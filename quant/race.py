@@ -14,8 +14,10 @@ from time import perf_counter
 from typing import NamedTuple, Self
 
 from edgespec.core import Cancelled, EdgespecError
+from edgespec.models.native import LlamaOptions
 from edgespec.models.onnx import OnnxOptions
 from edgespec.models.runtime import Model, Options, check_model, load_draft
+from edgespec.models.selftest import failure
 from edgespec.sensors import compute_cores, memory_available
 
 Progress = Callable[[str, float], bool]
@@ -104,7 +106,10 @@ class Bench:
         self.close()
 
     def open(self, variant: Variant, doing: str, source: Path | None = None) -> None:
-        """Load what `variant` needs. Raises EdgespecError where that fails or finds no memory."""
+        """Load what `variant` needs. Raises EdgespecError where that fails or finds no memory.
+
+        Also where it was seen to fail on this processor: what is timed is what was asked for.
+        """
         self._doing, key = doing, variant.model()
         if key in self._timers:
             return
@@ -113,6 +118,8 @@ class Bench:
             raise EdgespecError(
                 f"{needed / 1e9:.1f} GB of memory are needed beside the best, {free / 1e9:.1f} are free"
             )
+        if isinstance(key.options, LlamaOptions) and (reason := failure(variant.path, key.options)):
+            raise EdgespecError(reason)
         model = load_draft(variant.path, key.options, lambda _: self._goes_on(), self._say, source)
         try:
             timer = _Timer(model, self._effort, self._check)

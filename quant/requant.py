@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from edgespec.core import EdgespecError
-from edgespec.models import child
+from edgespec.models import child, trial
 from edgespec.models.gguf_check import GgufSummary, check_gguf
+from edgespec.models.native import files
 from edgespec.sensors import compute_cores
 from edgespec.text import printable
 
@@ -175,10 +176,11 @@ def worker_command() -> list[str]:
 
 
 def _run(source: Path, partial: Path, kind: Kind | Mixture, pure: bool, tick: Callable[[], bool]) -> None:
+    trial.start("llama.cpp", files("llama.cpp"), tick)  # the quantizer would end without a reason
     # Absolute, since a name that begins with a hyphen or is relative must mean the same over there.
-    files = [str(path.absolute()) for path in (source, partial)]
+    paths = [str(path.absolute()) for path in (source, partial)]
     how = [kind, "pure" if pure else "mixed", str(compute_cores()), SOURCE_KEY, fingerprint(source)]
-    code, said = child.run([*worker_command(), *files, *how], tick)
+    code, said = child.run([*worker_command(), *paths, *how], tick)
     if code:
         raise _failure(source, partial, code, said)
 

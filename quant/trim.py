@@ -10,6 +10,7 @@ import numpy as np
 
 from edgespec.core import EdgespecError, Ids
 from edgespec.models.gguf_check import check_gguf
+from edgespec.models.part import add_metadata, add_names
 from edgespec.models.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
 
@@ -36,20 +37,13 @@ def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
     data = np.memmap(whole, np.uint8, "r")
     with replacing(out) as partial:
         writer = gguf.GGUFWriter(partial, summary.architecture)
-        for key, value in summary.metadata.items():
-            if key.startswith(f"{summary.architecture}.") and not key.endswith(".vocab_size"):
-                _add(writer, key, value)
+        add_metadata(writer, summary, (".vocab_size",))
         writer.add_file_type(int(summary.metadata.get("general.file_type", 0)))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_string(SOURCE_KEY, fingerprint(source))
         writer.add_string(SOURCE_NAME_KEY, source.name)
         writer.add_string(TRIMMED_KEY, check_gguf(source).tokenizer_digest)
-        # The names of the rows; nothing is ever tokenized with them.
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_list([str(token) for token in ids])
-        writer.add_token_types([gguf.TokenType.NORMAL] * len(ids))
-        writer.add_token_merges(["a b"])
+        add_names(writer, [str(token) for token in ids])
         for name, tensor in summary.tensors.items():
             if name == _HEAD:
                 continue
@@ -70,14 +64,3 @@ def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
 def coverage(ids: Ids, tokens: Iterable[int]) -> float:
     """The share of `tokens` that are among `ids`."""
     return float(np.isin(np.fromiter(tokens, np.int64), ids).mean())
-
-
-def _add(writer: gguf.GGUFWriter, key: str, value: bool | int | float | str) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_string(key, value)

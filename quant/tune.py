@@ -20,6 +20,7 @@ from edgespec.models.catalog import load_catalog
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.native import EngineName, LlamaOptions
 from edgespec.models.runtime import options_for
+from edgespec.models.selftest import settle
 from edgespec.models.store import is_onnx
 from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
@@ -92,12 +93,11 @@ def tune(
     steps = 4 if quick else 6
     with Bench(effort, steps + (draft is not None), progress or (lambda *_: True)) as bench:
         search = _Search(path, bench)
-        search.compare(
-            {name: LlamaOptions(context=512, engine=name) for name in get_args(EngineName)}, bench.all
-        )
+        search.compare({name: _first(path, name) for name in get_args(EngineName)}, bench.all)
         search.compare(_one_row_threads(search.options), (1,))
         search.compare(_many_row_threads(search.options), [n for n in bench.all if n != 1])
-        search.compare({"weights not repacked": replace(search.options, repack=False)}, bench.all)
+        if search.options.repack:
+            search.compare({"weights not repacked": replace(search.options, repack=False)}, bench.all)
         if not quick:
             search.compare({"no flash attention": replace(search.options, flash_attention=False)}, bench.all)
             # Without flash attention the engines have no 8-bit values.
@@ -257,6 +257,14 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
         outcome = "chosen" if i == winner else "slower" if i else "a made form is faster"
         forms.append(Form(variant.path, outcome, seconds[i], best_case(costs, CostCurve({1: seconds[i]}))))
     return forms
+
+
+def _first(path: Path, engine: EngineName) -> LlamaOptions:
+    """What an engine is compared with others in: without what it was seen to fail in."""
+    options = LlamaOptions(context=512, engine=engine)
+    with suppress(EdgespecError):  # it is not installed, or fails in any case: `compare` will say so
+        return settle(path, options, engines=[engine])
+    return options
 
 
 def _one_row_threads(best: LlamaOptions) -> dict[str, LlamaOptions]:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from edgespec.app.bench import busy
-from edgespec.models import chat, download
+from edgespec.models import chat, download, trial
 from edgespec.quant import requant
 
 PROGRAM = [sys.executable, "-m", "edgespec.app.program"]
@@ -26,6 +26,7 @@ def children(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     commands = {
         "render": chat.worker_command(),
+        "selftest": trial.worker_command(),
         "quantize": requant.worker_command(),
         "pip": download.pip_command(),
         "busy": busy.worker_command(),
@@ -49,6 +50,9 @@ def test_every_child_is_what_its_starter_expects(monkeypatch: pytest.MonkeyPatch
     )
     assert done.returncode == 1
     assert "absent" in done.stderr
+    monkeypatch.setattr(trial, "worker_command", lambda: [*PROGRAM, *commands["selftest"]])
+    said = trial.run(lambda: {"engine": "llama.cpp", "kernels": ""}, "build", lambda: True).said
+    assert said["build"].startswith("llama.cpp ")
     assert start([*commands["pip"], "--version"]).stdout.startswith("pip ")
     with subprocess.Popen([*PROGRAM, *commands["busy"]]) as loop:
         with pytest.raises(subprocess.TimeoutExpired):
