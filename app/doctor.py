@@ -28,9 +28,16 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 def doctor(
     model: opt.Model = "",
     mode: opt.Governed = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget which engines and kernels failed, and test them again.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what this machine is, what its sensors tell, and what Edgespec would do now."""
+    if fresh:
+        from edgespec.models import trial
+
+        trial.forget()
     report = examine(model, mode)
     print(json.dumps(report, indent=2) if as_json else clean(table(report)))
 
@@ -49,14 +56,16 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     reading = watch.sample()
     governor = Governor(mode or config.load().mode)
     decision = governor.decide(reading)
+    engines, curve = _engines(), _curve(model)  # first of all, since they test what was not tested yet
     return {
         "processor": _processor(),
-        "engines": _engines(),
+        "engines": engines,
+        **_tested(),
         "onnx": _onnx(model),
         "sensors": told_fields(reading),
         "not_told": {**missing(), **watch.troubles},
         "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
-        "curve": _curve(model),
+        "curve": curve,
         "cache": str(kept.cache_folder()),
         "governor": {
             "mode": decision.mode,
@@ -96,6 +105,22 @@ def _engines() -> dict[str, str]:
     return found
 
 
+def _tested() -> dict[str, Any]:
+    """The self-tests of the engines as they are installed, and lines on what is not used since it failed."""
+    from edgespec.models import trial
+    from edgespec.models.native import EngineName, files
+    from edgespec.models.selftest import outcomes
+
+    lost = []
+    for name in get_args(EngineName):
+        with contextlib.suppress(EdgespecError):
+            start = trial.known_start(name, files(name))
+            lost += [start.lost] if start is not None and start.lost else []
+    tests = outcomes()
+    lost += [f"{one.name}: {one.reason}" for one in tests if one.reason]
+    return {"self_tests": [{"name": one.name, **asdict(one)} for one in tests], "switched_off": lost}
+
+
 def _onnx(model: str) -> dict[str, str]:
     """Each execution provider of onnxruntime by its name, and whether it is used for `model`, and why."""
     from edgespec.app import profile
@@ -121,7 +146,7 @@ def _curve(model: str) -> dict[str, Any]:
     """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
     from edgespec.app import profile
     from edgespec.models.native import LlamaOptions
-    from edgespec.models.runtime import check_model, options_for
+    from edgespec.models.runtime import check_model, options_for, settled
     from edgespec.models.store import resolve
 
     try:
@@ -130,7 +155,10 @@ def _curve(model: str) -> dict[str, Any]:
     except EdgespecError as error:
         return {"missing": str(error)}
     found = profile.tuned(summary)
-    options = options_for(path, found[0] if found else LlamaOptions())
+    try:
+        options = settled(path, options_for(path, found[0] if found else LlamaOptions()), say=lambda _: None)
+    except EdgespecError as error:
+        return {"missing": str(error)}
     curve = profile.known_curve(summary, options)
     if curve is None:
         return {"model": Path(path).name, "missing": "not measured yet: the first answer measures it"}
@@ -155,6 +183,8 @@ def table(report: dict[str, Any]) -> str:
             ("engine" if i == 0 else "", f"{name}: {text}")
             for i, (name, text) in enumerate(report["engines"].items())
         ),
+        *_listed("self-tests", [f"{one['name']}: {_fate(one)}" for one in report["self_tests"]]),
+        *_listed("switched off", report["switched_off"]),
         *_listed("onnx", [f"{name}: {fate}" for name, fate in report["onnx"].items()]),
         *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
         *_listed("not told", [f"{name}: {why}" for name, why in report["not_told"].items()]),
@@ -162,7 +192,12 @@ def table(report: dict[str, Any]) -> str:
         ("cost curve", curve["missing"] if "missing" in curve else _curve_line(curve)),
         ("governor", f"{governor['mode']} ({governor['reason']})"),
     ]
-    return "\n".join(f"{name:<11} {one_line(text)}" for name, text in lines)
+    return "\n".join(f"{name:<12} {one_line(text)}" for name, text in lines)
+
+
+def _fate(test: dict[str, Any]) -> str:
+    passed = f"passed in {test['seconds']} s, {test['difference']} from single rows"
+    return test["reason"] or passed
 
 
 def _listed(name: str, texts: Sequence[str]) -> list[tuple[str, str]]:

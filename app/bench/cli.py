@@ -102,6 +102,9 @@ def bench(
         Path | None,
         typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
     ] = None,
+    self_test: Annotated[
+        bool, typer.Option("--self-test", help="What the self-test of a model costs, by engine.")
+    ] = False,
     context: opt.Context = 4096,
     threads: opt.Threads = 0,
     engine: opt.Native = "auto",
@@ -110,7 +113,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure plain against speculative decoding on the same prompts, interleaved."""
-    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat])
+    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat, self_test])
     if chat:
         from edgespec.app.bench import screen
 
@@ -119,6 +122,12 @@ def bench(
         return
     if replay:
         _replay(replay, mode or "auto", chart, as_json)
+        return
+    if self_test:
+        from edgespec.app.bench import trials
+
+        report = trials.measure_tests(model or opt.default_model(), engine, repetitions)
+        print(json.dumps(report) if as_json else trials.tests_table(report))
         return
     from edgespec.app.bench.measure import read_suite
 
@@ -152,11 +161,13 @@ def bench(
 
 def _check(chart: Path | None, against: Sequence[str], replay: str, kinds: Sequence[bool]) -> None:
     """Raise EdgespecError for options that contradict each other, before anything is loaded."""
-    agents, schemas, energy, busy, chat = kinds
+    agents, schemas, energy, busy, chat, self_test = kinds
     if sum(kinds) > 1:
-        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy and --chat.")
-    if against and (agents or energy or busy or chat):
-        raise EdgespecError("--against compares speed: leave out --agents, --energy, --busy and --chat.")
+        raise EdgespecError("Choose one of --agents, --schemas, --energy, --busy, --chat and --self-test.")
+    if against and (agents or energy or busy or chat or self_test):
+        raise EdgespecError(
+            "--against compares speed: leave out --agents, --energy, --busy, --chat and --self-test."
+        )
     if chart is not None:
         from edgespec.app.bench import chart as picture
 

@@ -1,0 +1,61 @@
+"""What the self-test costs: the first time that a model is loaded, and every time after."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+from typing import Any, get_args
+
+from edgespec.app.options import Backend
+from edgespec.core import EdgespecError
+from edgespec.models.native import EngineName, LlamaOptions, files
+from edgespec.models.selftest import settle, test
+from edgespec.models.store import is_onnx, resolve
+from edgespec.models.trial import unknown_start
+
+
+def measure_tests(model: str, engine: Backend, repetitions: int) -> dict[str, Any]:
+    """Medians in seconds, by engine.
+
+    "first" is a test in a child process, which took "megabytes" of memory and "outcome" is what it came to;
+    "after" is finding that out where it is known. Raises EdgespecError.
+    """
+    path = resolve(model)
+    if is_onnx(path):
+        raise EdgespecError("--self-test is of GGUF models: onnxruntime is not tested.")
+    report: dict[str, Any] = {"model": path.name, "bytes": path.stat().st_size, "engines": {}}
+    for name in get_args(EngineName) if engine == "auto" else [engine]:
+        options = LlamaOptions(engine=name)
+        first, after = [], []
+        try:
+            start = unknown_start(name, files(name))
+            for _ in range(repetitions):
+                began = perf_counter()
+                verdict = test(path, options, start, lambda: True)
+                first.append(perf_counter() - began)
+                settle(path, options)
+                began = perf_counter()
+                settle(path, options)
+                after.append(perf_counter() - began)
+        except EdgespecError as error:
+            report["engines"][name] = {"outcome": str(error)}
+            continue
+        report["engines"][name] = {
+            "outcome": verdict.reason or verdict.state,
+            "first": round(median(first), 3),
+            "after": round(median(after), 4),
+            "megabytes": (verdict.said.get("memory") or 0) >> 20,
+        }
+    return report
+
+
+def tests_table(report: dict[str, Any]) -> str:
+    """The report as a person reads it."""
+    lines = [f"{report['model']}, {report['bytes'] / 1e6:,.0f} MB; seconds before it is loaded"]
+    for name, found in report["engines"].items():
+        figures = ""
+        if "first" in found:
+            figures = f": {found['first']:.2f} the first time, in {found['megabytes']} MB"
+            figures += f"; {found['after']:.4f} after"
+        lines.append(f"{name:<10} {found['outcome']}{figures}")
+    return "\n".join(lines)
