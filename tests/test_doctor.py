@@ -44,7 +44,8 @@ def test_as_text_every_line_has_a_value(starter_path):
     lines = doctor("-m", str(starter_path)).splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert [name for name in names if name != "not"] == [
-        "processor", "features", "engine", "onnx", "sensors", "models", "cost", "governor",
+        "processor", "features", "engine", "self-tests", "switched", "onnx", "sensors", "models", "cost",
+        "governor",
     ]  # fmt: skip
     assert "MB of memory free" in "\n".join(lines)
 
