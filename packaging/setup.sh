@@ -19,7 +19,7 @@ key=$( (cat pyproject.toml packaging/setup.sh packaging/wheel.sh packaging/*.cma
 
 command -v "$python" >/dev/null 2>&1 || fail "python3 is missing: on Debian, apt install python3 python3-venv"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"
-if [ ! -x "$venv/bin/python" ]; then
+if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then # not there, or its making was stopped
     "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "Python's venv module is missing: on Debian, apt install python3-venv"
     rm -rf "$venv"
     "$python" packaging/progress.py "making the environment" "$venv/setup.log" "$python" -m venv "$venv"
