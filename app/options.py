@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
@@ -60,8 +61,8 @@ Threads = Annotated[
 Native = Annotated[
     Backend,
     typer.Option(
-        envvar="EDGESPEC_ENGINE",
-        help="What computes; auto: what is fastest here, compared at the first use of a model.",
+        help="What computes a GGUF file; auto: EDGESPEC_ENGINE, or what is fastest here, compared at "
+        "the first use of a model.",
     ),
 ]
 Governed = Annotated[
@@ -171,12 +172,22 @@ def _tuned(
             )
         return OnnxOptions(providers=profile.providers(check_onnx(target))), ""
     summary = check_gguf(target)
+    engine = _preferred() if engine == "auto" else engine
     found = profile.tuned(summary)
     if found is not None and engine in ("auto", found[0].engine):
         return found
     if engine == "auto":
         return first_use.choose_engine(target, summary, progress, note) or LlamaOptions(), ""
     return LlamaOptions(engine=engine), ""
+
+
+def _preferred() -> Backend:
+    """The engine that the environment names. Raises EdgespecError for one that there is not."""
+    name = os.environ.get("EDGESPEC_ENGINE") or "auto"
+    if name not in get_args(Backend):
+        known = ", ".join(get_args(Backend))
+        raise EdgespecError(f"EDGESPEC_ENGINE is {name!r}: set it to one of {known}.")
+    return cast(Backend, name)
 
 
 def form_of(draft: Path, wanted: str) -> Path:

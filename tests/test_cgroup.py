@@ -387,4 +387,4 @@ def test_doctor_in_a_real_group(tmp_path: Path) -> None:
         assert report["processor"]["name"].endswith(" quota 1.5")
         assert report["sensors"]["memory_free"] < 3 * GB
         text = group.run(*doctor).stdout
-    assert "limits      1.5 processors and 3,221 MB of memory by control groups" in text.splitlines()
+    assert "limits       1.5 processors and 3,221 MB of memory by control groups" in text.splitlines()

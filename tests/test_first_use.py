@@ -13,6 +13,7 @@ import pytest
 
 from edgespec.app import first_use, profile
 from edgespec.app.options import load_engine
+from edgespec.core import EdgespecError
 from edgespec.models.gguf_check import check_gguf
 from edgespec.models.native import EngineName, LlamaOptions
 from edgespec.quant.tune import Report, Trial
@@ -115,3 +116,14 @@ def test_the_outcome_names_both_engines(scores: tuple[float | None, ...], expect
     )
     best = max(trials, key=lambda one: one.score or 0.0)
     assert first_use._outcome(Report(Path("x.gguf"), trials, best)).startswith(expected)
+
+
+def test_the_environment_chooses_an_engine(
+    ik: EngineName, starter_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGESPEC_ENGINE", "ik")
+    with load_engine(str(starter_path), "suffix", 7, 128, 0) as engine:
+        assert engine.model.options.engine == "ik"  # type: ignore[union-attr]
+    monkeypatch.setenv("EDGESPEC_ENGINE", "vllm")
+    with pytest.raises(EdgespecError, match=r"is 'vllm': set it to one of auto, llama\.cpp, ik"):
+        load_engine(str(starter_path), "suffix", 7, 128, 0)

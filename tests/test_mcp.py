@@ -94,7 +94,7 @@ async def test_a_call_that_is_given_up_frees_the_model() -> None:
         await client.call_tool("generate", {"prompt": "Hello", "max_tokens": 1})
         long = client.call_tool("generate", {"prompt": "Count to ten thousand.", "max_tokens": 3000})
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(long, 0.5)
+            await asyncio.wait_for(long, 0.05)
         async with asyncio.timeout(5):
             answer = await client.call_tool("generate", {"prompt": "Hello", "max_tokens": 1})
         assert not answer.is_error

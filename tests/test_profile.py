@@ -250,7 +250,7 @@ def test_what_did_not_fit_into_the_first_measurement_is_measured_later(
         run: Callable[[int], None], sizes: Sequence[int], *_: object
     ) -> tuple[dict[int, float], float]:
         wanted.append(sizes)
-        return {1: 0.4, **dict.fromkeys(sizes[:2], 0.5)}, 0.05
+        return {1: 1e-3, **dict.fromkeys(sizes[:2], 2e-3)}, 0.05
 
     monkeypatch.setattr(profile, "measure", measure)
     for _ in range(3):
