@@ -21,6 +21,8 @@ from edgespec.retrieval import SuffixDrafter
 
 _LEVEL_RATE = 0.05
 _TYPICAL = 128  # tokens of an answer over which the reading of its prompt is spread
+_WORTH_TRYING = 0.25  # tokens that a batch of uncertain cost must promise beyond the plan
+_LIKELY = 0.5  # probability that all of a draft is accepted whose batch is tried
 _CERTAIN = 1.15  # a batch that may be so many times as cheap as its figure is known well enough
 _EVIDENCE = 8  # tokens of an answer that a draft model is compared with when it reads a text
 _BELIEVED = 6.0  # tokens compared that its level so far is worth
@@ -263,9 +265,11 @@ class Planner:
     def _try_size(self, draft: Draft, limit: int, plan: _Plan) -> _Plan:
         """A draft whose batch may cost much less than is known, where finding out is cheap, else `plan`."""
         expected = stands = 1.0
-        best, kept, rows = plan.value, 0, 0
+        best, kept, rows = plan.value + _WORTH_TRYING, 0, 0
         for k, (confidence, source) in enumerate(zip(draft.confidence, draft.sources, strict=True), start=1):
             stands *= self._acceptance.probability(source, confidence)
+            if stands < _LIKELY:
+                break
             expected += stands
             size = self._size(k + 1, limit + 1)
             price = self._rate * self._price(size, self._length) if size else math.inf
