@@ -420,7 +420,8 @@ def load(path: Path, **settings: Any) -> Any:
     return opt.load_engine(str(path), **chosen)
 
 
-def test_engines_are_loaded_with_what_was_found(folder, engine, tiny_llama):
+def test_engines_are_loaded_with_what_was_found(folder, engine, tiny_llama, monkeypatch):
+    monkeypatch.delenv("EDGESPEC_ENGINE")
     profile.keep_tuned(check_gguf(tiny_llama), replace(TUNED, engine=engine))
     with load(tiny_llama) as loaded:
         model = loaded.model
@@ -434,7 +435,8 @@ def test_engines_are_loaded_with_what_was_found(folder, engine, tiny_llama):
         assert not any("tune" in note for note in loaded.notes)
 
 
-def test_explicit_settings_win(folder, ik, tiny_llama, starter_path):
+def test_explicit_settings_win(folder, ik, tiny_llama, starter_path, monkeypatch):
+    monkeypatch.delenv("EDGESPEC_ENGINE")
     profile.keep_tuned(check_gguf(tiny_llama), replace(TUNED, engine=ik))
     with load(tiny_llama, threads=1) as loaded:
         assert (loaded.model.library.name, loaded.model.threads) == (ik, (1, 1))
