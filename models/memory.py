@@ -21,7 +21,7 @@ from edgespec.sensors import memory_available
 SWITCH = "EDGESPEC_NO_MEMORY_CHECK"
 """The environment variable that, set to anything but 0, turns the check off."""
 
-_BUFFERS = 16 << 20  # bytes that any model takes besides weights, caches and logits
+_BUFFERS = 16 << 20  # bytes that any model takes besides weights, caches and logits, and any further context
 _BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
 _TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
 
@@ -30,14 +30,16 @@ class TooLargeError(EdgespecError):
     """A model needs more memory than is free."""
 
 
-def require_memory(name: str, weights: int, caches: int, logits: int) -> None:
+def require_memory(name: str, weights: int, caches: int, logits: int, contexts: int = 0) -> None:
     """Raise TooLargeError unless there is room for so many bytes of each, logits twice, and for buffers.
 
-    An engine holds logits in its graph and once more where they are read.
+    An engine holds logits in its graph and once more where they are read. `contexts`: how many there are with
+    buffers of their own.
     """
     if os.environ.get(SWITCH, "") not in ("", "0"):
         return
-    needed, free = weights + caches + 2 * logits + _BUFFERS, memory_available()
+    needed = weights + caches + 2 * logits + (1 + contexts) * _BUFFERS
+    free = memory_available()
     if needed > free:
         raise TooLargeError(
             f"{name} needs about {_rounded(needed, up=True)} of memory and {_rounded(free)} are free: "
@@ -59,7 +61,8 @@ def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, 
     whole = summary.context_length or 0  # where it is not chosen, sequences that share passes divide it
     sequences = options.sequences if options.context or not shares_passes else 1
     caches = gguf_cache(summary, options, sequences * (options.context or whole))
-    require_memory(name, gguf_weights(summary), caches, options.max_rows * summary.vocab_size * 4)
+    logits = options.max_rows * summary.vocab_size * 4
+    require_memory(name, gguf_weights(summary), caches, logits, 0 if shares_passes else options.sequences)
 
 
 def gguf_weights(summary: GgufSummary) -> int:

@@ -36,6 +36,7 @@ ASK = "?"
 _START_SECONDS = 60.0  # until the child has imported what it needs, whatever the machine
 _USUAL_START = 0.25  # seconds that this takes on an idle machine
 _PATIENCE = 20.0  # seconds without a sign of life where starting took so long, in proportion elsewhere
+_TURN = 0.1
 _READING = 50e6  # bytes of weights a second that the slowest machine gets through
 _MEMORY = re.compile(
     r"insufficient memory|(failed|unable) to alloc|bad_alloc|MemoryError|out of memory|cannot allocate",
@@ -302,7 +303,7 @@ class _Listener:
     def judge(self, request: Callable[[], Mapping[str, Any]], size: int) -> Verdict:
         data = json.dumps({**request(), "paths": sys.path}).encode() + b"\n"
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it died, which its end will tell
+        with contextlib.suppress(OSError):  # it died: its exit code says how
             self._process.stdin.write(data)
             self._process.stdin.flush()
         patience = _START_SECONDS
@@ -325,17 +326,18 @@ class _Listener:
         self._lines.put(b"")
 
     def _next(self, seconds: float) -> bytes | None:
-        """The child's next line, b"" at its end, None if there was none for so long. Raises Cancelled."""
-        deadline = monotonic() + seconds
-        while True:
+        """The child's next line, b"" at its end, None if there was none for so long. Raises Cancelled.
+
+        Time is what this process waited in short turns: while both are stopped, nobody hangs.
+        """
+        for _ in range(int(seconds / _TURN) + 1):
             if monotonic() > self._due:
-                self._due = monotonic() + 0.1
+                self._due = monotonic() + _TURN
                 if not self._tick():
                     raise Cancelled
             with contextlib.suppress(queue.Empty):
-                return self._lines.get(timeout=0.1)
-            if monotonic() > deadline:
-                return None
+                return self._lines.get(timeout=_TURN)
+        return None
 
     def _hear(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").strip()

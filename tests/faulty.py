@@ -112,20 +112,25 @@ def make(folder: Path, fault: str, when: str = "repacked", wheel: Path | None = 
         shutil.rmtree(lib)
         shutil.unpack_archive(wheel, folder / "wheel", "zip")
         shutil.move(folder / "wheel" / "llama_cpp" / "lib", lib)
+    put_in_front(lib, fault, when, folder / "loaded")
+    return Faulty(folder / "venv" / "bin" / "python", lib / "libllama.so", folder / "cache")
+
+
+def put_in_front(lib: Path, fault: str, when: str, log: Path, seen: Path | None = None) -> None:
+    """Replace libllama.so in `lib`, which the program knows as `seen`, by one that fails; see `make`."""
     (lib / "libllama.so").unlink()
     macros = {
         "PARAMS": str(sizeof(llama.llama_model_params)),
         "REPACK": str(llama.llama_model_params.use_extra_bufts.offset),
         "BATCH": str(sizeof(llama.llama_batch)),
-        "LOADED": f'"{folder / "loaded"}"',
-        "FOLDER": f'"{lib}"',
+        "LOADED": f'"{log}"',
+        "FOLDER": f'"{seen or lib}"',
         "WHEN": when,
         "FAULT": fault,
     }
     flags = [f"-D{name}={value}" for name, value in macros.items()]
     link = ["-Wl,--no-as-needed", f"-L{lib}", "-l:libllama.so.0", "-Wl,-rpath,$ORIGIN", "-ldl"]
     _compile(_SHIM, lib / "libllama.so", [*flags, *link])
-    return Faulty(folder / "venv" / "bin" / "python", lib / "libllama.so", folder / "cache")
 
 
 def break_ik(faulty: Faulty) -> None:

@@ -122,7 +122,8 @@ import pathlib
 with LlamaModel(pathlib.Path(path), options) as model:
     sequences = [model.sequence() for _ in range(options.sequences)]
     sequences[0].forward([5] * 32, 32)
-    print(json.dumps([sum(needed) + needed[2] + memory._BUFFERS, taken() - asked[0]]))
+    weights, caches, logits, contexts = needed
+    print(json.dumps([weights + caches + 2 * logits + (1 + contexts) * memory._BUFFERS, taken() - asked[0]]))
 """
 
 
@@ -137,7 +138,7 @@ def test_what_is_needed_is_what_a_model_takes(starter_path, engine, context: int
     needed, taken = json.loads(done.stdout)
     # Never more than it takes, but for what the allocator had at hand, and little less: buffers differ.
     assert needed < taken + 4 * MB
-    assert taken < needed + 80 * MB * (sequences if engine == "ik" else 1)
+    assert taken < needed + (50 * MB if engine == "ik" else 25 * MB)
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded(
@@ -149,9 +150,10 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded(
     with pytest.raises(TooLargeError) as caught:
         LlamaModel(starter_path, options, lambda fraction: not progress.append(fraction))
     assert progress == []
+    needed = 238 if engine == "ik" else 221  # whose contexts have buffers of their own
     assert str(caught.value) == (
-        f"{starter_path.name} needs about 221 MB of memory and 200 MB are free: choose a smaller model or "
-        f"context, or set {SWITCH}=1 to load it all the same."
+        f"{starter_path.name} needs about {needed} MB of memory and 200 MB are free: "
+        f"choose a smaller model or context, or set {SWITCH}=1 to load it all the same."
     )
     monkeypatch.setenv(SWITCH, "0")
     with pytest.raises(TooLargeError):

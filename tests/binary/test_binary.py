@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import faulty
 import httpx2
 import pytest
 from bare import HOME, USER, Bare, end
@@ -257,6 +258,26 @@ def test_a_damaged_model_is_named(bare: Bare, program: Path, tmp_path: Path) -> 
     assert model.name in one_line(done)
     model.unlink()
     assert "edgespec pull" in one_line(damaged.run(ask, good=False))
+
+
+def test_kernels_that_crash_are_replaced(bare: Bare, program: Path, tmp_path: Path) -> None:
+    opt = tmp_path / "opt"
+    opt.mkdir()
+    subprocess.run(["cp", "-al", str(program), str(opt / "e")], check=True)
+    lib, log = Path("_internal/llama_cpp/lib"), Path(HOME) / "loaded"
+    when = '!has("libggml-cpu-x64.so")'  # all but the kernels that run everywhere
+    faulty.put_in_front(opt / "e" / lib, faulty.ILLEGAL, when, log, Path("/opt/e") / lib)
+    broken = Bare(bare.root, opt, bare.home)
+    line = "llama.cpp crashed (SIGILL) with its best kernels for this processor: running with those for x64"
+    line += ", which is slower"
+    for _ in range(2):
+        (bare.home / "loaded").unlink(missing_ok=True)
+        done = broken.run(["/opt/e/edgespec", "run", "Hi", "--max-tokens", "4"])
+        assert done.stdout.strip()
+        assert [said for said in done.stderr.splitlines() if "crashed" in said] == [f"edgespec: {line}"]
+    assert len((bare.home / "loaded").read_text().splitlines()) == 1  # and no child the second time
+    report = json.loads(broken.run(["/opt/e/edgespec", "doctor", "--json"]).stdout)
+    assert line in report["switched_off"]
 
 
 def test_install_and_uninstall(bare: Bare, program: Path) -> None:
