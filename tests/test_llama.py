@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,3 +215,23 @@ def test_vocabularies_agree_or_the_first_difference_is_named(tmp_path, tiny_llam
         with LlamaModel(other, options) as c, LlamaModel(larger, options) as d:
             assert first_difference(a.vocab, c.vocab) == "token 65 is 'A' in the target, 'Zebra' in the draft"
             assert first_difference(a.vocab, d.vocab) == "the target has 257 tokens and the draft 260"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="its engines are not built with libgomp")
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000|30000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "[3-9].{9,}")],
+)
+def test_threads_wait_busily_for_microseconds_unless_the_user_says_otherwise(engine, given, spins):
+    code = (
+        "import os, sys; from edgespec.models.native import library; library(sys.argv[1]);"
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, engine],
+        env={**os.environ, **given, "OMP_DISPLAY_ENV": "VERBOSE"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert found, done.stderr
+    assert all(re.fullmatch(spins, one) for one in found), found
+    assert done.stdout.split() == [given.get("GOMP_SPINCOUNT", "None")]
