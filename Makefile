@@ -25,13 +25,13 @@ test-chat: setup-dev
 
 # What exports models runs in an environment of its own.
 test-export: models-onnx
-	$(EXPORT_BIN)/pytest tests/test_exporter.py tests/test_exported.py
+	$(EXPORT_BIN)/pytest tests/quant/test_exporter.py tests/models/onnx/test_exported.py
 
 # OpenVINO comes with a build of onnxruntime of its own, which replaces the other for these tests alone.
 test-openvino: setup-dev
 	@ls build/openvino/onnxruntime >/dev/null 2>&1 || $(BIN)/pip install --quiet --disable-pip-version-check \
 		--no-deps --target build/openvino onnxruntime-openvino
-	PYTHONPATH=build/openvino $(BIN)/pytest tests/test_openvino.py
+	PYTHONPATH=build/openvino $(BIN)/pytest tests/models/onnx/test_openvino.py
 
 # What ships is type-checked as it is installed: folders and import names differ.
 check: setup-dev

@@ -23,6 +23,12 @@ Mask = npt.NDArray[np.uint32]
 
 Probs = npt.NDArray[np.floating]
 
+Progress = Callable[[float], bool]
+"""Called with the fraction done, 0 to 1; returns False to stop the work."""
+
+NamedProgress = Callable[[str, float], bool]
+"""The same with the name of the current step first."""
+
 _BLOCK = 256
 
 
@@ -121,7 +127,7 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class DraftCandidate:
     """What a text would guess if rows were cheap, without padding, and the chance of each token to stand.
 
     `chances[i]` is that of token i if all before it stood. The first `least` tokens must not be dropped.
@@ -302,7 +308,7 @@ class Controller(Drafter, Protocol):
     The rows of its drafts, padding included, are at most limit + 1.
     """
 
-    def offer(self, context: Sequence[int], limit: int) -> Offer:
+    def offer(self, context: Sequence[int], limit: int) -> DraftCandidate:
         """Instead of `propose`, where several texts share a pass: what is kept of it is in the round."""
 
     def observe(self, round_: Round) -> None:

@@ -10,25 +10,25 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from time import perf_counter
 
+from edgespec.batch_planner import BatchPlanner
 from edgespec.core import (
     Controller,
     Done,
     Draft,
+    DraftCandidate,
     Drafter,
     EdgespecError,
     Forward,
     LanguageModel,
     Logits,
-    Offer,
     Round,
     common_prefix,
 )
 from edgespec.sampling import Sampler
-from edgespec.sharing import Sharing
 from edgespec.verify import verify
 
-Request = tuple[LanguageModel, Sequence[int], int]
-ForwardAll = Callable[[Sequence[Request]], Sequence[Logits]]
+ForwardRequest = tuple[LanguageModel, Sequence[int], int]
+ForwardAll = Callable[[Sequence[ForwardRequest]], Sequence[Logits]]
 """LanguageModel.forward of several sequences at once: (sequence, new tokens, rows wanted) of each."""
 
 
@@ -55,7 +55,7 @@ def speculate(
     )
 
 
-class Text:
+class Generation:
     """A text being written: `context` grows round by round until `done` or `max_tokens` say so.
 
     After every pass target.tokens is context[:-1] or, before its first round has ended, a prefix of it. The
@@ -90,14 +90,14 @@ class Text:
         fewest = self.lacking + 1
         return fewest, fewest + self._end - len(self.context) - 1
 
-    def offer(self, rows: int) -> Offer:
+    def offer(self, rows: int) -> DraftCandidate:
         """What it would guess of a round of at most `rows` rows."""
         limit = self.limit(rows)
-        return self.controller.offer(self.context, limit) if limit > 0 else Offer()
+        return self.controller.offer(self.context, limit) if limit > 0 else DraftCandidate()
 
     def plan(
         self, rows: int, draft: Draft | None = None
-    ) -> tuple[Generator[Forward, Logits, Round], Request]:
+    ) -> tuple[Generator[Forward, Logits, Round], ForwardRequest]:
         """A round of at most `rows` rows, or one that checks `draft`, and what it asks of the target."""
         drafter: Drafter = self.controller if draft is None else _Given(draft)
         limit = self.limit(rows) if draft is None else draft.rows - 1
@@ -129,11 +129,11 @@ class Text:
 
 
 def advance(
-    texts: Sequence[Text],
+    texts: Sequence[Generation],
     forward: ForwardAll,
     rows: int = 1 << 30,
     chunk: int = 1 << 30,
-    sharing: Sharing | None = None,
+    sharing: BatchPlanner | None = None,
 ) -> list[Round | None]:
     """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
 
@@ -146,11 +146,11 @@ def advance(
     writing = [text for text in texts if text.lacking <= chunk]
     alone = not any(text.lacking for text in texts)  # with their rows: no prompts are read beside them
     rows -= len(reading)
-    asking: list[tuple[Text, Generator[Forward, Logits, Round] | None, Request]] = []
+    asking: list[tuple[Generation, Generator[Forward, Logits, Round] | None, ForwardRequest]] = []
     for text in reading:
         held = len(text.target.tokens)
         asking.append((text, None, (text.target, text.context[held : held + chunk], 1)))
-    rounds: dict[Text, Round] = {}
+    rounds: dict[Generation, Round] = {}
     try:
         drafts = _drafts(writing, rows, sharing, [chunk] * len(reading)) if len(writing) > 1 else {}
         for text in writing:
@@ -190,25 +190,25 @@ def advance(
 
 
 def _drafts(
-    texts: Sequence[Text], rows: int, sharing: Sharing | None, reading: Sequence[int]
-) -> dict[Text, Draft]:
+    texts: Sequence[Generation], rows: int, sharing: BatchPlanner | None, reading: Sequence[int]
+) -> dict[Generation, Draft]:
     """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none.
 
     `reading`: how many tokens others only read in it.
     """
-    offers: dict[Text, Offer] = {}
+    offers: dict[Generation, DraftCandidate] = {}
     most = rows // len(texts)
     for text in texts:
         text.controller.beside(len(texts) - 1, len(texts) - 1)
         try:
-            offers[text] = text.offer(most) if sharing is not None else Offer()
+            offers[text] = text.offer(most) if sharing is not None else DraftCandidate()
         except EdgespecError as error:
             text.fail(error)
     each = 1
     if sharing is not None and offers:
         bounds = [*(text.bounds for text in offers), *((n, n) for n in reading)]
         each = sharing.rows(list(offers.values()), bounds, most, _mean_length(texts))
-    drafts: dict[Text, Draft] = {}
+    drafts: dict[Generation, Draft] = {}
     for text, offer in offers.items():
         fewest, largest = text.bounds
         kept = min(len(offer.draft.tokens), each - 1)
@@ -219,7 +219,7 @@ def _drafts(
     return drafts
 
 
-def _mean_length(texts: Sequence[Text]) -> int:
+def _mean_length(texts: Sequence[Generation]) -> int:
     return sum(len(text.context) for text in texts) // len(texts)
 
 
@@ -236,9 +236,9 @@ def generate(
     At every yield, and whenever the loop is left, target.tokens is context[:-1] or, before the first round
     has ended, a prefix of it.
     """
-    text = Text(target, context, controller, sampler, done, max_tokens)
+    text = Generation(target, context, controller, sampler, done, max_tokens)
 
-    def forward(requests: Sequence[Request]) -> Sequence[Logits]:
+    def forward(requests: Sequence[ForwardRequest]) -> Sequence[Logits]:
         return [target.forward(new, last) for _, new, last in requests]
 
     while not text.over:

@@ -59,7 +59,7 @@ class DraftAccount:
         return account
 
 
-class Trial:
+class DraftTrial:
     """Whether a draft model is still to be asked in one text: not for a while after it lost there."""
 
     _PATIENCE, _CREDIT, _PAUSE = 1.5, 3.0, 32

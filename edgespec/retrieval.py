@@ -15,7 +15,7 @@ _GOOD = 0.7  # confidence in the text itself with which the corpus is not asked
 _CHAIN = 6
 
 
-class Step(NamedTuple):
+class MatchStep(NamedTuple):
     """One guessed token: after `match` tokens that occurred before, it came this `share` of the times."""
 
     token: int
@@ -71,7 +71,7 @@ class SuffixAutomaton:
             yield state
             state = self._link[state]
 
-    def walk(self, guessed: Sequence[int] = ()) -> Iterator[Step]:
+    def walk(self, guessed: Sequence[int] = ()) -> Iterator[MatchStep]:
         """What may follow the text and `guessed`, likeliest first at each step, until nothing is known."""
         state = self._link[self._last]
         match = self._length[state] if state > 0 else 0
@@ -90,7 +90,7 @@ class SuffixAutomaton:
             else:
                 token = max(reversed(follow), key=follow.__getitem__)  # of equals, the latest
                 share = follow[token] / sum(follow.values())
-            yield Step(token, match, share)
+            yield MatchStep(token, match, share)
             state, match = self._next[state][token], match + 1
 
     def _step(self, state: int, match: int, token: int) -> tuple[int, int]:
@@ -145,7 +145,8 @@ class SuffixDrafter:
         found = self._corpus.continuation(context, limit)
         shares = zip(found.tokens, found.probabilities, strict=True)
         other = _draft(
-            (Step(token, found.match_length + i, share) for i, (token, share) in enumerate(shares)), CORPUS
+            (MatchStep(token, found.match_length + i, share) for i, (token, share) in enumerate(shares)),
+            CORPUS,
         )
         return max(draft, other, key=lambda one: one.confidence[:1])
 
@@ -163,7 +164,7 @@ class SuffixDrafter:
         return _draft(itertools.islice(self._automaton.walk(guessed), max(limit, 0)), SUFFIX)
 
 
-def _draft(steps: Iterable[Step], source: str) -> Draft:
+def _draft(steps: Iterable[MatchStep], source: str) -> Draft:
     steps = list(steps)
     tokens = tuple(step.token for step in steps)
     return Draft(tokens, tuple(map(_confidence, steps)), (source,) * len(tokens))
@@ -176,6 +177,6 @@ _STANDS = (
 )  # fmt: skip
 
 
-def _confidence(step: Step) -> float:
+def _confidence(step: MatchStep) -> float:
     at = bisect_right(_STANDS, (step.match, 1.0)) - 1
     return _STANDS[at][1] * float(step.share**1.5)

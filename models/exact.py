@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgespec.costs import SIZES
-from edgespec.models.native import LlamaOptions
+from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.runtime import ModelSequence, Options
 
 _LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on

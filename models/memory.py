@@ -9,21 +9,16 @@ Figures are the least that a model can do with: what would fit is never refused.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgespec.core import EdgespecError
-from edgespec.models.gguf_check import GgufSummary
-from edgespec.models.native import LlamaOptions
-from edgespec.sensors import memory_available
+from edgespec.machine.sensors import memory_available
 
 SWITCH = "EDGESPEC_NO_MEMORY_CHECK"
 """The environment variable that, set to anything but 0, turns the check off."""
 
 _BUFFERS = 16 << 20  # bytes that any model takes besides weights, caches and logits, and any further context
-_BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
-_TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
 
 
 class TooLargeError(EdgespecError):
@@ -54,58 +49,6 @@ def unless_too_large(say: Callable[[str], None]) -> Iterator[None]:
         yield
     except TooLargeError as error:
         say(f"Decoding without a draft model: {error}")
-
-
-def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, shares_passes: bool) -> None:
-    """The same for the GGUF model `name`, loaded with `options`. `shares_passes`: see native.Library."""
-    whole = summary.context_length or 0  # where it is not chosen, sequences that share passes divide it
-    sequences = options.sequences if options.context or not shares_passes else 1
-    caches = gguf_cache(summary, options, sequences * (options.context or whole))
-    logits = options.max_rows * summary.vocab_size * 4
-    require_memory(name, gguf_weights(summary), caches, logits, 0 if shares_passes else options.sequences)
-
-
-def gguf_weights(summary: GgufSummary) -> int:
-    """Bytes of the tensors that are loaded: layers that predict further tokens are not."""
-    layers = summary.number("block_count") - summary.number("nextn_predict_layers")
-    unused = (
-        tensor.bytes
-        for name, tensor in summary.tensors.items()
-        if (found := _TENSOR.fullmatch(name)) and int(found[1]) >= layers > 0
-    )
-    return summary.tensor_bytes - sum(unused)
-
-
-def gguf_cache(summary: GgufSummary, options: LlamaOptions, positions: int) -> int:
-    """Bytes of the keys and values of so many positions, in all layers."""
-    widths = list(_widths(summary))
-    keys, values = (sum(pair[i] for pair in widths) for i in (0, 1))
-    bits = keys * _BITS[options.type_k] + values * _BITS[options.type_v]
-    return int(positions * bits // 8)
-
-
-def _widths(summary: GgufSummary) -> Iterator[tuple[int, int]]:
-    """Numbers that each layer keeps of a position, as keys and as values: as many as its projections give.
-
-    Metadata would not do: what differs by layer is in arrays there. Layers with a running state keep none,
-    and the last ones of some models use those of others.
-    """
-    last = summary.number("block_count")
-    last -= summary.number("nextn_predict_layers") + summary.number("attention.shared_kv_layers")
-    layers: dict[int, dict[str, int]] = {}
-    for name, tensor in summary.tensors.items():
-        if (found := _TENSOR.fullmatch(name)) and int(found[1]) < last:
-            layers.setdefault(int(found[1]), {})[found[2]] = tensor.shape[-1]
-    heads = max(1, summary.number("attention.head_count"))
-    for rows in layers.values():
-        if "attn_k" in rows:
-            yield rows["attn_k"], rows.get("attn_v", 0)
-        elif "attn_kv_a_mqa" in rows:  # compressed; of files without attn_k_b, llama.cpp keeps more
-            yield rows["attn_kv_a_mqa"], 0
-        elif "attn_qkv" in rows and not any(name.startswith("ssm_") for name in rows):
-            shared = max(1, summary.number("attention.head_count_kv") or heads)
-            width = rows["attn_qkv"] * shared // (heads + 2 * shared)
-            yield width, width
 
 
 def _rounded(count: int, up: bool = False) -> str:

@@ -10,16 +10,23 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import LanguageModel, Logits
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.native import LlamaOptions
-from edgespec.models.onnx import OnnxModel, OnnxOptions
-from edgespec.models.onnx_check import check_onnx
-from edgespec.models.selftest import settle, warn
-from edgespec.models.store import is_onnx
+from edgespec.models.gguf.backends import cost_key as gguf_cost_key
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.native import LlamaOptions
+from edgespec.models.gguf.selftest import settle, warn
+from edgespec.models.hub.store import is_onnx
+from edgespec.models.onnx.check import check_onnx
+from edgespec.models.onnx.model import OnnxModel, OnnxOptions
+from edgespec.models.onnx.model import cost_key as onnx_cost_key
 from edgespec.models.vocab import Vocabulary
 
 Options = LlamaOptions | OnnxOptions
 """How a model is loaded. Both have context, threads, sequences, max_rows and batch."""
+
+
+def cost_key(options: Options) -> tuple[object, ...]:
+    """What the cost of a forward pass depends on, apart from the model."""
+    return onnx_cost_key(options) if isinstance(options, OnnxOptions) else gguf_cost_key(options)
 
 
 class Summary(Protocol):
@@ -140,7 +147,7 @@ def load_model(
     """
     if is_onnx(path):
         return OnnxModel(path, options_for(path, options), progress, say)
-    from edgespec.models.llama import LlamaModel
+    from edgespec.models.gguf.model import LlamaModel
 
     return LlamaModel(path, options_for(path, options), progress, say)
 
@@ -155,7 +162,7 @@ def load_draft(
     """The same for a model that drafts, which may be a trimmed one of `source`."""
     if is_onnx(path):
         return load_model(path, options, progress, say)
-    from edgespec.models.trimmed import open_draft
+    from edgespec.models.gguf.trimmed import open_draft
 
     return open_draft(path, options_for(path, options), progress, source, say)
 

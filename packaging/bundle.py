@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from edgespec.core import EdgespecError
-from edgespec.models.catalog import load_catalog
-from edgespec.models.store import MANIFEST, file_sha256, resolve
+from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.store import MANIFEST, file_sha256, resolve
 
 
 def chosen(names: list[str]) -> list[Path]:

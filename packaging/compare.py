@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edgespec.models.store import file_sha256
+from edgespec.models.hub.store import file_sha256
 
 
 def described(folder: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typer.main
 from typer.completion import get_completion_script
 
 from edgespec import __version__
-from edgespec.app.cli import app
+from edgespec.app.cli.main import app
 
 COMPLETIONS = {
     "bash": "bash-completion/completions/edgespec",

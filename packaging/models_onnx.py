@@ -11,8 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgespec.models.catalog import load_catalog
-from edgespec.models.store import is_onnx, models_folder
+from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.store import is_onnx, models_folder
 
 NAMES = ("smollm2-135m", "qwen2.5-coder-0.5b")
 BITS = (8, 4)
@@ -29,7 +29,7 @@ def main() -> None:
             made = f"{digest.hexdigest()} {load_catalog()[name].sha256}"
             if is_onnx(folder) and record.is_file() and record.read_text("utf-8") == made:
                 continue
-            command = [sys.executable, "-m", "edgespec.app.cli", "quant", "onnx", name, "--force"]
+            command = [sys.executable, "-m", "edgespec.app.cli.main", "quant", "onnx", name, "--force"]
             subprocess.run([*command, "--bits", str(bits), "--out", str(folder)], check=True)
             record.write_text(made, "utf-8")
 

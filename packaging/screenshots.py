@@ -20,15 +20,15 @@ SECONDS = 600
 
 
 async def main() -> None:
-    from edgespec.app import config
+    from edgespec.app import settings
     from edgespec.app.chat.app import ChatApp
-    from edgespec.app.chat.engine import LocalEngine
-    from edgespec.app.options import load_engine
+    from edgespec.app.chat.chat_model import LocalModel
+    from edgespec.app.engine.loading import load_engine
 
-    def load(progress: object) -> LocalEngine:
-        return LocalEngine(load_engine(MODEL, "auto", 31, 4096, 0, progress))  # type: ignore[arg-type]
+    def load(progress: object) -> LocalModel:
+        return LocalModel(load_engine(MODEL, "auto", 31, 4096, 0, progress))  # type: ignore[arg-type]
 
-    app = ChatApp(load, MODEL, settings=config.Config(temperature=0.0), max_tokens=240)
+    app = ChatApp(load, MODEL, settings=settings.Settings(temperature=0.0), max_tokens=240)
     async with app.run_test(size=(100, 32)) as pilot:
         async with asyncio.timeout(SECONDS):
             while app.session.state != "ready":

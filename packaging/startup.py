@@ -16,7 +16,7 @@ from statistics import median
 from time import monotonic
 
 ROUNDS = 5
-SOURCE = [sys.executable, "-m", "edgespec.app.cli"]
+SOURCE = [sys.executable, "-m", "edgespec.app.cli.main"]
 ANSWER = ["run", "Name three colours.", "-m", "smollm2-135m", "--max-tokens", "4", "--draft", "none"]
 
 

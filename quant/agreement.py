@@ -13,17 +13,14 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import Cancelled, LanguageModel, Logits
+from edgespec.core import Cancelled, LanguageModel, Logits, Progress
 
 TOKENS, WINDOW = 2000, 250
 CHUNK = 25
 """Rows compared at a time: at 152,000 tokens a few dozen megabytes in double precision."""
 ROWS = (1, 4, 8)
 
-Progress = Callable[[float], bool]
-"""Hears fractions from 0 to 1 and stops the work by returning False."""
-
-Reader = Callable[[Sequence[int], bool], Logits]
+LogitsReader = Callable[[Sequence[int], bool], Logits]
 """Reads on in a text, or in a new one if told so, and returns the logits after every token read."""
 
 
@@ -42,7 +39,7 @@ def windows(tokens: Sequence[int]) -> list[Sequence[int]]:
     return [tokens[start : start + WINDOW] for start in range(0, len(tokens), WINDOW)]
 
 
-def reader(sequence: LanguageModel) -> Reader:
+def reader(sequence: LanguageModel) -> LogitsReader:
     """A Reader of a model that gives logits for CHUNK rows at once."""
 
     def read(new: Sequence[int], fresh: bool) -> Logits:
@@ -54,7 +51,7 @@ def reader(sequence: LanguageModel) -> Reader:
 
 
 def compare(
-    source: Reader, made: Reader, texts: Sequence[Sequence[int]], progress: Progress | None = None
+    source: LogitsReader, made: LogitsReader, texts: Sequence[Sequence[int]], progress: Progress | None = None
 ) -> Agreement:
     """Let both read `texts`. Raises Cancelled when `progress` stopped it."""
     same, divergence, done = 0, 0.0, 0

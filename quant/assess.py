@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,15 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from edgespec.core import EdgespecError, Logits
-from edgespec.models.native import LlamaOptions
+from edgespec.core import EdgespecError, Logits, NamedProgress
+from edgespec.machine.sensors import memory_available
+from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.runtime import Model, check_model, load_model
 from edgespec.quant.agreement import (
     CHUNK,
     TOKENS,
     WINDOW,
     Agreement,
-    Reader,
+    LogitsReader,
     compare,
     reader,
     speeds,
@@ -27,10 +28,6 @@ from edgespec.quant.agreement import (
 from edgespec.quant.export import run_exporter
 from edgespec.quant.exporter import SCORE, SCORES_FILE, TOKENS_FILE
 from edgespec.quant.requant import require_space, work_folder
-from edgespec.sensors import memory_available
-
-Progress = Callable[[str, float], bool]
-"""Hears what is going on and fractions of it from 0 to 1, and stops it by returning False."""
 
 _ROOM = 512 << 20  # bytes that two loaded models take besides their weights
 
@@ -49,7 +46,7 @@ class Assessment:
     milliseconds: Mapping[str, Mapping[int, float]]
 
 
-def assess(source: Path, made: Path, text: str, progress: Progress | None = None) -> Assessment:
+def assess(source: Path, made: Path, text: str, progress: NamedProgress | None = None) -> Assessment:
     """Compare `made` with `source`, a model or a checkpoint's folder, on `text`.
 
     Raises EdgespecError, one line, and Cancelled when `progress` stopped it.
@@ -82,7 +79,7 @@ def assess(source: Path, made: Path, text: str, progress: Progress | None = None
 
 
 @contextmanager
-def _scores(source: Path, made: Path, tokens: Sequence[int], report: Progress) -> Iterator[Reader]:
+def _scores(source: Path, made: Path, tokens: Sequence[int], report: NamedProgress) -> Iterator[LogitsReader]:
     """A Reader of a checkpoint, whose logits transformers computes beforehand in a process of its own."""
     with work_folder(made, "scores") as work:
         require_space(work, 4 * len(tokens) * check_model(made).vocab_size)

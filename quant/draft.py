@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 
-from edgespec.core import Cancelled, EdgespecError, Ids
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.llama import LlamaModel, LlamaOptions, LlamaSequence
-from edgespec.models.trimmed import open_draft
+from edgespec.core import Cancelled, EdgespecError, Ids, NamedProgress
+from edgespec.machine.sensors import memory_available
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.model import LlamaModel, LlamaOptions, LlamaSequence
+from edgespec.models.gguf.trimmed import open_draft
 from edgespec.quant.requant import (
     SOURCE_KEY,
-    Kind,
+    DraftType,
     draft_path,
     made_drafts,
     requantise,
@@ -30,10 +31,6 @@ from edgespec.quant.requant import (
 )
 from edgespec.quant.trim import trim
 from edgespec.quant.vocabulary import choose, count_use, shipped_use
-from edgespec.sensors import memory_available
-
-Progress = Callable[[str, float], bool]
-"""Hears what is going on and fractions of it from 0 to 1, and stops it by returning False."""
 
 GAIN = 1.05
 """How many times faster a made draft must be to be kept: less is within the noise of a measurement."""
@@ -59,7 +56,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DraftReport:
     """What was tried on `source`, itself first. `kept` is the made draft, None if none was faster enough.
 
     `best` is what `kept` measured, or the source.
@@ -82,11 +79,11 @@ class Report:
 
 def make_draft(
     source: Path,
-    kinds: Sequence[Kind] = ("q4_0",),
-    progress: Progress | None = None,
+    kinds: Sequence[DraftType] = ("q4_0",),
+    progress: NamedProgress | None = None,
     vocabulary: int = 0,
     corpus: Sequence[Path] = (),
-) -> Report:
+) -> DraftReport:
     """Requantise `source` as each of `kinds`, measure, and keep the fastest beside it.
 
     With a `vocabulary` size, try each also with only the most useful so many ids: those that the texts in
@@ -117,13 +114,13 @@ def make_draft(
             if one.token * GAIN < best.token:
                 best = one
         if best is timings[0]:
-            return Report(source, timings, None, best)
+            return DraftReport(source, timings, None, best)
         kept = draft_path(source, best.kind)
         made[best.kind].replace(kept)
     for old in made_drafts(source):
         if old != kept and _is_ours(old):
             old.unlink(missing_ok=True)
-    return Report(source, timings, kept, best)
+    return DraftReport(source, timings, kept, best)
 
 
 def useful_ids(path: Path, size: int, corpus: Sequence[Path] = ()) -> Ids:

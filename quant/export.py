@@ -11,29 +11,26 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgespec.core import EdgespecError
+from edgespec import processes
+from edgespec.core import EdgespecError, NamedProgress
 from edgespec.extras import how_to_get
-from edgespec.models import child
-from edgespec.models.catalog import load_catalog
-from edgespec.models.download import offline_requested
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.onnx_check import check_onnx
-from edgespec.models.store import is_onnx, resolve
+from edgespec.machine.sensors import memory_available
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.download import offline_requested
+from edgespec.models.hub.store import is_onnx, resolve
+from edgespec.models.onnx.check import check_onnx
 from edgespec.quant.exporter import MODEL, PROGRESS
 from edgespec.quant.requant import require_space, unwritable, work_folder
-from edgespec.sensors import memory_available
 from edgespec.text import printable
 
 Bits = Literal[4, 8]
-Progress = Callable[[str, float], bool]
-"""Hears what is going on and fractions of it from 0 to 1, and stops it by returning False."""
-
 EXTRA = ("torch", "transformers", "accelerate", "onnx", "onnx_ir", "onnxruntime_genai")
 
 _WEIGHTS = "*.safetensors"
@@ -45,7 +42,7 @@ _BITS = {4: 5.0, 8: 9.0}  # for a weight, with its scale
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """What is exported: a .gguf file or a folder with a checkpoint, and the number of its weights."""
 
     path: Path
@@ -56,7 +53,7 @@ class Source:
         return self.path.is_file()
 
 
-def find_source(model: str) -> Source:
+def find_source(model: str) -> ExportSource:
     """The source meant by a catalogue name, a .gguf file, a checkpoint's folder, or its name on the Hub.
 
     A GGUF file is checked. Raises EdgespecError, one line, for anything else.
@@ -67,11 +64,11 @@ def find_source(model: str) -> Source:
     if _is_hub_name(model, path):
         return _checkpoint(_from_hub(model))
     path = resolve(model).absolute()
-    return Source(path, check_gguf(path).parameters)
+    return ExportSource(path, check_gguf(path).parameters)
 
 
 def export_onnx(
-    source: Source, out: Path, bits: Bits, *, force: bool = False, progress: Progress | None = None
+    source: ExportSource, out: Path, bits: Bits, *, force: bool = False, progress: NamedProgress | None = None
 ) -> Path:
     """Write `source` with weights of `bits` to the folder `out`, and return it.
 
@@ -96,10 +93,10 @@ def export_onnx(
     return out
 
 
-def run_exporter(arguments: Sequence[str], source: Path, work: Path, report: Progress) -> None:
+def run_exporter(arguments: Sequence[str], source: Path, work: Path, report: NamedProgress) -> None:
     """Run `exporter` on `source` with the work folder `work`. Raises EdgespecError, and Cancelled."""
     command = [*worker_command(), *arguments]
-    code, said = child.run(command, _Ticker(work, report), _offline_environment())
+    code, said = processes.run(command, _Ticker(work, report), _offline_environment())
     if code:
         raise _failure(source, code, said)
 
@@ -127,7 +124,7 @@ def refuse_destination(out: Path, force: bool) -> None:
     raise EdgespecError(f"{printable(str(out), None)} is not empty: {advice}")
 
 
-def require_room(source: Source, out: Path, bits: Bits) -> None:
+def require_room(source: ExportSource, out: Path, bits: Bits) -> None:
     """Raise EdgespecError if disk or memory would not do."""
     # A checkpoint in fp32, the graph with a table in fp32, and once more while it is made smaller.
     checkpoint = 4 * source.parameters if source.is_gguf else 0
@@ -142,13 +139,13 @@ def require_room(source: Source, out: Path, bits: Bits) -> None:
 
 def worker_command() -> list[str]:
     """The exporter's command line. A frozen program has no such libraries: see `require_extra`."""
-    return child.command("edgespec.quant.exporter", "_export-worker")
+    return processes.command("edgespec.quant.exporter", "_export-worker")
 
 
 class _Ticker:
     """Hands on what the exporting process last said of its progress."""
 
-    def __init__(self, work: Path, report: Progress) -> None:
+    def __init__(self, work: Path, report: NamedProgress) -> None:
         self._file, self._report = work / PROGRESS, report
 
     def __call__(self) -> bool:
@@ -179,7 +176,7 @@ def _from_hub(name: str) -> Path:
     return Path(folder)
 
 
-def _checkpoint(folder: Path) -> Source:
+def _checkpoint(folder: Path) -> ExportSource:
     """Raises EdgespecError if `folder` has no checkpoint in safetensors."""
     files = sorted(folder.glob(_WEIGHTS))
     if not files or not (folder / "config.json").is_file():
@@ -196,7 +193,7 @@ def _checkpoint(folder: Path) -> Source:
         raise EdgespecError(
             f"{printable(str(folder), None)} is quantized already: name the checkpoint it came of."
         )
-    return Source(folder, weights)
+    return ExportSource(folder, weights)
 
 
 def _weights_in(path: Path) -> int:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edgespec.models.gguf_check import check_gguf
+from edgespec.models.gguf.check import check_gguf
 
 PROGRESS = "progress"
 """The file in the work folder that says what is being done: a fraction from 0 to 1, a space, words."""

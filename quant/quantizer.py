@@ -10,7 +10,7 @@ import ctypes
 import os
 import sys
 
-from edgespec.models.native import library
+from edgespec.models.gguf.backends import library
 
 _FILE_TYPES = {  # enum llama_ftype
     **{"q4_0": 2, "iq4_nl": 25, "q8_0": 7, "f16": 1, "bf16": 32},

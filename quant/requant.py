@@ -16,25 +16,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from edgespec.core import EdgespecError
-from edgespec.models import child, trial
-from edgespec.models.gguf_check import GgufSummary, check_gguf
-from edgespec.models.native import files
-from edgespec.sensors import compute_cores
+from edgespec import processes
+from edgespec.core import EdgespecError, Progress
+from edgespec.machine.sensors import compute_cores
+from edgespec.models.gguf import trial
+from edgespec.models.gguf.backends import files
+from edgespec.models.gguf.check import GgufSummary, check_gguf
 from edgespec.text import printable
 
-Kind = Literal["q4_0", "iq4_nl", "q8_0", "f16", "bf16"]
+DraftType = Literal["q4_0", "iq4_nl", "q8_0", "f16", "bf16"]
 Mixture = Literal["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
 """Recipes of llama.cpp that give each matrix a type of its own."""
 
-_BITS: dict[Kind | Mixture, float] = {
+_BITS: dict[DraftType | Mixture, float] = {
     **{"q4_0": 4.5, "iq4_nl": 4.5, "q8_0": 8.5, "f16": 16, "bf16": 16},
     **{"q2_k": 3.4, "q3_k_m": 4.0, "q4_k_m": 5.0, "q5_k_m": 5.8, "q6_k": 6.6},
 }
 _BLOCK = 256  # weights in a block of the k-quants; matrices of other widths get wider types instead
-
-Progress = Callable[[float], bool]
-"""Hears fractions from 0 to 1 and stops the work by returning False."""
 
 SOURCE_KEY = "edgespec.source"
 """Metadata of a made draft: the fingerprint of the file it was made from."""
@@ -47,7 +45,7 @@ _SAMPLES, _SAMPLE = 64, 1 << 16
 def requantise(
     source: Path,
     out: Path,
-    kind: Kind | Mixture,
+    kind: DraftType | Mixture,
     progress: Progress | None = None,
     pure: bool = True,
 ) -> Path:
@@ -77,7 +75,7 @@ def requantise(
     return out
 
 
-def size_as(source: Path, summary: GgufSummary, kind: Kind | Mixture, pure: bool = True) -> int:
+def size_as(source: Path, summary: GgufSummary, kind: DraftType | Mixture, pure: bool = True) -> int:
     """About how many bytes `source` takes with its weights as `kind`; rather too many than too few."""
     header = max(0, source.stat().st_size - summary.tensor_bytes)
     bits = _BITS[kind]
@@ -172,15 +170,17 @@ def made_draft(source: Path) -> Path | None:
 
 def worker_command() -> list[str]:
     """The quantizer's command line. A frozen program must call `quantizer.main` for `_quantize-worker`."""
-    return child.command("edgespec.quant.quantizer", "_quantize-worker")
+    return processes.command("edgespec.quant.quantizer", "_quantize-worker")
 
 
-def _run(source: Path, partial: Path, kind: Kind | Mixture, pure: bool, tick: Callable[[], bool]) -> None:
+def _run(
+    source: Path, partial: Path, kind: DraftType | Mixture, pure: bool, tick: Callable[[], bool]
+) -> None:
     trial.start("llama.cpp", files("llama.cpp"), tick)  # the quantizer would end without a reason
     # Absolute, since a name that begins with a hyphen or is relative must mean the same over there.
     paths = [str(path.absolute()) for path in (source, partial)]
     how = [kind, "pure" if pure else "mixed", str(compute_cores()), SOURCE_KEY, fingerprint(source)]
-    code, said = child.run([*worker_command(), *paths, *how], tick)
+    code, said = processes.run([*worker_command(), *paths, *how], tick)
     if code:
         raise _failure(source, partial, code, said)
 

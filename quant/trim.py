@@ -9,9 +9,9 @@ import gguf
 import numpy as np
 
 from edgespec.core import EdgespecError, Ids
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.part import add_metadata, add_names
-from edgespec.models.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.part import add_metadata, add_names
+from edgespec.models.gguf.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from edgespec.control import best_case
-from edgespec.core import Cancelled, EdgespecError
+from edgespec.core import Cancelled, EdgespecError, NamedProgress
 from edgespec.costs import CostCurve
-from edgespec.models.catalog import load_catalog
-from edgespec.models.gguf_check import check_gguf
-from edgespec.models.native import EngineName, LlamaOptions
+from edgespec.machine.sensors import compute_cores, logical_cores
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.native import BackendName, LlamaOptions
+from edgespec.models.gguf.selftest import settle
+from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.store import is_onnx
 from edgespec.models.runtime import options_for
-from edgespec.models.selftest import settle
-from edgespec.models.store import is_onnx
-from edgespec.quant.race import PROMPT, Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
+from edgespec.planner import best_case
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, made_drafts
-from edgespec.sensors import compute_cores, logical_cores
+from edgespec.quant.timing import PROMPT, Candidate, Figures, TimingBench, TimingBudget, scaled, undisturbed
 
 MARGIN = 1.02
 """How many times better a setting must be to replace a simpler one."""
@@ -33,13 +33,13 @@ _STANDS = 0.8  # the chance of a free guess in the score
 _PLAIN, _CHECKING, _READING = 0.5, 0.35, 0.15
 _NEVER = "never chosen: it changes what the model computes"
 
-FULL = Effort((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=16, seconds=20.0, repeats=2)
-FIRST = Effort((1, 4, 8), 48, 0.5, prompts=2, least=2, most=4, seconds=1.5, repeats=1)
-QUICK = Effort((1, 4, 8), 64, 1.0, prompts=2, least=4, most=8, seconds=4.0, repeats=1)
+FULL = TimingBudget((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=16, seconds=20.0, repeats=2)
+FIRST = TimingBudget((1, 4, 8), 48, 0.5, prompts=2, least=2, most=4, seconds=1.5, repeats=1)
+QUICK = TimingBudget((1, 4, 8), 64, 1.0, prompts=2, least=4, most=8, seconds=4.0, repeats=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class SettingTrial:
     """One setting. `score` is relative to the first that ran; `outcome` says what became of it, and why.
 
     `figures` are the first one's, undisturbed, times the ratios measured since, so that they compare however
@@ -54,7 +54,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class DraftForm:
     """A draft as shipped, or one made from it; `seconds` a token, one row, None where it was not measured.
 
     `best_case`: the target's speed, in plain decoding speeds, if nine of ten guesses stood.
@@ -67,24 +67,24 @@ class Form:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class TuneReport:
     """All that was tried. `best` is one of the trials, `draft` one of the forms, None without any."""
 
     path: Path
-    trials: tuple[Trial, ...]
-    best: Trial
-    forms: tuple[Form, ...] = ()
-    draft: Form | None = None
+    trials: tuple[SettingTrial, ...]
+    best: SettingTrial
+    forms: tuple[DraftForm, ...] = ()
+    draft: DraftForm | None = None
 
     @property
-    def start(self) -> Trial:
+    def start(self) -> SettingTrial:
         """The first setting that ran, to which scores are relative."""
         return next(one for one in self.trials if one.figures is not None)
 
 
 def tune(
-    path: Path, draft: Path | None = None, *, quick: bool = False, progress: Progress | None = None
-) -> Report:
+    path: Path, draft: Path | None = None, *, quick: bool = False, progress: NamedProgress | None = None
+) -> TuneReport:
     """Find the best settings for the model in `path`, and the fastest form of its `draft`; keep nothing.
 
     Takes minutes; `quick` takes less than one for a gigabyte of weights, and leaves out what rarely matters.
@@ -92,9 +92,9 @@ def tune(
     """
     effort = QUICK if quick else FULL
     steps = 4 if quick else 6
-    with Bench(effort, steps + (draft is not None), progress or (lambda *_: True)) as bench:
+    with TimingBench(effort, steps + (draft is not None), progress or (lambda *_: True)) as bench:
         search = _Search(path, bench)
-        search.compare({name: _first(path, name) for name in get_args(EngineName)}, bench.all)
+        search.compare({name: _first(path, name) for name in get_args(BackendName)}, bench.all)
         search.compare(_one_row_threads(search.options), (1,))
         search.compare(_many_row_threads(search.options), [n for n in bench.all if n != 1])
         if search.options.repack:
@@ -107,24 +107,24 @@ def tune(
         best = search.best
         forms = [] if draft is None else _compare_forms(bench, draft, best)
     chosen = next((form for form in forms if form.outcome == "chosen"), None)
-    return Report(path, tuple(search.trials), best, tuple(forms), chosen)
+    return TuneReport(path, tuple(search.trials), best, tuple(forms), chosen)
 
 
-def compare_engines(path: Path, progress: Progress) -> Report:
+def compare_engines(path: Path, progress: NamedProgress) -> TuneReport:
     """The engines on the model in `path`, and thread counts of the faster, as far as `progress` allows.
 
     Raises EdgespecError when no engine here runs the model, Cancelled when `progress` stopped it before the
     engines were compared.
     """
-    with Bench(FIRST, 3, progress) as bench:
+    with TimingBench(FIRST, 3, progress) as bench:
         search = _Search(path, bench)
         search.compare(
-            {name: LlamaOptions(context=512, engine=name) for name in get_args(EngineName)}, bench.all
+            {name: LlamaOptions(context=512, engine=name) for name in get_args(BackendName)}, bench.all
         )
         with suppress(Cancelled):
             search.compare(_one_row_threads(search.options), (1,))
             search.compare(_many_row_threads(search.options), [n for n in bench.all if n != 1])
-        return Report(path, tuple(search.trials), search.best)
+        return TuneReport(path, tuple(search.trials), search.best)
 
 
 def score(figures: Figures) -> float:
@@ -172,11 +172,11 @@ def onnx_forms(source: Path) -> list[Path]:
 class _Search:
     """A greedy search over the settings of one model: every comparison may replace the best."""
 
-    best: Trial
+    best: SettingTrial
 
-    def __init__(self, path: Path, bench: Bench) -> None:
+    def __init__(self, path: Path, bench: TimingBench) -> None:
         self._path, self._bench = path, bench
-        self.trials: list[Trial] = []
+        self.trials: list[SettingTrial] = []
 
     @property
     def options(self) -> LlamaOptions:
@@ -203,25 +203,27 @@ class _Search:
         best, *others = self._bench.race(variants, quantities) if first or len(variants) > 1 else [[]]
         name, *rivals = variants
         if first:
-            self.best = Trial(name, settings[name], "where it starts", undisturbed(best), 1.0)
+            self.best = SettingTrial(name, settings[name], "where it starts", undisturbed(best), 1.0)
             self.trials.append(self.best)
         rated = [(setting, settings[setting]) for setting in rivals]
         self.trials += judged(self.best, rated, best, others, never)
-        self.trials += [Trial(name, settings[name], f"not measured: {why}") for name, why in errors.items()]
+        self.trials += [
+            SettingTrial(name, settings[name], f"not measured: {why}") for name, why in errors.items()
+        ]
         self.best = next((one for one in reversed(self.trials) if one.outcome == "chosen"), self.best)
         self._bench.close(but=self._variant(self.options))
 
-    def _variant(self, options: LlamaOptions) -> Variant:
-        return Variant(self._path, options)
+    def _variant(self, options: LlamaOptions) -> Candidate:
+        return Candidate(self._path, options)
 
 
 def judged(
-    best: Trial,
+    best: SettingTrial,
     others: Sequence[tuple[str, LlamaOptions]],
     before: Sequence[Figures],
     rounds: Sequence[Sequence[Figures]],
     never: str = "",
-) -> list[Trial]:
+) -> list[SettingTrial]:
     """What `rounds` of `others` say against the rounds `before` of the best, measured side by side.
 
     At most one outcome is "chosen", none with a reason for `never`. The median of ratios can be another
@@ -238,7 +240,7 @@ def judged(
     trials = []
     for i, (setting, options) in enumerate(others):
         outcome = never or ("chosen" if i == winner else _why_not(ratios[i], sure[i]))
-        trials.append(Trial(setting, options, outcome, figures[i], best.score * ratios[i]))
+        trials.append(SettingTrial(setting, options, outcome, figures[i], best.score * ratios[i]))
     return trials
 
 
@@ -250,18 +252,18 @@ def _why_not(ratio: float, sure: float) -> str:
     return "slower" if ratio < 1 / MARGIN else f"no gain above {MARGIN - 1:.0%}"
 
 
-def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
+def _compare_forms(bench: TimingBench, source: Path, target: SettingTrial) -> list[DraftForm]:
     """Time the forms of a draft on the target's engine; the fastest is chosen."""
-    forms: list[Form] = []
-    variants: dict[str, Variant] = {}
+    forms: list[DraftForm] = []
+    variants: dict[str, Candidate] = {}
     bench.close()
     for path in [*draft_forms(source), *onnx_forms(source)]:
-        variant = Variant(path, options_for(path, replace(target.options, max_rows=1)))
+        variant = Candidate(path, options_for(path, replace(target.options, max_rows=1)))
         try:
             bench.open(variant, path.name, source)
             variants[path.name] = variant
         except EdgespecError as error:
-            forms.append(Form(path, f"not measured: {error}"))
+            forms.append(DraftForm(path, f"not measured: {error}"))
     if not variants:
         return forms
     rounds = bench.race(variants, (1,))
@@ -273,11 +275,13 @@ def _compare_forms(bench: Bench, source: Path, target: Trial) -> list[Form]:
     costs = CostCurve({n: one for n, one in target.figures.items() if n != PROMPT})
     for i, variant in enumerate(variants.values()):
         outcome = "chosen" if i == winner else "slower" if i else "a made form is faster"
-        forms.append(Form(variant.path, outcome, seconds[i], best_case(costs, CostCurve({1: seconds[i]}))))
+        forms.append(
+            DraftForm(variant.path, outcome, seconds[i], best_case(costs, CostCurve({1: seconds[i]})))
+        )
     return forms
 
 
-def _first(path: Path, engine: EngineName) -> LlamaOptions:
+def _first(path: Path, engine: BackendName) -> LlamaOptions:
     """What an engine is compared with others in: without what it was seen to fail in."""
     options = LlamaOptions(context=512, engine=engine)
     with suppress(EdgespecError):  # it is not installed, or fails in any case: `compare` will say so

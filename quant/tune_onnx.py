@@ -10,22 +10,22 @@ from time import perf_counter
 
 import numpy as np
 
-from edgespec.core import EdgespecError
-from edgespec.models import providers
-from edgespec.models.catalog import load_catalog
-from edgespec.models.native import EngineName, LlamaOptions
-from edgespec.models.onnx import OnnxModel, OnnxOptions
-from edgespec.models.store import models_folder
-from edgespec.quant.race import Bench, Effort, Figures, Progress, Variant, scaled, undisturbed
+from edgespec.core import EdgespecError, NamedProgress
+from edgespec.models.gguf.native import BackendName, LlamaOptions
+from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.store import models_folder
+from edgespec.models.onnx import providers
+from edgespec.models.onnx.model import OnnxModel, OnnxOptions
+from edgespec.quant.timing import Candidate, Figures, TimingBench, TimingBudget, scaled, undisturbed
 
 _ROWS = (1, 4)  # of a small round: plain decoding, and checking a few guesses
 _REPEATS = 5
-EFFORT = Effort((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=12, seconds=40.0, repeats=2)
-QUICK = Effort((1, 2, 4, 8, 16), 64, 1.0, prompts=2, least=4, most=6, seconds=6.0, repeats=1)
+EFFORT = TimingBudget((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=12, seconds=40.0, repeats=2)
+QUICK = TimingBudget((1, 2, 4, 8, 16), 64, 1.0, prompts=2, least=4, most=6, seconds=6.0, repeats=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class OnnxTuneReport:
     """`providers`: the speed of each. `engines`: seconds by rows of each engine that runs the same model."""
 
     found: providers.Measured
@@ -33,7 +33,7 @@ class Report:
     notes: tuple[str, ...]
 
 
-def tune(folder: Path, beside: Path | None, *, quick: bool, progress: Progress) -> Report:
+def tune(folder: Path, beside: Path | None, *, quick: bool, progress: NamedProgress) -> OnnxTuneReport:
     """Time the model in `folder` on every provider, and beside the GGUF file `beside` on every engine.
 
     Raises EdgespecError when it runs nowhere, Cancelled when `progress` stopped it.
@@ -49,12 +49,14 @@ def tune(folder: Path, beside: Path | None, *, quick: bool, progress: Progress) 
         raise EdgespecError(found.failed[providers.CPU])
     first = found.order(offered)[0]
     variants = {
-        f"onnxruntime {providers.label(first)}": Variant(folder, OnnxOptions(512, providers=(first,)))
+        f"onnxruntime {providers.label(first)}": Candidate(folder, OnnxOptions(512, providers=(first,)))
     }
     if beside is not None:
-        engines: tuple[EngineName, ...] = ("llama.cpp", "ik")
-        variants |= {name: Variant(beside, LlamaOptions(context=512, engine=name)) for name in engines}
-    with Bench(QUICK if quick else EFFORT, 1, lambda what, part: progress(what, 0.4 + 0.6 * part)) as bench:
+        engines: tuple[BackendName, ...] = ("llama.cpp", "ik")
+        variants |= {name: Candidate(beside, LlamaOptions(context=512, engine=name)) for name in engines}
+    with TimingBench(
+        QUICK if quick else EFFORT, 1, lambda what, part: progress(what, 0.4 + 0.6 * part)
+    ) as bench:
         for name, variant in list(variants.items()):
             try:
                 bench.open(variant, name)
@@ -64,7 +66,7 @@ def tune(folder: Path, beside: Path | None, *, quick: bool, progress: Progress) 
         rounds = bench.race(variants, bench.all) if variants else []
         base = undisturbed(rounds[0]) if rounds else {}
         figures = {name: scaled(base, rounds[0], one) for name, one in zip(variants, rounds, strict=True)}
-        return Report(found, figures, tuple(bench.notes))
+        return OnnxTuneReport(found, figures, tuple(bench.notes))
 
 
 def seconds_on(folder: Path, provider: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Ids
-from edgespec.models.vocab import Vocab
+from edgespec.models.gguf.vocab import LlamaVocab
 
 Use = npt.NDArray[np.uint8]
 """How often each token id is used, [vocabulary]: round(8 * log2(count + 1)), at most 255."""
@@ -21,7 +21,7 @@ _CHUNK = 1 << 16  # characters tokenized at once
 _ZIPF_SHARE, _ZIPF_SHIFT = 0.25, 100
 
 
-def count_use(vocab: Vocab, texts: Iterable[str]) -> Use:
+def count_use(vocab: LlamaVocab, texts: Iterable[str]) -> Use:
     """How often each id of `vocab` occurs in `texts`."""
     counts = np.zeros(vocab.size, np.int64)
     for text in texts:
@@ -46,7 +46,7 @@ def shipped_use(tokenizer_digest: str) -> Use | None:
         return np.asarray(tables[tokenizer_digest], np.uint8) if tokenizer_digest in tables else None
 
 
-def choose(vocab: Vocab, use: Use | None, size: int) -> Ids:
+def choose(vocab: LlamaVocab, use: Use | None, size: int) -> Ids:
     """The `size` most useful ids, ascending: control tokens and single bytes first, then by `use`.
 
     No corpus has all subjects. Byte-pair vocabularies are in order of frequency in the text they were made

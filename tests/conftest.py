@@ -12,10 +12,10 @@ import pytest
 from tiny import write_tiny
 
 from edgespec.core import EdgespecError
-from edgespec.models.ik import installed_library
-from edgespec.models.llama import LlamaModel, LlamaOptions
-from edgespec.models.native import EngineName
-from edgespec.models.store import is_onnx, models_folder, resolve
+from edgespec.models.gguf.ik import installed_library
+from edgespec.models.gguf.model import LlamaModel, LlamaOptions
+from edgespec.models.gguf.native import BackendName
+from edgespec.models.hub.store import is_onnx, models_folder, resolve
 
 # A slow or busy machine is no fault of a test.
 hypothesis.settings.register_profile(
@@ -49,7 +49,7 @@ def _folders_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def ik() -> EngineName:
+def ik() -> BackendName:
     """The name of the second engine; skips where it is not installed."""
     try:
         installed_library()
@@ -59,7 +59,7 @@ def ik() -> EngineName:
 
 
 @pytest.fixture(scope="session", params=["llama.cpp", "ik"])
-def engine(request: pytest.FixtureRequest) -> EngineName:
+def engine(request: pytest.FixtureRequest) -> BackendName:
     """Each engine in turn."""
     if request.param == "ik":
         request.getfixturevalue("ik")

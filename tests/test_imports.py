@@ -7,40 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from imports import FILES, FOLDERS, ROOT, imported, importers, module_name, top
 
-ROOT = Path(__file__).parent.parent
-FOLDERS = {
-    "edgespec": "edgespec",
-    "models": "edgespec.models",
-    "quant": "edgespec.quant",
-    "app": "edgespec.app",
-}
-FILES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-RUNTIME = {"models/llamacpp.py"}
-
-
-def module_name(path: Path) -> str:
-    """The name under which a file is imported, with a last part for packages too."""
-    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join([FOLDERS[folder], *rest])
-
-
-def imported(source: str, module: str) -> Iterator[str]:
-    """Every module that `source`, known as `module`, names: in imports of any form and in whole strings."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = module.split(".")[: -node.level] if node.level else []
-            name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{name}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            # "edgespec.app.worker" given to import_module or to `python -m`
-            yield from re.findall(r"^edgespec(?:\.\w+)+$", node.value)
+RUNTIME = {"models/gguf/llamacpp.py"}
 
 
 def level(name: str) -> int:
@@ -49,10 +23,6 @@ def level(name: str) -> int:
         return -1
     part = name.split(".")[1:2]
     return list(FOLDERS).index(part[0]) if part and part[0] in FOLDERS else 0
-
-
-def top(name: str) -> str:
-    return name.split(".")[0]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -66,13 +36,13 @@ def test_no_import_points_back(path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "module", "found"),
     [
-        ("import edgespec.app.cli", "edgespec.core", "edgespec.app.cli"),
+        ("import edgespec.app.cli.main", "edgespec.core", "edgespec.app.cli.main"),
         ("from edgespec import app", "edgespec.core", "edgespec.app"),
-        ("from edgespec.quant import tune as t", "edgespec.models.llama", "edgespec.quant.tune"),
+        ("from edgespec.quant import tune as t", "edgespec.models.gguf.model", "edgespec.quant.tune"),
         ("def f():\n    from . import models", "edgespec.core", "edgespec.models"),
         ("from ..app import cli", "edgespec.quant.tune", "edgespec.app.cli"),
         ("from .. import app", "edgespec.quant.__init__", "edgespec.app"),
-        ("import_module('edgespec.models.llama')", "edgespec.core", "edgespec.models.llama"),
+        ("import_module('edgespec.models.gguf.model')", "edgespec.core", "edgespec.models.gguf.model"),
     ],
 )
 def test_imports_of_every_form_are_found(source: str, module: str, found: str) -> None:
@@ -93,24 +63,14 @@ def test_every_folder_is_read() -> None:
     ]
 
 
-def importers(package: str, folders: tuple[str, ...]) -> set[str]:
-    files = {path.relative_to(ROOT).as_posix(): path for path in FILES}
-    return {
-        name
-        for name, path in files.items()
-        if name.startswith(folders)
-        and package in map(top, imported(path.read_text("utf-8"), module_name(path)))
-    }
-
-
 def test_the_engine_knows_the_machine_in_one_file() -> None:
-    assert importers("psutil", tuple(FOLDERS)) == {"edgespec/sensors.py"}
+    assert importers("psutil", tuple(FOLDERS)) == {"edgespec/machine/sensors.py"}
 
 
 def test_the_runtime_is_known_where_it_is_wrapped() -> None:
     assert importers("llama_cpp", tuple(FOLDERS)) == RUNTIME
-    assert importers("onnxruntime", tuple(FOLDERS)) == {"models/providers.py"}
-    assert importers("tokenizers", tuple(FOLDERS)) == {"models/onnx_vocab.py"}
+    assert importers("onnxruntime", tuple(FOLDERS)) == {"models/onnx/providers.py"}
+    assert importers("tokenizers", tuple(FOLDERS)) == {"models/onnx/vocab.py"}
 
 
 @pytest.mark.parametrize(
@@ -118,8 +78,8 @@ def test_the_runtime_is_known_where_it_is_wrapped() -> None:
 )
 def test_runtimes_are_loaded_only_where_models_are(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from edgespec.app import cli\n"
-        "try: cli.app(sys.argv[1:])\n"
+        "import sys; from edgespec.app.cli import main\n"
+        "try: main.app(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('onnxruntime', 'tokenizers', 'llama_cpp') if m in sys.modules])"
     )
@@ -145,7 +105,6 @@ def test_the_engine_needs_numpy_alone() -> None:
     names = {
         top(name)
         for path in (ROOT / "edgespec").glob("*.py")
-        if path.name != "sensors.py"
         for name in imported(path.read_text("utf-8"), module_name(path))
     }
     assert names - sys.stdlib_module_names == {"numpy", "edgespec"}
@@ -176,3 +135,73 @@ def test_every_package_is_shipped() -> None:
     assert set(settings["packages"]) == packages
     assert settings["package-dir"] == {package: folder for folder, package in FOLDERS.items()}  # and below
     assert {module_name(path).rpartition(".")[0] for path in FILES} == packages  # no file outside a package
+
+
+# --- structure ---
+
+
+def modules() -> dict[str, set[str]]:
+    """Every module of the product and the modules it imports, also where only a type checker does.
+
+    A module that is run in another process by its name is not imported.
+    """
+    names = {module_name(path).removesuffix(".__init__"): path for path in FILES}
+    graph = {}
+    for name, path in names.items():
+        found = imported(path.read_text("utf-8"), module_name(path), strings=False)
+        graph[name] = {
+            one if one in names else one.rpartition(".")[0] for one in found if top(one) == "edgespec"
+        } & names.keys() - {name}
+    return graph
+
+
+def cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of one cycle, none if there is none."""
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert cycle(modules()) == []
+
+
+@pytest.mark.parametrize(
+    "package", sorted({name.rpartition(".")[0] for name in modules()} - {""}), ids=lambda name: name
+)
+def test_the_parts_of_a_package_import_one_another_in_one_direction(package: str) -> None:
+    """A part is a module or a whole package, so that a package is used, or uses, but never both."""
+
+    def part(name: str) -> str:
+        rest = name.removeprefix(f"{package}.")
+        inside = name.startswith(f"{package}.") and level(name) == level(package)
+        return rest.partition(".")[0] if inside else ""
+
+    graph: dict[str, set[str]] = {}
+    for name, others in modules().items():
+        if part(name):
+            graph.setdefault(part(name), set()).update({part(other) for other in others} - {"", part(name)})
+    assert cycle(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert set(cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+
+
+def test_app_has_few_parts() -> None:
+    assert len({path for path in (ROOT / "app").iterdir() if not path.name.startswith("_")}) <= 10
+
+
+def test_a_name_of_a_class_or_type_means_one_thing() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            names = [node.name] if isinstance(node, ast.ClassDef) else []
+            if isinstance(node, ast.Assign):
+                names = [one.id for one in node.targets if isinstance(one, ast.Name)]
+            for name in names:
+                if re.fullmatch(r"_?[A-Z]\w*[a-z]\w*", name):
+                    places.setdefault(name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

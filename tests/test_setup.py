@@ -18,7 +18,7 @@ import psutil
 import pytest
 from tiles import disassembled, loads, never_stored
 
-from edgespec.models.kernels import folder
+from edgespec.models.gguf.kernels import folder
 
 PACKAGING = Path(__file__).parent.parent / "packaging"
 PROGRESS = PACKAGING / "progress.py"

@@ -16,13 +16,13 @@ from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
-from edgespec.app.answer import Request, Result
 from edgespec.app.bench.measure import first_difference
-from edgespec.app.engine import Engine
-from edgespec.app.service import Service
-from edgespec.app.shape import Reader, Shape, Shaper
+from edgespec.app.engine.constraints import ConstraintCompiler, OutputConstraint, OutputParser
+from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.scheduler import Scheduler
 from edgespec.core import TokenLogprob
-from edgespec.models.tools import Arguments, Called, Choice, Event, read_tools
+from edgespec.models.prompting.tool_calls import Arguments, Called, OutputEvent, ToolChoice, read_tools
 from edgespec.sampling import Sampling
 
 AGENTS, STEPS = 8, 20
@@ -31,18 +31,18 @@ _NEAR = 20  # likeliest tokens among which a difference is looked up
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AgentStep:
     """One answer of one agent. `first` and `seconds` run from when it was asked for."""
 
     agent: int
     number: int
     prompt: Sequence[int]
-    result: Result
+    result: GenerationStats
     first: float
     seconds: float
 
 
-class Script:
+class AgentScript:
     """What agents are asked and told, and what they called; the calls that came first are kept."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Script:
             found.append({"role": "tool", "tool_call_id": f"call_{i}", "content": content})
         return found
 
-    def note(self, agent: int, step: int, events: Sequence[Event]) -> None:
+    def note(self, agent: int, step: int, events: Sequence[OutputEvent]) -> None:
         """What an agent called in a step, unless that is known from another run."""
         name = next(event.name for event in events if isinstance(event, Called))
         arguments = "".join(event.text for event in events if isinstance(event, Arguments))
@@ -76,15 +76,15 @@ class Script:
 class Table:
     """An engine behind a service, at which agents sit. Closes neither."""
 
-    def __init__(self, engine: Engine, script: Script) -> None:
-        self.engine, self.service, self._script = engine, Service(engine), script
+    def __init__(self, engine: Engine, script: AgentScript) -> None:
+        self.engine, self.scheduler, self._script = engine, Scheduler(engine), script
         vocab = engine.model.vocab
-        shaper = Shaper(vocab, engine.model.chat_template)
-        choice = Choice("required", parallel=False)
-        self.shape: Shape = shaper.shape(read_tools(script.tools), choice, None)
+        shaper = ConstraintCompiler(vocab, engine.model.chat_template)
+        choice = ToolChoice("required", parallel=False)
+        self.shape: OutputConstraint = shaper.shape(read_tools(script.tools), choice, None)
         self._rendering = threading.Lock()  # one conversation at a time
 
-    def run(self, agent: int, steps: int) -> list[Step]:
+    def run(self, agent: int, steps: int) -> list[AgentStep]:
         """The steps of one agent, one after the other."""
         return [self._step(agent, number) for number in range(steps)]
 
@@ -94,40 +94,40 @@ class Table:
 
     def ask(
         self, prompt: Sequence[int], max_tokens: int, client: str, sampling: Sampling | None = None
-    ) -> _Ear:
+    ) -> _AgentListener:
         """The complete answer to `prompt`; with `sampling`, one that need not be a call."""
-        ear = _Ear()
+        ear = _AgentListener()
         constraint = self.shape.start if sampling is None else None
         request = Request(prompt, sampling or Sampling(), max_tokens, constraint=constraint)
-        self.service.submit(request, ear, client)
+        self.scheduler.submit(request, ear, client)
         ear.done.wait()
         if ear.error is not None:
             raise ear.error
         return ear
 
-    def _step(self, agent: int, number: int) -> Step:
+    def _step(self, agent: int, number: int) -> AgentStep:
         start = perf_counter()
         prompt = self.prompt(agent, number)
         ear = self.ask(prompt, _MOST_TOKENS, str(agent))
-        reader = Reader(self.shape, self.engine.model.vocab.detokenize)
+        reader = OutputParser(self.shape, self.engine.model.vocab.detokenize)
         events = [*reader.feed(ear.result.text, ear.result.tokens), *reader.finish()]
         self._script.note(agent, number, events)
-        return Step(agent, number, prompt, ear.result, ear.first - start, ear.last - start)
+        return AgentStep(agent, number, prompt, ear.result, ear.first - start, ear.last - start)
 
 
-class _Ear:
+class _AgentListener:
     """A Listener that remembers when."""
 
     def __init__(self) -> None:
         self.first = self.last = 0.0
-        self.result = Result()
+        self.result = GenerationStats()
         self.error: Exception | None = None
         self.done = threading.Event()
 
     def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
         self.first = self.first or perf_counter()
 
-    def ended(self, result: Result, error: Exception | None) -> None:
+    def ended(self, result: GenerationStats, error: Exception | None) -> None:
         self.last = perf_counter()
         self.first = self.first or self.last
         self.result, self.error = result, error
@@ -146,10 +146,10 @@ def measure_agents(
 
     Both engines belong to this from now on, and are closed with it.
     """
-    script = Script()
+    script = AgentScript()
     alone, together = Table(one, script), Table(many, script)
     tell = say or (lambda _: None)
-    found: dict[str, list[Step]] = {"alone": [], "together": []}
+    found: dict[str, list[AgentStep]] = {"alone": [], "together": []}
     spent = {"alone": 0.0, "together": 0.0}
     try:
         for table in (alone, together):  # pages in, caches and clocks up
@@ -174,18 +174,18 @@ def measure_agents(
         return _report(one, found, spent, cold, differences)
     finally:
         for table in (alone, together):
-            table.service.close(30.0)
+            table.scheduler.close(30.0)
 
 
 def _forget(*tables: Table) -> None:
     """Empty the slots, and what left them. Nothing is asked meanwhile, so that no thread uses them."""
     for table in tables:
         table.engine.forget()
-        if table.engine.shelf is not None:
-            table.engine.shelf.close()
+        if table.engine.prompt_cache is not None:
+            table.engine.prompt_cache.close()
 
 
-def _cold(table: Table, steps: Sequence[Step], agents: int, count: int) -> list[tuple[Step, float]]:
+def _cold(table: Table, steps: Sequence[AgentStep], agents: int, count: int) -> list[tuple[AgentStep, float]]:
     """For one step of each agent, from the second to the last: the seconds its first token takes unread."""
     picked = {agent: 1 + agent * (count - 2) // max(1, agents - 1) for agent in range(agents)}
     cold = []
@@ -198,7 +198,7 @@ def _cold(table: Table, steps: Sequence[Step], agents: int, count: int) -> list[
     return cold
 
 
-def _differences(table: Table, found: Mapping[str, Sequence[Step]]) -> list[dict[str, Any]]:
+def _differences(table: Table, found: Mapping[str, Sequence[AgentStep]]) -> list[dict[str, Any]]:
     """Where answers to one prompt part, with how far the model prefers one of the two tokens there."""
     first = {(step.agent, step.number): step for step in reversed(found["alone"])}
     differences = []
@@ -219,9 +219,9 @@ def _differences(table: Table, found: Mapping[str, Sequence[Step]]) -> list[dict
 
 def _report(
     engine: Engine,
-    found: Mapping[str, Sequence[Step]],
+    found: Mapping[str, Sequence[AgentStep]],
     spent: Mapping[str, float],
-    cold: Sequence[tuple[Step, float]],
+    cold: Sequence[tuple[AgentStep, float]],
     differences: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     written = {way: sum(len(one.result.tokens) for one in steps) for way, steps in found.items()}
@@ -255,7 +255,7 @@ def _report(
     }
 
 
-def _spread(steps: Sequence[Step]) -> dict[str, float]:
+def _spread(steps: Sequence[AgentStep]) -> dict[str, float]:
     """Of the steps after the first."""
     times = [one.first for one in steps if one.number]
     return {"median": round(median(times), 3), "p95": round(quantiles(times, n=20)[-1], 3)}

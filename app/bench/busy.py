@@ -11,10 +11,10 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
-from edgespec.app.answer import Request, Result
 from edgespec.app.bench.measure import first_difference
-from edgespec.app.engine import Engine
-from edgespec.sensors import logical_cores
+from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.machine.sensors import logical_cores
 
 LENGTHS = (0, 1, 3, 7, 15)
 PHASES = ("calm", "busy", "calm again")
@@ -27,7 +27,7 @@ _PROMPT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class BusyCourse:
     """One answer: its tokens, and tokens a second in each phase after settling."""
 
     tokens: tuple[int, ...]
@@ -64,7 +64,7 @@ def measure_busy(
 ) -> dict[str, Any]:
     """The planner against fixed draft lengths, interleaved: calm, then a loop on every core, then calm."""
     ways: list[int | None] = [None, *LENGTHS]
-    courses: dict[int | None, list[Course]] = {way: [] for way in ways}
+    courses: dict[int | None, list[BusyCourse]] = {way: [] for way in ways}
     _course(engine, None, 1.0)  # pages in, caches and clocks up
     for repetition in range(repetitions):
         start = repetition % len(ways)
@@ -90,7 +90,7 @@ def measure_busy(
     }
 
 
-def _to_best(courses: dict[int | None, list[Course]], phase: int) -> dict[str, Any]:
+def _to_best(courses: dict[int | None, list[BusyCourse]], phase: int) -> dict[str, Any]:
     """The planner's speed in a phase, relative to the fixed length that was best in it."""
 
     def speed(way: int | None) -> float:
@@ -104,11 +104,11 @@ def _to_best(courses: dict[int | None, list[Course]], phase: int) -> dict[str, A
     return {"phase": PHASES[phase], "length": best, "ratio": round(median(ratios), 3), "ratios": ratios}
 
 
-def _course(engine: Engine, length: int | None, phase: float) -> Course:
+def _course(engine: Engine, length: int | None, phase: float) -> BusyCourse:
     """One answer of three phases, ended after the last."""
     engine.forget()
     prompt = engine.chat_prompt([{"role": "user", "content": _PROMPT}])
-    request, result = Request(prompt, fixed_draft=length), Result()
+    request, result = Request(prompt, fixed_draft=length), GenerationStats()
     times: list[tuple[float, int]] = []
     pieces = engine.answer(request, result)
     next(pieces, None)
@@ -128,7 +128,7 @@ def _course(engine: Engine, length: int | None, phase: float) -> Course:
     for _ in pieces:
         pass
     windows = [(i * phase + min(_SETTLING, phase / 2), (i + 1) * phase) for i in range(len(PHASES))]
-    return Course(tuple(result.tokens), tuple(_speed(times, *window) for window in windows))
+    return BusyCourse(tuple(result.tokens), tuple(_speed(times, *window) for window in windows))
 
 
 def _speed(times: Sequence[tuple[float, int]], start: float, end: float) -> float:

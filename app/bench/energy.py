@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.app.answer import Result
 from edgespec.app.bench.measure import Prompt, answer
-from edgespec.app.engine import Engine
-from edgespec.governor import LADDER, Mode
+from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.request import GenerationStats
+from edgespec.machine.governor import LADDER, Mode
 from edgespec.sampling import Sampling
 
 PLAIN = "plain"
@@ -42,9 +42,9 @@ def measure_energy(
 
     In joules where a meter counted them in every answer, else in processor seconds, and `unit` says which.
     """
-    before = engine.steering.governor.mode
+    before = engine.resources.governor.mode
     turns = [prompt for _ in range(repetitions) for prompt in prompts]
-    results: list[tuple[str, dict[str, Result]]] = []
+    results: list[tuple[str, dict[str, GenerationStats]]] = []
     try:
         for way in WAYS:  # threads and curves are measured here, not in an answer
             _answer(engine, prompts[0], min(max_tokens, 8), way)
@@ -56,23 +56,25 @@ def measure_energy(
                 (prompt.task, {way.name: _answer(engine, prompt, max_tokens, way) for way in order})
             )
     finally:
-        engine.steering.governor.choose(before)
+        engine.resources.governor.choose(before)
     return energy_report(engine, results)
 
 
-def _answer(engine: Engine, prompt: Prompt, max_tokens: int, way: Way) -> Result:
-    engine.steering.governor.choose(way.mode)
+def _answer(engine: Engine, prompt: Prompt, max_tokens: int, way: Way) -> GenerationStats:
+    engine.resources.governor.choose(way.mode)
     return answer(engine, prompt, max_tokens, Sampling(), speculate=way.speculate)
 
 
-def energy_report(engine: Engine, results: Sequence[tuple[str, Mapping[str, Result]]]) -> dict[str, Any]:
+def energy_report(
+    engine: Engine, results: Sequence[tuple[str, Mapping[str, GenerationStats]]]
+) -> dict[str, Any]:
     """Medians by task and overall of what a token costs, and of its ratio to plain decoding."""
     metered = all(one.joules_per_token is not None for _, row in results for one in row.values())
 
-    def price(result: Result) -> float:
+    def price(result: GenerationStats) -> float:
         return (result.joules_per_token or 0.0) if metered else result.cpu_seconds_per_token
 
-    def summary(rows: Sequence[Mapping[str, Result]]) -> dict[str, Any]:
+    def summary(rows: Sequence[Mapping[str, GenerationStats]]) -> dict[str, Any]:
         told = [row for row in rows if all(price(one) > 0.0 for one in row.values())]
         if not told:  # answers of one round
             return {}
@@ -86,12 +88,12 @@ def energy_report(engine: Engine, results: Sequence[tuple[str, Mapping[str, Resu
         }
 
     tasks = list(dict.fromkeys(task for task, _ in results))
-    threads = engine.steering.governor.threads
+    threads = engine.resources.governor.threads
     return {
         "model": engine.model.path.name,
         "draft": engine.draft.path.name if engine.draft else None,
         "unit": "J" if metered else "CPU-s",
-        "threads": {"performance": list(engine.steering.loaded), **{k: list(v) for k, v in threads.items()}},
+        "threads": {"performance": list(engine.resources.loaded), **{k: list(v) for k, v in threads.items()}},
         "answers": len(results),
         "tasks": {task: summary([row for name, row in results if name == task]) for task in tasks},
         "overall": summary([row for _, row in results]),

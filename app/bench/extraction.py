@@ -11,13 +11,13 @@ from importlib import resources
 from statistics import median
 from typing import Any
 
-from edgespec.app.answer import Request, Result
 from edgespec.app.bench.measure import Prompt
 from edgespec.app.bench.peers import LlamaServer
-from edgespec.app.engine import Engine
+from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import Constraint, EdgespecError
 from edgespec.extras import how_to_get
-from edgespec.models.grammar import GrammarCompiler
+from edgespec.models.prompting.grammar import GrammarCompiler
 
 TASKS = ("rag", "summarization")
 _MOST_TOKENS = 600  # of an answer: the schemas bound every string and array
@@ -41,7 +41,7 @@ class Extraction:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ExtractionOutcome:
     """One answer: how fast after the first token, how long in all, and whether it keeps to its schema."""
 
     tokens_per_second: float
@@ -78,16 +78,16 @@ def measure_json(
     grammars = [compiler.compile("json_schema", json.dumps(one.schema)) for one in asked]
     servers = {peer.name: peer for peer in peers}
     ways = [*_WAYS, *servers]
-    turns: list[tuple[int, dict[str, Outcome]]] = []
+    turns: list[tuple[int, dict[str, ExtractionOutcome]]] = []
 
-    def ask(way: str, i: int) -> Outcome:
+    def ask(way: str, i: int) -> ExtractionOutcome:
         if way in servers:
             answer = servers[way].ask(prompts[i], _MOST_TOKENS, asked[i].schema)
             valid = validate(answer.text, asked[i].schema)
-            return Outcome(answer.tokens_per_second, answer.seconds, answer.written, valid)
+            return ExtractionOutcome(answer.tokens_per_second, answer.seconds, answer.written, valid)
         result = _answer(engine, prompts[i], grammars[i].start, speculate=_WAYS[way])
         valid = validate(result.text, asked[i].schema)
-        return Outcome(result.tokens_per_second, result.seconds, result.written, valid)
+        return ExtractionOutcome(result.tokens_per_second, result.seconds, result.written, valid)
 
     try:
         for peer in peers:
@@ -108,9 +108,9 @@ def measure_json(
 
 def _answer(
     engine: Engine, prompt: Sequence[int], start: Callable[[], Constraint], *, speculate: bool
-) -> Result:
+) -> GenerationStats:
     engine.forget()
-    result = Result()
+    result = GenerationStats()
     request = Request(prompt, max_tokens=_MOST_TOKENS, speculate=speculate, constraint=start)
     for _ in engine.answer(request, result):
         pass
@@ -133,10 +133,10 @@ def _validator() -> Callable[[str, Mapping[str, Any]], bool]:
 
 
 def json_report(
-    engine: Engine, ways: Sequence[str], turns: Sequence[tuple[int, Mapping[str, Outcome]]]
+    engine: Engine, ways: Sequence[str], turns: Sequence[tuple[int, Mapping[str, ExtractionOutcome]]]
 ) -> dict[str, Any]:
     """Ratios are medians within a turn for each schema, overall geometric means over schemas."""
-    by_schema: dict[int, list[Mapping[str, Outcome]]] = defaultdict(list)
+    by_schema: dict[int, list[Mapping[str, ExtractionOutcome]]] = defaultdict(list)
     for number, row in turns:
         by_schema[number].append(row)
 

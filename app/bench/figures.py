@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from edgespec.app.bench.measure import Prompt, first_difference
-from edgespec.app.bench.systems import Answer, System
+from edgespec.app.bench.systems import BenchSystem, SystemAnswer
 
-Oracle = Callable[[str, Answer], "float | None"]
+Oracle = Callable[[str, SystemAnswer], "float | None"]
 """oracle(plain system's name, its answer) -> how many times faster than plain that answer could have been
 written on the same engine, guessing perfectly; None if that is not known."""
 
-Turn = Mapping[str, Answer]
+Turn = Mapping[str, SystemAnswer]
 """One prompt in one pass: each system's answer by its name."""
 
 ALL = "all"
@@ -33,7 +33,7 @@ class Sample:
     index: int
     prompt: Prompt
     system: str
-    answer: Answer
+    answer: SystemAnswer
 
     def as_json(self) -> dict[str, Any]:
         answer = self.answer
@@ -69,15 +69,17 @@ class Spread:
         return {"median": round(self.median, 4), "low": round(self.low, 4), "high": round(self.high, 4)}
 
 
-def speed(answer: Answer) -> float:
+def speed(answer: SystemAnswer) -> float:
     return answer.tokens_per_second
 
 
-def first_token(answer: Answer) -> float:
+def first_token(answer: SystemAnswer) -> float:
     return answer.seconds_to_first_token
 
 
-def ratios(turns: Iterable[Turn], over: str, under: str, measure: Callable[[Answer], float]) -> list[float]:
+def ratios(
+    turns: Iterable[Turn], over: str, under: str, measure: Callable[[SystemAnswer], float]
+) -> list[float]:
     """`measure` of one system over that of another, for each turn in which both have it."""
     pairs = ((measure(turn[over]), measure(turn[under])) for turn in turns if over in turn and under in turn)
     return [a / b for a, b in pairs if a > 0 and b > 0]
@@ -90,14 +92,14 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 
 
 def figures(
-    systems: Sequence[System], samples: Sequence[Sample], reference: str, oracle: Oracle | None = None
+    systems: Sequence[BenchSystem], samples: Sequence[Sample], reference: str, oracle: Oracle | None = None
 ) -> dict[str, Any]:
     """Every figure a task and overall, by system.
 
     `reference` is the peer whose plain decoding all are compared with. Per task, figures are medians over its
     turns; overall, geometric means of those over tasks, with the quartiles of all turns.
     """
-    tasks: dict[str, dict[tuple[int, int], dict[str, Answer]]] = defaultdict(lambda: defaultdict(dict))
+    tasks: dict[str, dict[tuple[int, int], dict[str, SystemAnswer]]] = defaultdict(lambda: defaultdict(dict))
     for one in samples:
         tasks[one.prompt.task][one.repetition, one.index][one.system] = one.answer
     label = reference.rpartition(" ")[0]
@@ -135,7 +137,7 @@ class _Row:
 
     @classmethod
     def of(
-        cls, turns: Sequence[Turn], system: System, reference: str, best: str, oracle: Oracle | None
+        cls, turns: Sequence[Turn], system: BenchSystem, reference: str, best: str, oracle: Oracle | None
     ) -> _Row:
         name = system.name
         answers = [turn[name] for turn in turns if name in turn]
@@ -209,7 +211,7 @@ def _total(counts: Iterable[tuple[int, int, int, int]]) -> tuple[int, int, int, 
     return int(sums[0]), int(sums[1]), int(sums[2]), int(sums[3])
 
 
-def _differences(systems: Sequence[System], samples: Sequence[Sample]) -> list[dict[str, Any]]:
+def _differences(systems: Sequence[BenchSystem], samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Answers whose tokens are not those of the same system without speculation, each prompt once."""
     plain = {system.name: system.plain for system in systems}
     answers = {(one.repetition, one.index, one.system): one.answer for one in samples}

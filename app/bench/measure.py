@@ -18,12 +18,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from edgespec.app.answer import Request, Result
-from edgespec.app.engine import Engine
-from edgespec.app.readings import told_fields
+from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import EdgespecError
+from edgespec.machine.reading import told_fields
+from edgespec.machine.sensors import peak_memory
 from edgespec.sampling import Sampling
-from edgespec.sensors import peak_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Pair:
     """One prompt's answers, plain and speculative."""
 
     prompt: Prompt
-    plain: Result
-    speculative: Result
+    plain: GenerationStats
+    speculative: GenerationStats
 
     @property
     def ratio(self) -> float:
@@ -113,7 +113,9 @@ def measure(
     return report(engine, pairs, greedy=temperature == 0.0)
 
 
-def answer(engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling, *, speculate: bool) -> Result:
+def answer(
+    engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling, *, speculate: bool
+) -> GenerationStats:
     """One answer from an empty cache."""
     tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
     return answer_tokens(engine, tokens, max_tokens, sampling, speculate=speculate)
@@ -121,10 +123,10 @@ def answer(engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling, 
 
 def answer_tokens(
     engine: Engine, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, speculate: bool
-) -> Result:
+) -> GenerationStats:
     """One answer to token ids, from an empty cache."""
     engine.forget()
-    result = Result()
+    result = GenerationStats()
     for _ in engine.answer(Request(prompt, sampling, max_tokens, speculate=speculate), result):
         pass
     return result
@@ -167,7 +169,7 @@ def _governed(pairs: Sequence[Pair]) -> dict[str, Any]:
     return {"modes": modes, "reading": told_fields(pairs[-1].speculative.reading)}
 
 
-def _energy(results: Sequence[Result]) -> dict[str, float]:
+def _energy(results: Sequence[GenerationStats]) -> dict[str, float]:
     """Medians a token after the first round: processor time, and joules where always metered."""
     joules = [one.joules_per_token for one in results]
     metered = [one for one in joules if one is not None]
@@ -182,6 +184,7 @@ def _summary(pairs: Sequence[Pair]) -> dict[str, float]:
     rounds = sum(pair.speculative.rounds for pair in pairs)
     return {
         "ratio": round(median(pair.ratio for pair in pairs), 3),
+        "least": round(min(pair.ratio for pair in pairs), 3),
         "plain": round(median(pair.plain.tokens_per_second for pair in pairs), 2),
         "speculative": round(median(pair.speculative.tokens_per_second for pair in pairs), 2),
         "acceptance": round(sum(pair.speculative.accepted for pair in pairs) / drafted, 3)
@@ -205,12 +208,14 @@ def table(report: dict[str, Any]) -> str:
     """The report as a person reads it."""
     rows = Table(box=None, pad_edge=False)
     rows.add_column("task")
-    for title in ("ratio", "plain tok/s", "spec. tok/s", "accepted", "tokens a round", "first token s"):
+    titles = "ratio", "least", "plain tok/s", "spec. tok/s", "accepted", "tokens a round", "first token s"
+    for title in titles:
         rows.add_column(title, justify="right")
     for task, line in [*report["tasks"].items(), ("all", report["overall"])]:
         rows.add_row(
             task,
             f"{line['ratio']:.2f}",
+            f"{line['least']:.2f}",
             f"{line['plain']:.1f}",
             f"{line['speculative']:.1f}",
             f"{line['acceptance']:.0%}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from edgespec.app.bench.systems import UNKNOWN, Answer
+from edgespec.app.bench.systems import UNKNOWN, SystemAnswer
 from edgespec.core import EdgespecError
 
 STOP_SECONDS = 10.0  # to end by itself when asked, before it is killed
@@ -28,7 +28,7 @@ _WORKING_MEMORY = 512 << 20  # bytes: compute buffers of one model, the logits o
 
 
 @dataclass(frozen=True, slots=True)
-class Mode:
+class PeerMode:
     """One way llama-server speculates: the flags that ask for it."""
 
     flags: tuple[str, ...] = ()
@@ -36,22 +36,22 @@ class Mode:
     remembers: bool = False
 
 
-def _draft(tokens: int, probability: str) -> Mode:
+def _draft(tokens: int, probability: str) -> PeerMode:
     limits = ("--spec-draft-n-max", str(tokens), "--spec-draft-p-min", probability)
-    return Mode(("--spec-type", "draft-simple", *limits), needs_draft=True)
+    return PeerMode(("--spec-type", "draft-simple", *limits), needs_draft=True)
 
 
-def _ngram(kind: str, *flags: str) -> Mode:
-    return Mode(("--spec-type", kind, *flags), remembers=True)
+def _ngram(kind: str, *flags: str) -> PeerMode:
+    return PeerMode(("--spec-type", kind, *flags), remembers=True)
 
 
-def _sizes(kind: str, n: int, m: int) -> Mode:
+def _sizes(kind: str, n: int, m: int) -> PeerMode:
     return _ngram(kind, f"--spec-{kind}-size-n", str(n), f"--spec-{kind}-size-m", str(m))
 
 
 PLAIN = "plain"
-MODES: dict[str, Mode] = {
-    PLAIN: Mode(),
+MODES: dict[str, PeerMode] = {
+    PLAIN: PeerMode(),
     "draft-simple": _draft(3, "0.75"),
     "draft-simple-p0": _draft(3, "0"),
     "draft-simple-8": _draft(8, "0.9"),
@@ -196,7 +196,9 @@ class LlamaServer:
             time.sleep(0.05)
         raise TimeoutError
 
-    def ask(self, prompt: Sequence[int], max_tokens: int, schema: Mapping[str, Any] | None = None) -> Answer:
+    def ask(
+        self, prompt: Sequence[int], max_tokens: int, schema: Mapping[str, Any] | None = None
+    ) -> SystemAnswer:
         """As a System; with a JSON `schema`, an answer that keeps to it."""
         question: dict[str, Any] = {
             "prompt": list(prompt),
@@ -220,7 +222,7 @@ class LlamaServer:
         ) as error:
             raise self._failure(error) from None
 
-    def _read(self, prompt: tuple[int, ...], body: bytes) -> Answer:
+    def _read(self, prompt: tuple[int, ...], body: bytes) -> SystemAnswer:
         connection = self._connect(self._patience)
         try:
             tokens: list[int] = []
@@ -244,7 +246,7 @@ class LlamaServer:
 
     def _checked(
         self, prompt: tuple[int, ...], tokens: list[int], first: float, last: float, final: dict[str, Any]
-    ) -> Answer:
+    ) -> SystemAnswer:
         timings = final["timings"]
         if final["tokens_evaluated"] != len(prompt) or timings.get("cache_n", 0):
             raise EdgespecError(
@@ -253,7 +255,7 @@ class LlamaServer:
             )
         written, accepted = len(tokens), int(timings.get("draft_n_accepted", 0))
         ended = final.get("stop_type") == "eos"
-        return Answer(
+        return SystemAnswer(
             prompt,
             tuple(tokens[:-1] if ended else tokens),
             written,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.core import EdgespecError, Reading
-from edgespec.governor import LADDER, LIMIT, Governor, Mode
+from edgespec.machine.governor import LADDER, LIMIT, Governor, Mode
 
 _MOST = 10_000_000  # bytes of a trace
 _STEP = 0.1  # seconds of the simulation
@@ -113,7 +113,7 @@ LAPTOP = Machine(
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class ReplayCourse:
     """What a simulated half hour was: seconds, °C and modes at each second, and tokens a second overall."""
 
     times: tuple[float, ...]
@@ -126,7 +126,7 @@ class Course:
         return max(self.celsius)
 
 
-def simulate(machine: Machine, governor: Governor, minutes: float = 30.0) -> Course:
+def simulate(machine: Machine, governor: Governor, minutes: float = 30.0) -> ReplayCourse:
     """Generate without end under `governor`, from a machine at rest."""
     celsius = sensed = machine.settles("performance", 1.0)
     tokens = 0.0
@@ -141,7 +141,7 @@ def simulate(machine: Machine, governor: Governor, minutes: float = 30.0) -> Cou
         celsius += (machine.settles(decision.mode, rest) - celsius) * _STEP / machine.tau
         sensed += (celsius - sensed) * _STEP / machine.lag
     times, temperatures, modes = zip(*seconds, strict=True)
-    return Course(times, temperatures, modes, tokens / (minutes * 60))
+    return ReplayCourse(times, temperatures, modes, tokens / (minutes * 60))
 
 
 def best_fixed(machine: Machine, limit: float = LIMIT) -> tuple[Mode, float, float]:
@@ -171,7 +171,7 @@ def heat(machine: Machine = LAPTOP) -> dict[str, Any]:
     }
 
 
-def _course_json(course: Course) -> dict[str, Any]:
+def _course_json(course: ReplayCourse) -> dict[str, Any]:
     changes = sum(a != b for a, b in zip(course.modes, course.modes[1:], strict=False))
     return {
         "tokens_per_second": course.speed,

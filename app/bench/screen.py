@@ -16,13 +16,13 @@ from typing import Any
 
 from textual.events import Key, Paste
 
-from edgespec.app.answer import Request
 from edgespec.app.chat.app import ChatApp
-from edgespec.app.chat.engine import ChatMessage, Traced
-from edgespec.app.chat.input import MessageInput
-from edgespec.app.chat.store import Store
+from edgespec.app.chat.chat_model import ChatMessage, TokenTrace
+from edgespec.app.chat.history_worker import HistoryWorker
+from edgespec.app.chat.widgets.input import MessageInput
+from edgespec.app.engine.request import Request
 from edgespec.core import EdgespecError
-from edgespec.governor import Mode
+from edgespec.machine.governor import Mode
 
 SIZE = (120, 40)
 _PASTE = 100_000  # characters
@@ -64,7 +64,7 @@ class Scripted:
     def count(self, text: str) -> int:
         return len(text) // 4
 
-    def answer(self, messages: Sequence[ChatMessage], request: Request, result: Traced) -> Iterator[str]:
+    def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
         start, result.prompt_tokens = perf_counter(), 1
         for number, piece in enumerate(self.pieces):
             time.sleep(max(0.0, start + number / self.pace - perf_counter()))
@@ -92,7 +92,7 @@ def measure() -> dict[str, Any]:
 async def _measure() -> dict[str, Any]:
     engine, rows = Scripted(), []
     with tempfile.TemporaryDirectory(prefix="edgespec-") as folder:
-        app = ChatApp(lambda _: engine, "scripted", store=Store(Path(folder) / "history.db"))
+        app = ChatApp(lambda _: engine, "scripted", store=HistoryWorker(Path(folder) / "history.db"))
         async with app.run_test(size=SIZE) as pilot:
             while app.session.state == "loading":
                 await pilot.pause(0.05)

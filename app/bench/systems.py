@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from edgespec.app.bench.measure import answer_tokens
-from edgespec.app.engine import Engine
+from edgespec.app.engine.engine import Engine
 from edgespec.sampling import Sampling
 
 UNKNOWN = -1
@@ -16,7 +16,7 @@ spread over several tokens only the last has an id."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SystemAnswer:
     """One greedy answer and what it cost. Times in seconds of wall time from asking, as the asker sees them.
 
     `tokens` leaves out the token that ends the answer, `written` counts it. `rounds` are the target's forward
@@ -40,7 +40,7 @@ class Answer:
         return (self.written - 1) / rest if self.written > 1 and rest > 0 else 0.0
 
 
-class System(Protocol):
+class BenchSystem(Protocol):
     """Something that answers prompts, measured against others of its kind.
 
     `plain` names the same system without speculation (itself, if it is that). `memory` is what it takes
@@ -60,7 +60,7 @@ class System(Protocol):
     def start(self) -> None:
         """Make it ready to answer. Raises EdgespecError, and then nothing is left running."""
 
-    def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
+    def ask(self, prompt: Sequence[int], max_tokens: int) -> SystemAnswer:
         """The greedy answer to token ids, nothing of which was read before. Raises EdgespecError."""
 
     def stop(self) -> None:
@@ -82,9 +82,9 @@ class EdgespecSystem:
 
     def stop(self) -> None: ...
 
-    def ask(self, prompt: Sequence[int], max_tokens: int) -> Answer:
+    def ask(self, prompt: Sequence[int], max_tokens: int) -> SystemAnswer:
         result = answer_tokens(self.engine, prompt, max_tokens, Sampling(), speculate=self._speculate)
-        return Answer(
+        return SystemAnswer(
             tuple(prompt),
             tuple(result.tokens),
             result.written,

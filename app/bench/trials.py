@@ -6,15 +6,16 @@ from statistics import median
 from time import perf_counter
 from typing import Any, get_args
 
-from edgespec.app.options import Backend
+from edgespec.app.engine.loading import BackendChoice
 from edgespec.core import EdgespecError
-from edgespec.models.native import EngineName, LlamaOptions, files
-from edgespec.models.selftest import settle, test
-from edgespec.models.store import is_onnx, resolve
-from edgespec.models.trial import unknown_start
+from edgespec.models.gguf.backends import files
+from edgespec.models.gguf.native import BackendName, LlamaOptions
+from edgespec.models.gguf.selftest import settle, test
+from edgespec.models.gguf.trial import unknown_start
+from edgespec.models.hub.store import is_onnx, resolve
 
 
-def measure_tests(model: str, engine: Backend, repetitions: int) -> dict[str, Any]:
+def measure_tests(model: str, engine: BackendChoice, repetitions: int) -> dict[str, Any]:
     """Medians in seconds, by engine.
 
     "first" is a test in a child process, which took "megabytes" of memory and "outcome" is what it came to;
@@ -24,7 +25,7 @@ def measure_tests(model: str, engine: Backend, repetitions: int) -> dict[str, An
     if is_onnx(path):
         raise EdgespecError("--self-test is of GGUF models: onnxruntime is not tested.")
     report: dict[str, Any] = {"model": path.name, "bytes": path.stat().st_size, "engines": {}}
-    for name in get_args(EngineName) if engine == "auto" else [engine]:
+    for name in get_args(BackendName) if engine == "auto" else [engine]:
         options = LlamaOptions(engine=name)
         first, after = [], []
         try:

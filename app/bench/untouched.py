@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-from edgespec.app import options as opt
 from edgespec.app.bench.measure import Prompt, answer
-from edgespec.app.engine import Engine
-from edgespec.models.native import LlamaOptions
+from edgespec.app.engine import loading
+from edgespec.app.engine.engine import Engine
+from edgespec.models.gguf.native import LlamaOptions
 from edgespec.quant import tune
 from edgespec.sampling import Sampling
 
@@ -38,7 +38,7 @@ def measure_untouched(
     tuned = tune.tune(path, draft, progress=lambda what, share: not tell(f"tuning: {what} {share:.0%}"))
     form = tuned.draft.path if tuned.draft is not None else draft
     with (
-        _engine(path, draft and opt.form_of(draft, ""), untouched, context) as first,
+        _engine(path, draft and loading.form_of(draft, ""), untouched, context) as first,
         _engine(path, form, tuned.best.options, context) as second,
     ):
         ratios: dict[str, list[float]] = defaultdict(list)

@@ -18,19 +18,21 @@ from typing import Any, get_args
 import edgespec
 from edgespec.app.bench.figures import Sample, figures
 from edgespec.app.bench.measure import Prompt
+from edgespec.app.bench.oracle import best_possible
 from edgespec.app.bench.peers import MODES, LlamaServer, choose_modes, parse_peer
-from edgespec.app.bench.systems import Answer, EdgespecSystem, System
-from edgespec.app.engine import Engine
+from edgespec.app.bench.systems import BenchSystem, EdgespecSystem, SystemAnswer
+from edgespec.app.engine.engine import Engine
 from edgespec.core import Cancelled, EdgespecError
-from edgespec.models.native import EngineName, library
-from edgespec.sensors import load_average, memory_available
+from edgespec.machine.sensors import load_average, memory_available
+from edgespec.models.gguf.backends import library
+from edgespec.models.gguf.native import BackendName
 
 INTERRUPTED = "interrupted"
 _WARM_UP_TOKENS = 8
 
 
 @dataclass(slots=True)
-class Run:
+class ComparisonRun:
     """What a comparison measured, in whole turns.
 
     `stopped` says why it ended early and is None if it did not; `passing` names the systems that were
@@ -49,12 +51,12 @@ class Stage:
     system's turn is warmed up either way. On leaving, everything is stopped.
     """
 
-    def __init__(self, systems: Sequence[System], warm_up: Sequence[int], memory: int) -> None:
+    def __init__(self, systems: Sequence[BenchSystem], warm_up: Sequence[int], memory: int) -> None:
         """Raises EdgespecError when one of them alone takes more than `memory`."""
         self._kept = kept(systems, memory)
         self.passing = [system.name for system in systems if system.name not in self._kept]
         self._warm_up = warm_up
-        self._started: dict[str, System] = {}
+        self._started: dict[str, BenchSystem] = {}
 
     def __enter__(self) -> Stage:
         return self
@@ -64,7 +66,7 @@ class Stage:
             for system in self._started.values():
                 stack.callback(system.stop)
 
-    def ask(self, system: System, prompt: Sequence[int], max_tokens: int) -> Answer:
+    def ask(self, system: BenchSystem, prompt: Sequence[int], max_tokens: int) -> SystemAnswer:
         """One turn of `system`."""
         if system.name not in self._started:
             self._started[system.name] = system
@@ -80,12 +82,12 @@ class Stage:
         for system in [one for one in self._started.values() if one.remembers]:
             self._leave(system)
 
-    def _leave(self, system: System) -> None:
+    def _leave(self, system: BenchSystem) -> None:
         del self._started[system.name]
         system.stop()
 
 
-def kept(systems: Sequence[System], memory: int) -> set[str]:
+def kept(systems: Sequence[BenchSystem], memory: int) -> set[str]:
     """Names of those that can stay started: all, or as many as leave room for the largest of the others."""
     for system in systems:
         if system.memory > memory:
@@ -102,7 +104,7 @@ def kept(systems: Sequence[System], memory: int) -> set[str]:
     return set()
 
 
-def rotation(systems: Sequence[System], repetition: int, prompt: int) -> list[System]:
+def rotation(systems: Sequence[BenchSystem], repetition: int, prompt: int) -> list[BenchSystem]:
     """The order of a turn: each prompt and each pass begins one system later, every other pass backwards.
 
     So no system always comes first or always follows the same one.
@@ -113,20 +115,20 @@ def rotation(systems: Sequence[System], repetition: int, prompt: int) -> list[Sy
 
 
 def compare(
-    systems: Sequence[System],
+    systems: Sequence[BenchSystem],
     prompts: Sequence[tuple[Prompt, Sequence[int]]],
     warm_up: Sequence[int],
     max_tokens: int,
     repetitions: int = 1,
     memory: int | None = None,
     say: Callable[[str], None] | None = None,
-) -> Run:
+) -> ComparisonRun:
     """Ask every system every prompt (token ids), `repetitions` times over.
 
     Ctrl-C or an error ends it early and keeps what was measured. Before the end of the first turn there is
     nothing to keep: then Ctrl-C raises Cancelled, and an EdgespecError is raised on.
     """
-    run = Run()
+    run = ComparisonRun()
     total = repetitions * len(prompts)
     with _tidy_exit(), Stage(systems, warm_up, memory_available() if memory is None else memory) as stage:
         try:
@@ -174,7 +176,7 @@ def _tidy_exit() -> Iterator[None]:
             signal.signal(name, handler)
 
 
-def notes(systems: Sequence[System], run: Run) -> list[str]:
+def notes(systems: Sequence[BenchSystem], run: ComparisonRun) -> list[str]:
     """What a reader of the figures must know, a sentence each."""
     notes = []
     if run.stopped is not None:
@@ -205,10 +207,10 @@ def _busy() -> list[str]:
     return [f"The machine was busy before the run (load {load:.1f}): measure again at rest."] * (load > 1)
 
 
-def installed_engines() -> dict[str, EngineName]:
+def installed_engines() -> dict[str, BackendName]:
     """The native engines of this installation, by the name of the system that uses them."""
     names = []
-    for name in get_args(EngineName):
+    for name in get_args(BackendName):
         with contextlib.suppress(EdgespecError):
             library(name)
             names.append(name)
@@ -233,7 +235,7 @@ def bench_against(
     target, draft = first.model, first.draft_path
     # Of a draft model that does not pay here, and so is not loaded, the cache is not known: it is small.
     draft_cache = first.draft.cache_bytes if first.draft else 0
-    systems: list[System] = [
+    systems: list[BenchSystem] = [
         EdgespecSystem(engine, label, speculate=speculate)
         for label, engine in engines.items()
         for speculate in (False, True)
@@ -258,8 +260,8 @@ def bench_against(
     systems += servers
     by_plain = {system.plain: system.engine for system in systems if isinstance(system, EdgespecSystem)}
 
-    def oracle(name: str, answer: Answer) -> float | None:
-        return by_plain[name].best_possible(answer.prompt, answer.tokens) if name in by_plain else None
+    def oracle(name: str, answer: SystemAnswer) -> float | None:
+        return best_possible(by_plain[name], answer.prompt, answer.tokens) if name in by_plain else None
 
     busy = _busy()
     run = compare(systems, asked, warm_up, max_tokens, repetitions, say=say)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from textual import work
@@ -17,26 +18,36 @@ from textual.containers import Horizontal, Vertical
 from textual.theme import Theme
 from textual.widgets import Label, ProgressBar, TextArea
 
-from edgespec.app import config
+from edgespec.app import settings as settings_file
 from edgespec.app.chat import commands
-from edgespec.app.chat import models as chat_models
+from edgespec.app.chat import model_picker as chat_models
+from edgespec.app.chat.attachments import find, unfolded_question, with_files
 from edgespec.app.chat.commands import TABLE
-from edgespec.app.chat.files import find, unfolded_question, with_files
-from edgespec.app.chat.hint import Hint, completions
-from edgespec.app.chat.input import MessageInput
-from edgespec.app.chat.items import Changed, Ended, Event, Item, Loaded, LoadFailed, Outgrown, Told, Written
-from edgespec.app.chat.panel import EnginePanel
+from edgespec.app.chat.messages import (
+    BranchMessage,
+    Changed,
+    ChatEvent,
+    ContextOverflow,
+    Ended,
+    Loaded,
+    LoadFailed,
+    Notice,
+    TextAppended,
+)
+from edgespec.app.chat.model_worker import ModelLoader, explain
 from edgespec.app.chat.session import Session
-from edgespec.app.chat.sidebar import Sidebar
-from edgespec.app.chat.status import figures, machine
-from edgespec.app.chat.view import ConversationView
-from edgespec.app.chat.writer import Load, explain
+from edgespec.app.chat.widgets.hint import Hint, completions
+from edgespec.app.chat.widgets.input import MessageInput
+from edgespec.app.chat.widgets.panel import EnginePanel
+from edgespec.app.chat.widgets.sidebar import Sidebar
+from edgespec.app.chat.widgets.status import figures, machine
+from edgespec.app.chat.widgets.view import ConversationView
 from edgespec.app.terminal import clean, one_line
 
 if TYPE_CHECKING:  # these import llama.cpp or SQLite
-    from edgespec.app.chat.store import Store
+    from edgespec.app.chat.history_worker import HistoryWorker
     from edgespec.app.history.store import History
-    from edgespec.governor import Mode
+    from edgespec.machine.governor import Mode
     from edgespec.sampling import Sampling
 
 T = TypeVar("T")
@@ -71,7 +82,7 @@ class ChatApp(App[int]):
 
     def __init__(
         self,
-        load: Load,
+        load: ModelLoader,
         title: str,
         *,
         system: str = "",
@@ -79,28 +90,30 @@ class ChatApp(App[int]):
         sampling: Sampling | None = None,
         max_tokens: int = 0,
         mode: Mode = "auto",
-        settings: config.Config | None = None,
-        opener: Callable[[str], Load] | None = None,
+        settings: settings_file.Settings | None = None,
+        opener: Callable[[str], ModelLoader] | None = None,
         reopen: int | None = None,
-        store: Store | None = None,
+        store: HistoryWorker | None = None,
     ) -> None:
         super().__init__()
         self.title = one_line(title)
-        self.settings = settings or config.Config()
+        self.settings = settings or settings_file.Settings()
         self.session = Session(
             load, title, system=system, persona=persona, sampling=sampling, max_tokens=max_tokens,
             mode=mode, store=store,
         )  # fmt: skip
         self.opener, self._reopen = opener, reopen
-        self._editing: Item | None = None
+        self._editing: BranchMessage | None = None
         self._fetching = ""
 
     def compose(self) -> ComposeResult:
         self.sidebar = Sidebar(self.session.store)
         self.view = ConversationView()
         self.panel = EnginePanel(self.session)
-        self._input = MessageInput(completions, placeholder="Enter sends · Ctrl+J new line · F1 help")
-        self._hint = Hint(self.session)
+        self._input = MessageInput(
+            partial(completions, TABLE), placeholder="Enter sends · Ctrl+J new line · F1 help"
+        )
+        self._hint = Hint(self.session, TABLE)
         self._head, self._machine = Label("", id="head", markup=False), Label("", id="machine", markup=False)
         self._bar = ProgressBar(total=1.0, show_percentage=False, show_eta=False, id="loading")
         self._model = Label(self.title, id="name", markup=False)
@@ -247,7 +260,7 @@ class ChatApp(App[int]):
         self._input.focus()
         return True
 
-    def begin_edit(self, item: Item, text: str) -> None:
+    def begin_edit(self, item: BranchMessage, text: str) -> None:
         self._editing = item
         self._input.border_title = "asked differently: Enter branches, Esc leaves it"
         self._input.put(text)
@@ -275,7 +288,7 @@ class ChatApp(App[int]):
             self.say(explain(error), bad=True)
             return None
 
-    def apply(self, settings: config.Config) -> None:
+    def apply(self, settings: settings_file.Settings) -> None:
         """Let changed settings hold from now on."""
         self.settings = settings
         self.theme = self._theme()
@@ -330,19 +343,19 @@ class ChatApp(App[int]):
         news = self.session.poll()
         for event in news:
             await self._show(event)
-        if any(not isinstance(event, Written) for event in news):
+        if any(not isinstance(event, TextAppended) for event in news):
             self._show_status()  # else twice a second: each change has the screen composed anew
         if self.session.quiet:
             self._clock.pause()
 
-    async def _show(self, event: Event) -> None:
+    async def _show(self, event: ChatEvent) -> None:
         match event:
             case Changed(keep, at):
                 await self.view.show(self.session.items, keep, at)
                 if not keep:
                     self._input.remember([i.text for i in self.session.items if i.role == "user"])
                 self.sidebar.refill()
-            case Written(item):
+            case TextAppended(item):
                 self.view.write(item)
             case Ended():
                 await self.view.end(event)
@@ -354,15 +367,15 @@ class ChatApp(App[int]):
                 await self.view.tell(
                     f"{error} Nothing can be answered: F4 chooses a model, Ctrl+Q quits.", bad=True
                 )
-            case Outgrown():
+            case ContextOverflow():
                 self._offer(event)
-            case Told(note, bad, text):
+            case Notice(note, bad, text):
                 await self.view.tell(note, bad)
                 if text and not self._input.text:
                     self._input.put(text)
 
     @work
-    async def _offer(self, event: Outgrown) -> None:
+    async def _offer(self, event: ContextOverflow) -> None:
         await commands.offer(self, event)
         self._wake()
 

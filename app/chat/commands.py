@@ -12,24 +12,24 @@ from rich.table import Table
 from rich.text import Text
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from edgespec.app.chat.files import path_of, unfolded_question
-from edgespec.app.chat.markdown import code_blocks
-from edgespec.app.chat.screens_ask import Ask, Choose, Reading
-from edgespec.app.chat.store import delete_conversation
+from edgespec.app.chat.attachments import path_of, unfolded_question
+from edgespec.app.chat.history_worker import delete_conversation
+from edgespec.app.chat.widgets.dialogs import ChoiceDialog, HelpScreen, TextDialog
+from edgespec.app.chat.widgets.markdown import code_blocks
 
 if TYPE_CHECKING:
-    from edgespec.app.chat.app import ChatApp
-    from edgespec.app.chat.items import Offer, Outgrown
+    from edgespec.app.chat.actions import ChatActions
+    from edgespec.app.chat.messages import ContextOverflow, TrimOption
     from edgespec.app.history.store import History
 
-Run = Callable[["ChatApp", str], Awaitable[None]]
+CommandFunction = Callable[["ChatActions", str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
     name: str
     about: str
-    run: Run
+    run: CommandFunction
     key: str = ""
     argument: str = ""
 
@@ -37,8 +37,10 @@ class Command:
 TABLE: dict[str, Command] = {}
 
 
-def _command(name: str, about: str, key: str = "", argument: str = "") -> Callable[[Run], Run]:
-    def add(run: Run) -> Run:
+def _command(
+    name: str, about: str, key: str = "", argument: str = ""
+) -> Callable[[CommandFunction], CommandFunction]:
+    def add(run: CommandFunction) -> CommandFunction:
         TABLE[name] = Command(name, about, run, key, argument)
         return run
 
@@ -46,45 +48,45 @@ def _command(name: str, about: str, key: str = "", argument: str = "") -> Callab
 
 
 @_command("new", "Begin a conversation", "ctrl+l")
-async def _new(app: ChatApp, _: str) -> None:
+async def _new(app: ChatActions, _: str) -> None:
     app.session.new()
 
 
 @_command("stop", "Stop the answer", "escape")
-async def _stop(app: ChatApp, _: str) -> None:
+async def _stop(app: ChatActions, _: str) -> None:
     if not app.leave():
         app.session.stop()
 
 
 @_command("regenerate", "Write the last answer again, on a branch of its own", "ctrl+r")
-async def _regenerate(app: ChatApp, _: str) -> None:
+async def _regenerate(app: ChatActions, _: str) -> None:
     if not app.session.regenerate():
         app.say("There is no answer yet to write again.")
 
 
 @_command("continue", "Go on with a stopped answer", "ctrl+t")
-async def _continue(app: ChatApp, _: str) -> None:
+async def _continue(app: ChatActions, _: str) -> None:
     if not app.session.resume():
         app.say("There is no stopped answer at the end of this conversation.")
 
 
 @_command("edit", "Ask the last question differently, on a branch of its own", "f2")
-async def _edit(app: ChatApp, _: str) -> None:
+async def _edit(app: ChatActions, _: str) -> None:
     if (item := app.session.last("user")) is not None:
         app.begin_edit(item, unfolded_question(item.text))
 
 
 @_command("previous", "Show the branch before", "alt+left")
-async def _previous(app: ChatApp, _: str) -> None:
+async def _previous(app: ChatActions, _: str) -> None:
     _switch(app, -1)
 
 
 @_command("next", "Show the branch after", "alt+right")
-async def _next(app: ChatApp, _: str) -> None:
+async def _next(app: ChatActions, _: str) -> None:
     _switch(app, 1)
 
 
-def _switch(app: ChatApp, step: int) -> None:
+def _switch(app: ChatActions, step: int) -> None:
     forked = [item for item in app.session.items if item.places > 1]
     if not forked:
         app.say("This conversation has one branch: edit a question or regenerate an answer for another.")
@@ -93,7 +95,7 @@ def _switch(app: ChatApp, step: int) -> None:
 
 
 @_command("copy", "Copy the last answer", "ctrl+y")
-async def _copy(app: ChatApp, _: str) -> None:
+async def _copy(app: ChatActions, _: str) -> None:
     if (item := app.session.last("assistant")) is not None and item.text:
         app.copy(item.text, "The answer")
     else:
@@ -101,7 +103,7 @@ async def _copy(app: ChatApp, _: str) -> None:
 
 
 @_command("code", "Copy a code block, the last one without a number", "f5", "NUMBER")
-async def _code(app: ChatApp, argument: str) -> None:
+async def _code(app: ChatActions, argument: str) -> None:
     blocks = [b for item in app.session.items if item.role == "assistant" for b in code_blocks(item.text)]
     try:
         chosen = blocks[int(argument) - 1 if argument else -1]
@@ -112,47 +114,47 @@ async def _code(app: ChatApp, argument: str) -> None:
 
 
 @_command("sidebar", "Show or hide the conversations, and search them", "ctrl+b")
-async def _sidebar(app: ChatApp, _: str) -> None:
+async def _sidebar(app: ChatActions, _: str) -> None:
     app.show_sidebar(not app.sidebar.display)
 
 
 @_command("search", "Search all conversations", "ctrl+f", "WORDS")
-async def _search(app: ChatApp, argument: str) -> None:
+async def _search(app: ChatActions, argument: str) -> None:
     app.show_sidebar(True, argument)
 
 
 @_command("rename", "Rename the conversation", argument="TITLE")
-async def _rename(app: ChatApp, argument: str) -> None:
+async def _rename(app: ChatActions, argument: str) -> None:
     if (number := app.session.chat.number) is not None:
         await rename(app, number, argument)
 
 
-async def rename(app: ChatApp, number: int, title: str = "") -> None:
+async def rename(app: ChatActions, number: int, title: str = "") -> None:
     if not title:
         before = await app.kept(lambda history: history.conversation(number).title)
-        answer = await app.push_screen_wait(Ask("Title of the conversation", before or ""))
+        answer = await app.push_screen_wait(TextDialog("Title of the conversation", before or ""))
         title = (answer or "").strip()
     if title:
         await app.kept(lambda history: history.rename(number, title))
 
 
 @_command("pin", "Keep the conversation at the top, or let it go")
-async def _pin(app: ChatApp, _: str) -> None:
+async def _pin(app: ChatActions, _: str) -> None:
     if (number := app.session.chat.number) is not None:
         await pin(app, number)
 
 
-async def pin(app: ChatApp, number: int) -> None:
+async def pin(app: ChatActions, number: int) -> None:
     await app.kept(lambda history: history.pin(number, not history.conversation(number).pinned))
 
 
 @_command("delete", "Delete the conversation; /undo brings it back")
-async def _delete(app: ChatApp, _: str) -> None:
+async def _delete(app: ChatActions, _: str) -> None:
     if (number := app.session.chat.number) is not None:
         await delete(app, number)
 
 
-async def delete(app: ChatApp, number: int) -> None:
+async def delete(app: ChatActions, number: int) -> None:
     if app.session.chat.number == number:
         app.session.new()
 
@@ -162,11 +164,11 @@ async def delete(app: ChatApp, number: int) -> None:
 
 
 @_command("undo", "Bring back the conversation deleted last")
-async def _undo(app: ChatApp, _: str) -> None:
+async def _undo(app: ChatActions, _: str) -> None:
     await undo(app)
 
 
-async def undo(app: ChatApp, _: int = 0) -> None:
+async def undo(app: ChatActions, _: int = 0) -> None:
     def job(history: History) -> int | None:
         deleted = history.conversations(1, deleted=True)
         if deleted:
@@ -181,15 +183,15 @@ async def undo(app: ChatApp, _: int = 0) -> None:
 
 
 @_command("export", "Write the conversation to a .md or .json file", argument="FILE")
-async def _export(app: ChatApp, argument: str) -> None:
+async def _export(app: ChatActions, argument: str) -> None:
     if (number := app.session.chat.number) is None:
         app.say("There is nothing to export yet.")
     else:
         await export(app, number, argument)
 
 
-async def export(app: ChatApp, number: int, name: str = "") -> None:
-    name = name or await app.push_screen_wait(Ask("File to export to (.md or .json)")) or ""
+async def export(app: ChatActions, number: int, name: str = "") -> None:
+    name = name or await app.push_screen_wait(TextDialog("File to export to (.md or .json)")) or ""
     if not name:
         return
     path = path_of(name)
@@ -208,8 +210,8 @@ async def export(app: ChatApp, number: int, name: str = "") -> None:
 
 
 @_command("import", "Add the conversations of a .json export", argument="FILE")
-async def _import(app: ChatApp, argument: str) -> None:
-    name = argument or await app.push_screen_wait(Ask("File to import (.json)")) or ""
+async def _import(app: ChatActions, argument: str) -> None:
+    name = argument or await app.push_screen_wait(TextDialog("File to import (.json)")) or ""
     if not name:
         return
 
@@ -224,19 +226,20 @@ async def _import(app: ChatApp, argument: str) -> None:
 
 
 @_command("model", "Choose another model, or fetch one", "f4", "NAME")
-async def _model(app: ChatApp, argument: str) -> None:
-    from edgespec.app.chat import models as chat_models
+async def _model(app: ChatActions, argument: str) -> None:
 
     name = argument
+    from edgespec.models.hub.selection import choices
+
     if app.opener is None:
         app.say("This chat has the server's model: start it again with another --model.")
         return
     if not name:
-        found = await asyncio.to_thread(chat_models.choices)
+        found = await asyncio.to_thread(choices)
         mark = {app.title: " · in use"}
         options = [(one.name, one.name + mark.get(one.name, ""), one.about) for one in found]
         title = "Choose a model" if app.title else "No model on this machine yet: choose one to fetch"
-        name = await app.push_screen_wait(Choose(title, options)) or ""
+        name = await app.push_screen_wait(ChoiceDialog(title, options)) or ""
         if name and not next(one.here for one in found if one.name == name):
             app.fetch(name)
             return
@@ -245,11 +248,11 @@ async def _model(app: ChatApp, argument: str) -> None:
 
 
 @_command("persona", "Choose who answers: a system prompt by name", "f7", "NAME")
-async def _persona(app: ChatApp, argument: str) -> None:
+async def _persona(app: ChatActions, argument: str) -> None:
     personas = app.settings.personas
     options = [("", "none", "no system prompt"), *((name, name, text) for name, text in personas.items())]
     question = "Persona of this conversation: add yours under [personas] in the config file"
-    name = argument or await app.push_screen_wait(Choose(question, options))
+    name = argument or await app.push_screen_wait(ChoiceDialog(question, options))
     if name is not None:
         text = app.settings.prompt_of(name) if name else ""
         app.session.configure(system=text, persona=name)
@@ -257,15 +260,15 @@ async def _persona(app: ChatApp, argument: str) -> None:
 
 
 @_command("system", "Set the system prompt of this conversation", argument="TEXT")
-async def _system(app: ChatApp, argument: str) -> None:
-    text = argument or await app.push_screen_wait(Ask("System prompt", app.session.chat.system))
+async def _system(app: ChatActions, argument: str) -> None:
+    text = argument or await app.push_screen_wait(TextDialog("System prompt", app.session.chat.system))
     if text is not None:
         app.session.configure(system=text, persona="")
         app.say("The system prompt holds from the next answer on.")
 
 
 @_command("drop", "Choose what the model is no longer told; /drop none tells it all again", argument="none")
-async def _drop(app: ChatApp, argument: str) -> None:
+async def _drop(app: ChatActions, argument: str) -> None:
     if argument == "none":
         app.session.drop(None)
         app.say("The model is told the whole conversation again.")
@@ -274,56 +277,56 @@ async def _drop(app: ChatApp, argument: str) -> None:
 
 
 @_command("settings", "Change the settings", "f6")
-async def _settings(app: ChatApp, _: str) -> None:
-    from edgespec.app.chat.screens_settings import Settings
+async def _settings(app: ChatActions, _: str) -> None:
+    from edgespec.app.chat.widgets.settings_screen import SettingsScreen
 
-    if (settings := await app.push_screen_wait(Settings(app.settings))) is not None:
+    if (settings := await app.push_screen_wait(SettingsScreen(app.settings))) is not None:
         app.apply(settings)
 
 
 @_command("mode", "Go on to the next mode: auto, performance, balanced, saver", "f3")
-async def _mode(app: ChatApp, _: str) -> None:
+async def _mode(app: ChatActions, _: str) -> None:
     app.session.next_mode()
 
 
 @_command("theme", "Dark, light or high contrast", "f8", "NAME")
-async def _theme(app: ChatApp, argument: str) -> None:
-    from edgespec.app import config
+async def _theme(app: ChatActions, argument: str) -> None:
+    from edgespec.app import settings
 
-    names = list(config.WORDS["theme"])
+    names = list(settings.WORDS["theme"])
     name = argument or names[(names.index(app.settings.theme) + 1) % len(names)]
-    app.apply(config.changed(app.settings, "theme", name))
+    app.apply(settings.changed(app.settings, "theme", name))
 
 
 @_command("engine", "Show or hide what the engine does", "ctrl+g")
-async def _engine(app: ChatApp, _: str) -> None:
+async def _engine(app: ChatActions, _: str) -> None:
     app.panel.display = not app.panel.display
     app.panel.draw(anew=True)
 
 
 @_command("messages", "Go from message to message", "ctrl+up")
-async def _messages(app: ChatApp, _: str) -> None:
+async def _messages(app: ChatActions, _: str) -> None:
     app.view.pick(-1)
 
 
 @_command("help", "Keys and commands", "f1")
-async def _help(app: ChatApp, _: str) -> None:
-    app.push_screen(Reading("Help", help_text()))
+async def _help(app: ChatActions, _: str) -> None:
+    app.push_screen(HelpScreen("Help", help_text()))
 
 
 @_command("quit", "Leave", "ctrl+q")
-async def _quit(app: ChatApp, _: str) -> None:
+async def _quit(app: ChatActions, _: str) -> None:
     await app.action_quit()
 
 
-async def offer(app: ChatApp, event: Outgrown) -> None:
+async def offer(app: ChatActions, event: ContextOverflow) -> None:
     """Ask what the model may forget."""
     question = f"This conversation has {event.tokens:,} tokens, the context holds {app.session.context:,}."
-    options: list[tuple[Offer | None, str, str]] = [
+    options: list[tuple[TrimOption | None, str, str]] = [
         (one, f"the first {one.dropped:,} questions and answers", f"{one.tokens:,} tokens remain")
         for one in event.offers
     ]
-    chosen = await app.push_screen_wait(Choose(f"{question} What may the model forget?", options))
+    chosen = await app.push_screen_wait(ChoiceDialog(f"{question} What may the model forget?", options))
     if chosen is None:
         app.say("Nothing is left out: /drop offers it again.")
     else:
@@ -331,7 +334,7 @@ async def offer(app: ChatApp, event: Outgrown) -> None:
         app.say(f"The model is no longer told the first {chosen.dropped:,} questions and answers.")
 
 
-TO_CONVERSATION: dict[str, Callable[[ChatApp, int], Awaitable[None]]] = {
+TO_CONVERSATION: dict[str, Callable[[ChatActions, int], Awaitable[None]]] = {
     "rename": rename,
     "pin": pin,
     "delete": delete,

@@ -12,10 +12,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from edgespec.app.chat.files import find, folded, path_of, unfolded_question, with_files
-from edgespec.app.chat.items import Changed, Ended, Item, Loaded, LoadFailed, Outgrown, Told, Written
+from edgespec.app.chat.attachments import find, folded, path_of, unfolded_question, with_files
+from edgespec.app.chat.history_worker import delete_conversation
+from edgespec.app.chat.messages import (
+    BranchMessage,
+    Changed,
+    ContextOverflow,
+    Ended,
+    Loaded,
+    LoadFailed,
+    Notice,
+    TextAppended,
+)
 from edgespec.app.chat.session import Session
-from edgespec.app.chat.store import delete_conversation
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
 
@@ -31,7 +40,7 @@ class PlainChat:
 
     def __init__(self, session: Session, read: Callable[[str], str], write: Callable[[str], object]) -> None:
         self._session, self._read, self._write = session, read, write
-        self._outgrown: Outgrown | None = None
+        self._outgrown: ContextOverflow | None = None
         self._failed = False
 
     def run(self, reopen: int | None = None) -> int:
@@ -172,7 +181,7 @@ class PlainChat:
                     self._say(f"conversation {session.chat.number}: {session.chat.title}")
                 for item in session.items[keep:]:
                     self._show_item(item, keep)
-            case Written(_, text):
+            case TextAppended(_, text):
                 self._write(clean(text))
             case Ended(item, result, error):
                 if item.text:
@@ -189,15 +198,15 @@ class PlainChat:
             case LoadFailed(error):
                 self._failed = True
                 self._say(error)
-            case Outgrown(_, tokens, offers):
+            case ContextOverflow(_, tokens, offers):
                 self._outgrown = event
                 self._say(f"the conversation has {tokens:,} tokens, the context holds {session.context:,}:")
                 for n, one in enumerate(offers, 1):
                     self._say(f"/drop {n} leaves out the first {one.dropped:,} questions and answers")
-            case Told(note, _, text):
+            case Notice(note, _, text):
                 self._say(note + (f" Not sent: {text[:80]}" if text else ""))
 
-    def _show_item(self, item: Item, keep: int) -> None:
+    def _show_item(self, item: BranchMessage, keep: int) -> None:
         """A message of the history; one just typed is on the screen already."""
         if item.places > 1:
             self._say(f"branch {item.place} of {item.places}")

@@ -14,38 +14,38 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from edgespec.app.chat.items import (
+from edgespec.app.chat.history_worker import HistoryWorker, Jobs, Kept, as_kept, ask
+from edgespec.app.chat.messages import (
     SINCE,
+    BranchMessage,
     Changed,
     Chat,
+    ChatEvent,
+    ContextOverflow,
     Ended,
-    Event,
-    Item,
     Loaded,
     LoadFailed,
     Loading,
-    Offer,
-    Outgrown,
-    Told,
-    Written,
+    Notice,
+    TextAppended,
+    TrimOption,
     figures,
     joined,
     merged,
 )
-from edgespec.app.chat.store import Jobs, Kept, Store, as_kept, ask
-from edgespec.app.chat.writer import Load, Writer
+from edgespec.app.chat.model_worker import ModelLoader, ModelWorker
 
 if TYPE_CHECKING:  # these import numpy and llama.cpp
-    from edgespec.app.answer import Request
-    from edgespec.app.chat.engine import ChatEngine, Traced
-    from edgespec.app.config import Config
+    from edgespec.app.chat.chat_model import ChatModel, TokenTrace
+    from edgespec.app.engine.request import Request
     from edgespec.app.history.rows import Conversation
     from edgespec.app.history.store import History
-    from edgespec.governor import Mode
+    from edgespec.app.settings import Settings
+    from edgespec.machine.governor import Mode
     from edgespec.sampling import Sampling
 
 T = TypeVar("T")
-State = Literal["loading", "ready", "writing", "stopped", "failed"]
+SessionState = Literal["loading", "ready", "writing", "stopped", "failed"]
 
 MODES: tuple[Mode, ...] = ("auto", "performance", "balanced", "saver")
 _CHECKPOINT = 0.25  # seconds of an answer that a kill may cost
@@ -56,7 +56,7 @@ class Session:
 
     def __init__(
         self,
-        load: Load,
+        load: ModelLoader,
         name: str = "",
         *,
         system: str = "",
@@ -64,28 +64,28 @@ class Session:
         sampling: Sampling | None = None,
         max_tokens: int = 0,
         mode: Mode = "auto",
-        store: Store | None = None,
+        store: HistoryWorker | None = None,
     ) -> None:
         self.name = name
-        self.state: State = "loading"
+        self.state: SessionState = "loading"
         self.share, self.context, self.used = 0.0, 0, 0
-        self.result: Traced | None = None  # of the answer under way, else of the last one
+        self.result: TokenTrace | None = None  # of the answer under way, else of the last one
         self.sampling, self.max_tokens, self.mode = sampling, max_tokens, mode
         self.system, self.persona = system, persona  # of new conversations
         self.chat = Chat(None, system, persona)
-        self.store = store or Store()
+        self.store = store or HistoryWorker()
         self._load = load
-        self._waiting: deque[tuple[Chat, Item]] = deque()
+        self._waiting: deque[tuple[Chat, BranchMessage]] = deque()
         self._request: Request | None = None
-        self.writing: Item | None = None  # the answer under way
+        self.writing: BranchMessage | None = None  # the answer under way
         self._checked = 0.0
-        self._events: SimpleQueue[Event | Callable[[], list[Event]]] = SimpleQueue()
+        self._events: SimpleQueue[ChatEvent | Callable[[], list[ChatEvent]]] = SimpleQueue()
         self._jobs = Jobs(self.store, self._events.put)
-        self._writer = Writer(self._events.put)
+        self._writer = ModelWorker(self._events.put)
         self._closing = self._offering = False
 
     @property
-    def items(self) -> list[Item]:
+    def items(self) -> list[BranchMessage]:
         """The messages shown."""
         return self.chat.items
 
@@ -96,7 +96,7 @@ class Session:
         return not busy and self._events.empty()
 
     @property
-    def engine(self) -> ChatEngine | None:
+    def engine(self) -> ChatModel | None:
         """None before the model is loaded."""
         return self._writer.engine
 
@@ -110,9 +110,11 @@ class Session:
         """Open the history, and begin to load the model."""
         if load:
             self._writer.load(self._load)
-        self._jobs.do(lambda _: None, lambda _: [Told(self.store.note, bad=True)] if self.store.note else [])
+        self._jobs.do(
+            lambda _: None, lambda _: [Notice(self.store.note, bad=True)] if self.store.note else []
+        )
 
-    def reload(self, load: Load, name: str) -> None:
+    def reload(self, load: ModelLoader, name: str) -> None:
         """Go on with another model, which answers what waits."""
         if self._request is not None:
             self._request.cancel()
@@ -142,7 +144,7 @@ class Session:
                 history.switch(message)
             return as_kept(history, conversation)
 
-        def then(kept: Kept) -> list[Event]:
+        def then(kept: Kept) -> list[ChatEvent]:
             self.chat, self.used, self.result = chat, 0, None
             return self._take(chat, kept, message)
 
@@ -151,7 +153,7 @@ class Session:
     def open_last(self) -> None:
         """Show the conversation that was written to last, if there is one."""
 
-        def then(found: list[Conversation]) -> list[Event]:
+        def then(found: list[Conversation]) -> list[ChatEvent]:
             last = max(found, key=lambda one: one.updated, default=None)
             if last is not None and not self.items:
                 self.open(last.id)
@@ -166,7 +168,7 @@ class Session:
         chat.persona = chat.persona if persona is None else persona
         self._settle(chat, lambda history, number: history.configure(number, system=system, persona=persona))
 
-    def drop(self, offer: Offer | None) -> None:
+    def drop(self, offer: TrimOption | None) -> None:
         """Tell the model no more of the conversation shown than from `offer` on (None: all), and go on."""
         chat, since = self.chat, offer.since if offer is not None else 0
 
@@ -184,7 +186,7 @@ class Session:
         self._offering = self._writer.offer(last, self.chat.system, self.chat.since)
         return self._offering
 
-    def apply(self, settings: Config) -> None:
+    def apply(self, settings: Settings) -> None:
         """Let changed settings hold from the next answer and the next conversation on."""
         self.sampling, self.max_tokens = settings.sampling(), settings.max_tokens
         self.persona = settings.persona
@@ -205,7 +207,7 @@ class Session:
             change(history, chat.number)
             return as_kept(history, chat.number)
 
-        def then(kept: Kept) -> list[Event]:
+        def then(kept: Kept) -> list[ChatEvent]:
             news = self._take(chat, kept)
             after()
             return news
@@ -218,13 +220,13 @@ class Session:
         """Keep a question, and answer it once the model is there and has answered what was sent before."""
         self._add(lambda history, number: ask(history, number, text, "head"), text)
 
-    def edit(self, item: Item, text: str) -> None:
+    def edit(self, item: BranchMessage, text: str) -> None:
         """Ask a question of the conversation differently, on a branch of its own."""
         self.stop()
         parent = item.parent.id if item.parent is not None else None
         self._add(lambda history, number: ask(history, number, text, parent), text)
 
-    def regenerate(self, item: Item | None = None) -> bool:
+    def regenerate(self, item: BranchMessage | None = None) -> bool:
         """Write an answer again, the last one if none is given, on a branch of its own."""
         answer = item or self.last("assistant")
         if answer is None or answer.parent is None:
@@ -246,7 +248,7 @@ class Session:
         self._next()
         return True
 
-    def switch(self, item: Item, step: int) -> bool:
+    def switch(self, item: BranchMessage, step: int) -> bool:
         """Show the branch beside `item`, `step` further."""
         chat = self.chat
         if item.places < 2:
@@ -261,7 +263,7 @@ class Session:
         self._jobs.do(job, lambda kept: self._take(chat, kept))
         return True
 
-    def last(self, role: str) -> Item | None:
+    def last(self, role: str) -> BranchMessage | None:
         return next((item for item in reversed(self.items) if item.role == role), None)
 
     def stop(self) -> None:
@@ -288,9 +290,9 @@ class Session:
 
     # --- news ---
 
-    def poll(self, wait: float = 0.0) -> list[Event]:
+    def poll(self, wait: float = 0.0) -> list[ChatEvent]:
         """What happened since the last call, the text of a burst in one piece. Waits for it if asked to."""
-        happened: list[Event] = []
+        happened: list[ChatEvent] = []
         try:
             first = self._events.get(timeout=wait) if wait else self._events.get_nowait()
             happened += first() if callable(first) else [first]
@@ -304,7 +306,7 @@ class Session:
             self._apply(event)
         return news
 
-    def _apply(self, event: Event) -> None:
+    def _apply(self, event: ChatEvent) -> None:
         match event:
             case Loading(share):
                 self.share = share
@@ -314,22 +316,22 @@ class Session:
             case LoadFailed():
                 self.state = "failed"
                 self._next()
-            case Written(item, text):
+            case TextAppended(item, text):
                 item.text += text
                 if monotonic() - self._checked > _CHECKPOINT:
                     self._checkpoint(item)
             case Ended(item, result, error):
                 self._finish(item, result, error)
-            case Outgrown(item):
+            case ContextOverflow(item):
                 self._offering = False
                 if item is self.writing:
                     self._request, self.writing, self.state = None, None, "stopped"
                     self._withdraw("")
                     self._jobs.do(lambda history: history.finish(item.id, "stopped"), lambda _: [])
-            case Told():
+            case Notice():
                 self._offering = False
 
-    def _finish(self, item: Item, result: Any, error: str) -> None:
+    def _finish(self, item: BranchMessage, result: Any, error: str) -> None:
         complete = result is not None and result.stop_reason in ("end", "stop", "length")
         item.error, item.state = error, "complete" if complete else "stopped"
         self._checkpoint(item)
@@ -348,7 +350,7 @@ class Session:
             self.used = result.prompt_tokens + len(result.tokens)
         self._next()
 
-    def _checkpoint(self, item: Item) -> None:
+    def _checkpoint(self, item: BranchMessage) -> None:
         """Keep what came of an answer since the last time."""
         self._checked = monotonic()
         more, number = item.text[item.kept :], item.id
@@ -372,7 +374,7 @@ class Session:
 
         self._jobs.do(run, lambda kept: self._take(chat, kept), text)
 
-    def _take(self, chat: Chat, kept: Kept, at: int | None = None) -> list[Event]:
+    def _take(self, chat: Chat, kept: Kept, at: int | None = None) -> list[ChatEvent]:
         """Show what a change left in the history."""
         chat.about, branch, answer = kept
         chat.system, chat.persona = chat.about.system, chat.about.persona
@@ -392,13 +394,13 @@ class Session:
         if self.state == "failed":
             self._withdraw("No model is loaded, so nothing can be answered.")
         elif self.state != "loading" and self._request is None and self._waiting and not self._closing:
-            from edgespec.app.answer import Request
-            from edgespec.app.chat.engine import Traced
+            from edgespec.app.chat.chat_model import TokenTrace
+            from edgespec.app.engine.request import Request
             from edgespec.sampling import Sampling
 
             chat, item = self._waiting.popleft()
             request = Request((), self.sampling or Sampling(), self.max_tokens)
-            result = Traced()
+            result = TokenTrace()
             self._request, self.writing, self.result, self.state = request, item, result, "writing"
             self._checked = monotonic()
             self._writer.write(item, chat.system, chat.since, request, result)

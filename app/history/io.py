@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from edgespec.app.history.rows import Conversation, Message, Role, Sources
+from edgespec.app.history.rows import Conversation, MessageRole, Sources, StoredMessage
 from edgespec.app.history.store import History
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
@@ -62,7 +62,7 @@ def to_json(history: History, conversations: Sequence[int] | None = None) -> str
     return text + "\n"
 
 
-def _conversation(about: Conversation, messages: Sequence[Message]) -> dict[str, Any]:
+def _conversation(about: Conversation, messages: Sequence[StoredMessage]) -> dict[str, Any]:
     return {
         "title": about.title, "created": about.created, "updated": about.updated, "pinned": about.pinned,
         "system": about.system, "persona": about.persona, "model": about.model, "sampling": about.sampling,
@@ -136,9 +136,9 @@ def write(path: Path, text: str) -> None:
 # --- what is imported ---
 
 
-def _parsed(value: object, where: str) -> tuple[Conversation, list[Message]]:
+def _parsed(value: object, where: str) -> tuple[Conversation, list[StoredMessage]]:
     table = _Table(value, where)
-    messages: list[Message] = []
+    messages: list[StoredMessage] = []
     known: set[int] = set()
     for n, each in enumerate(table.take("messages", _list), 1):
         message = _parsed_message(each, f"{where}, message {n}")
@@ -159,12 +159,13 @@ def _parsed(value: object, where: str) -> tuple[Conversation, list[Message]]:
     return conversation, messages
 
 
-def _parsed_message(value: object, where: str) -> Message:
+def _parsed_message(value: object, where: str) -> StoredMessage:
     table = _Table(value, where)
     state = table.take("state", _one_of("complete", "stopped", "partial"))
-    message = Message(
+    message = StoredMessage(
         id=table.take("id", _int), conversation=0, parent=table.take("parent", _optional_int),
-        role=table.take("role", _one_of(*get_args(Role))), state="stopped" if state == "partial" else state,
+        role=table.take("role", _one_of(*get_args(MessageRole))),
+        state="stopped" if state == "partial" else state,
         created=table.take("created", _time), stats=table.take("stats", _settings),
         text=table.take("text", _str), sources=table.take("sources", _sources),
     )  # fmt: skip

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from edgespec.app.history.db import sound
 
-Role = Literal["system", "user", "assistant", "tool"]
-State = Literal["complete", "stopped", "partial"]
+MessageRole = Literal["system", "user", "assistant", "tool"]
+MessageState = Literal["complete", "stopped", "partial"]
 """`partial` is being written; when its writer died, `stopped` follows once no chat has the history open."""
 Sources = Sequence[tuple[str, Sequence[int]]]
 """Where an answer's tokens came from: runs of one source, with the characters of each of its tokens."""
@@ -43,14 +43,14 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class StoredMessage:
     """A message, the `place`-th of `places` beside each other under `parent`, counted from 1."""
 
     id: int
     conversation: int
     parent: int | None
-    role: Role
-    state: State
+    role: MessageRole
+    state: MessageState
     created: float
     stats: Mapping[str, Any]
     text: str
@@ -88,12 +88,12 @@ def conversation_of(row: Sequence[Any]) -> Conversation:
     )
 
 
-def message_of(row: Sequence[Any]) -> Message:
+def message_of(row: Sequence[Any]) -> StoredMessage:
     number, conversation, parent, role, state, created, stats, text, sources, place, places = row
     runs: Sources = ()
     with suppress(ValueError, TypeError):
         runs = tuple((source, tuple(lengths)) for source, lengths in _loaded(sources, []))
-    return Message(
+    return StoredMessage(
         number, conversation, parent, role, state, created, _loaded(stats, {}), text, runs, place, places
     )
 
@@ -108,7 +108,7 @@ def insert_conversation(db: sqlite3.Connection, c: Conversation) -> int:
     return cursor.lastrowid or 0
 
 
-def insert_message(db: sqlite3.Connection, m: Message) -> int:
+def insert_message(db: sqlite3.Connection, m: StoredMessage) -> int:
     cursor = db.execute(
         """INSERT INTO messages (conversation, parent, role, state, created, stats, text, sources)
         VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",

@@ -23,10 +23,10 @@ from edgespec.app.history.rows import (
     MESSAGES,
     PATH,
     Conversation,
-    Message,
-    Role,
+    MessageRole,
+    MessageState,
     Sources,
-    State,
+    StoredMessage,
     conversation_of,
     dumped,
     insert_conversation,
@@ -37,7 +37,7 @@ from edgespec.app.history.rows import (
     title_of,
 )
 from edgespec.app.history.search import Hit, search
-from edgespec.models.store import folder_in
+from edgespec.models.hub.store import folder_in
 
 KEPT = 30 * 86400.0
 """Seconds for which a deleted conversation can be brought back."""
@@ -186,7 +186,7 @@ class History:
 
     # --- messages ---
 
-    def branch(self, conversation: int) -> list[Message]:
+    def branch(self, conversation: int) -> list[StoredMessage]:
         """The messages shown, from the first to the head."""
         return self._messages(
             f"""WITH RECURSIVE {PATH}
@@ -194,11 +194,11 @@ class History:
             self.conversation(conversation).head,
         )
 
-    def messages(self, conversation: int) -> list[Message]:
+    def messages(self, conversation: int) -> list[StoredMessage]:
         """All messages of all branches; a parent stands before its children."""
         return self._messages(f"{MESSAGES} WHERE m.conversation = ? ORDER BY m.id", conversation)
 
-    def message(self, message: int) -> Message:
+    def message(self, message: int) -> StoredMessage:
         found = self._messages(f"{MESSAGES} WHERE m.id = ?", message)
         if not found:
             raise gone()
@@ -217,14 +217,14 @@ class History:
     def append(
         self,
         conversation: int,
-        role: Role,
+        role: MessageRole,
         text: str = "",
         *,
         parent: int | Literal["head"] | None = "head",
-        state: State = "complete",
+        state: MessageState = "complete",
         stats: Mapping[str, Any] | None = None,
         sources: Sources = (),
-    ) -> Message:
+    ) -> StoredMessage:
         """Add a message under the head and make it the head.
 
         With the `parent` of an earlier message it becomes that one's sibling: another answer, or the question
@@ -242,7 +242,7 @@ class History:
             of = db.execute("SELECT conversation FROM messages WHERE id = ?", (under,)).fetchone()
             if under is not None and of != (conversation,):
                 raise gone()
-            made = Message(0, conversation, under, role, state, now, stats or {}, text, sources)
+            made = StoredMessage(0, conversation, under, role, state, now, stats or {}, text, sources)
             number = insert_message(db, made)
             show(db, number)
             db.execute("UPDATE conversations SET updated = ? WHERE id = ?", (now, conversation))
@@ -290,7 +290,7 @@ class History:
                 raise gone()
             show(db, leaf_below(db, message))
 
-    def _messages(self, statement: str, value: int | None) -> list[Message]:
+    def _messages(self, statement: str, value: int | None) -> list[StoredMessage]:
         with self._file.reading() as db:
             return [message_of(row) for row in db.execute(statement, (value,))]
 
@@ -301,7 +301,7 @@ class History:
         with self._file.reading() as db:
             return search(db, query, limit)
 
-    def add(self, conversations: Iterable[tuple[Conversation, Sequence[Message]]]) -> list[int]:
+    def add(self, conversations: Iterable[tuple[Conversation, Sequence[StoredMessage]]]) -> list[int]:
         """Add whole conversations, all or none. Returns their numbers.
 
         The numbers given need be right only within each conversation, where parents stand before children.

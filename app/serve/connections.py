@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from edgespec.app.serve.errors import ApiError, dumps, error_body
-from edgespec.app.serve.listen import peer_of
+from edgespec.app.serve.apis.errors import ApiError, dumps, error_body
+from edgespec.app.serve.sockets import peer_of
 
 REQUEST_SECONDS = 10.0  # from the first byte of a request to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of its body

@@ -15,25 +15,25 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import BaseModel, Field
 
 import edgespec
-from edgespec.app.answer import Result
-from edgespec.app.serve.desk import Ask, Desk, End
-from edgespec.app.serve.replies import Collected
+from edgespec.app.engine.completions import CompletionService, Finished, GenerationRequest
+from edgespec.app.engine.request import GenerationStats
+from edgespec.app.serve.apis.encoding import Collected
 from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 
 _EXTRACT = "Extract what is asked for from the text. Answer with JSON only."
 
-MaxTokens = Annotated[int, Field(ge=1, le=100_000, description="Most tokens to write.")]
-Temperature = Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest words.")]
-Stop = Annotated[list[str] | None, Field(max_length=16, description="Texts before which the answer ends.")]
+McpMaxTokens = Annotated[int, Field(ge=1, le=100_000, description="Most tokens to write.")]
+McpTemperature = Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest words.")]
+McpStop = Annotated[list[str] | None, Field(max_length=16, description="Texts before which the answer ends.")]
 
 
-class ChatMessage(BaseModel):
+class McpMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
+def make_mcp(service: Callable[[], Awaitable[CompletionService]], model: str) -> MCPServer[Any]:
     """The server. `desk` gives the loaded model, or raises EdgespecError."""
     server: MCPServer[Any] = MCPServer(
         "edgespec",
@@ -43,16 +43,16 @@ def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
         log_level="WARNING",
     )
 
-    async def answer(ask: Ask) -> tuple[str, Result]:
+    async def answer(ask: GenerationRequest) -> tuple[str, GenerationStats]:
         try:
-            there = await desk()
+            there = await service()
             job = await there.prepare(ask)
             text = Collected()
             with there.submit(
                 job, "mcp"
             ) as parts:  # a call that is cancelled leaves it, and so ends the answer
                 async for news in parts:
-                    if not isinstance(news, End):
+                    if not isinstance(news, Finished):
                         text.add(news)
                     elif news.error is not None:
                         raise news.error
@@ -71,26 +71,26 @@ def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
     async def generate(
         prompt: Annotated[str, Field(min_length=1, description="What to do, and all that is needed for it.")],
         system: Annotated[str, Field(description="How to do it.")] = "",
-        max_tokens: MaxTokens = 512,
-        temperature: Temperature = 0.0,
-        stop: Stop = None,
+        max_tokens: McpMaxTokens = 512,
+        temperature: McpTemperature = 0.0,
+        stop: McpStop = None,
     ) -> str:
         """Let the local model answer one prompt."""
         messages = [{"role": "system", "content": system}] if system else []
         messages.append({"role": "user", "content": prompt})
-        text, _ = await answer(Ask(messages, **wanted(max_tokens, temperature, stop)))
+        text, _ = await answer(GenerationRequest(messages, **wanted(max_tokens, temperature, stop)))
         return text
 
     @server.tool()
     async def chat(
-        messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)],
-        max_tokens: MaxTokens = 512,
-        temperature: Temperature = 0.0,
-        stop: Stop = None,
+        messages: Annotated[list[McpMessage], Field(min_length=1, max_length=1000)],
+        max_tokens: McpMaxTokens = 512,
+        temperature: McpTemperature = 0.0,
+        stop: McpStop = None,
     ) -> str:
         """Let the local model go on with a conversation."""
         told = [message.model_dump() for message in messages]
-        text, _ = await answer(Ask(told, **wanted(max_tokens, temperature, stop)))
+        text, _ = await answer(GenerationRequest(told, **wanted(max_tokens, temperature, stop)))
         return text
 
     @server.tool()
@@ -100,7 +100,7 @@ def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
             dict[str, Any], Field(description="JSON schema of an object, which the answer keeps.")
         ],
         instructions: Annotated[str, Field(description="What to look for.")] = "",
-        max_tokens: MaxTokens = 1024,
+        max_tokens: McpMaxTokens = 1024,
     ) -> dict[str, Any]:
         """Let the local model extract data from a text, as JSON that keeps to a schema for certain."""
         from pydantic_core import from_json
@@ -111,7 +111,7 @@ def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
         if given["type"] != "object":
             raise ToolError("The schema must be one of an object.")
         found, result = await answer(
-            Ask(messages, format=("json_schema", given), **wanted(max_tokens, temperature=0.0))
+            GenerationRequest(messages, format=("json_schema", given), **wanted(max_tokens, temperature=0.0))
         )
         if result.stop_reason != "end":
             raise ToolError(f"The JSON was not complete after {len(result.tokens)} tokens: raise max_tokens.")
@@ -121,7 +121,7 @@ def make_mcp(desk: Callable[[], Awaitable[Desk]], model: str) -> MCPServer[Any]:
     return server
 
 
-def run(load: Callable[[], Desk], model: str) -> None:
+def run(load: Callable[[], CompletionService], model: str) -> None:
     """Serve standard input until it ends. `load` runs beside that, in a thread."""
 
     async def main() -> None:
@@ -136,6 +136,6 @@ def run(load: Callable[[], Desk], model: str) -> None:
     asyncio.run(main())
 
 
-def _report(loading: asyncio.Future[Desk]) -> None:
+def _report(loading: asyncio.Future[CompletionService]) -> None:
     if not loading.cancelled() and (error := loading.exception()) is not None:
         sys.stderr.write(f"edgespec: {error}\n")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from edgespec.app.answer import Result
-from edgespec.app.service import Service
+from edgespec.app.engine.request import GenerationStats
+from edgespec.app.engine.scheduler import Scheduler
 from edgespec.core import Reading
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ _MODES = ("performance", "balanced", "saver")
 class Metrics:
     """The figures of one service, all of them kept in one event loop."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._service = scheduler
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -57,7 +57,7 @@ class Metrics:
         self._celsius = gauge("temperature_celsius", "Of the processor's hottest sensor")
         self._charge = gauge("battery_percent", "Charge of the battery")
 
-    def answered(self, result: Result, error: Exception | None, waited: float) -> None:
+    def answered(self, result: GenerationStats, error: Exception | None, waited: float) -> None:
         """One answer ended, `waited` seconds after it was asked for."""
         self._answers.labels("error" if error is not None else result.stop_reason).inc()
         self._prompt.inc(result.prompt_tokens)
@@ -85,7 +85,7 @@ class Metrics:
         engine = self._service.engine
         for mode in _MODES:
             self._mode.labels(mode).set(engine.decision.mode == mode)
-        reading: Reading = engine.steering.watch.latest()
+        reading: Reading = engine.resources.watch.latest()
         for gauge, value in ((self._celsius, reading.celsius), (self._charge, reading.charge)):
             gauge.set(float("nan") if value is None else value)
         return generate_latest(self._registry)

@@ -1,6 +1,6 @@
 #!/data/data/com.termux/files/usr/bin/sh
 # Installs Edgespec on Android, in Termux, from this source: sh packaging/termux/install.sh [--uninstall]
-# NOT RUN on a phone by us yet; how Android's sensors are read is tested with recordings (tests/test_sensors.py).
+# NOT RUN on a phone by us yet; how Android's sensors are read is tested with recordings (tests/edgespec/machine/test_sensors.py).
 # Compiles llama.cpp for the phone: ten to thirty minutes, and about 2 GB of space. Termux must be the one from
 # F-Droid; the app Termux:API, with `pkg install termux-api`, adds battery and temperature.
 set -eu

@@ -17,11 +17,11 @@ import faulty
 import httpx2
 import pytest
 from bare import HOME, USER, Bare, end
-from test_chat_terminal import Terminal
+from terminals import Terminal
 from tiles import disassembled, loads, never_stored
 
 import edgespec as source
-from edgespec.models.catalog import load_catalog
+from edgespec.models.hub.catalog import load_catalog
 
 BUNDLED = ("smollm2-135m", "qwen2.5-coder-0.5b")
 """The Makefile's MODELS."""
@@ -76,7 +76,7 @@ def test_it_answers_as_the_source_does(bare: Bare, edgespec: str, prompt: str) -
     options = ["run", prompt, "--max-tokens", "48", "--json", "--logprobs", "4", "--draft", "none"]
     options += ["-m", "smollm2-135m"]
     ours = answer(bare.command([edgespec, *options]))
-    theirs = answer([sys.executable, "-m", "edgespec.app.cli", *options])
+    theirs = answer([sys.executable, "-m", "edgespec.app.cli.main", *options])
     assert len(theirs["tokens"]) > 5
     for i, (one, other) in enumerate(zip(ours["tokens"], theirs["tokens"], strict=False)):
         if one != other:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_chat_terminal import Terminal
+from terminals import Terminal
 
 ROOT = Path(__file__).parent.parent.parent
 SILENCE = 10.0

@@ -1,0 +1,160 @@
+"""What a chat needs of whatever answers it, and the engine of this machine in that form."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.core import Reading, Round
+from edgespec.grammar_drafting import GRAMMAR
+from edgespec.machine.governor import Decision, Mode
+
+if TYPE_CHECKING:  # llama.cpp
+    from edgespec.app.engine.engine import Engine
+    from edgespec.app.history.rows import Sources
+
+ChatMessage = dict[str, str]
+"""`role` and `content`."""
+
+TARGET, FORCED = "target", GRAMMAR
+
+
+@dataclass(slots=True)
+class TokenTrace(GenerationStats):
+    """A result that remembers where each token came from. Others may read it while it fills up.
+
+    `spans` are (source, characters) of the answer's tokens, `drafts` the guessed tokens of each round,
+    `speeds` its tokens a second. `piece` gives a token's bytes; without it there are no spans.
+    """
+
+    piece: Callable[[int], bytes] | None = None
+    spans: list[tuple[str, int]] = field(default_factory=list)
+    drafts: list[int] = field(default_factory=list)
+    speeds: list[float] = field(default_factory=list)
+    _heard: int = 0
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
+
+    def count(self, round_: Round) -> None:
+        GenerationStats.count(self, round_)  # super() does not work in a class with slots made by dataclass
+        self.drafts.append(len(round_.draft.tokens))
+        if len(self.drafts) > 1:  # the first round reads the prompt
+            self.speeds.append(len(round_.tokens) / max(round_.seconds, 1e-6))
+        new = self.tokens[self._heard :]
+        self._heard += len(new)
+        for i, token in enumerate(new if self.piece is not None else ()):
+            source = round_.draft.sources[i] if i < round_.accepted else TARGET
+            assert self.piece is not None
+            self.spans.append((source, len(self._decoder.decode(self.piece(token)))))
+
+    def sources(self) -> Sources:
+        """The spans as the history keeps them: neighbours of one source in one run."""
+        runs: list[tuple[str, list[int]]] = []
+        for source, length in self.spans:
+            if not runs or runs[-1][0] != source:
+                runs.append((source, []))
+            runs[-1][1].append(length)
+        return runs
+
+
+class ChatModel(Protocol):
+    """What answers. In the engine's thread, but for `choose`, `decision` and `reading`."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences the user should read once."""
+
+    @property
+    def context_length(self) -> int:
+        """In tokens, 0 where nobody knows."""
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of the conversation; none where they are counted elsewhere.
+
+        If the last message is the model's own, its answer goes on from there.
+        """
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, perhaps estimated."""
+
+    def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
+        """Pieces of the answer to `messages`, whose `prompt` the request holds.
+
+        Ends soon after `request.cancel()`. Raises EdgespecError.
+        """
+
+    def choose(self, mode: Mode) -> Decision | None:
+        """Change what the machine may give, from the next second on."""
+
+    @property
+    def decision(self) -> Decision | None:
+        """What it gives at this moment, and why."""
+
+    @property
+    def reading(self) -> Reading | None:
+        """What it said of itself last."""
+
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        """A conversation was deleted: keep nothing on disk of what was read of it."""
+
+    def close(self) -> None: ...
+
+
+class LocalModel:
+    """A model on this machine. What it has read is kept on disk, where an opened conversation finds it."""
+
+    def __init__(self, engine: Engine, states: Path | None = None) -> None:
+        """`states` is the folder where that is kept, beside the history if not given."""
+        from edgespec.app.engine.prompt_cache import PromptCache
+        from edgespec.app.history.store import data_folder
+
+        self._engine = engine
+        self._prompt_cache = engine.prompt_cache = PromptCache(
+            folder=states or data_folder() / "states", lasting=True
+        )
+
+    @property
+    def notes(self) -> Sequence[str]:
+        return self._engine.notes
+
+    @property
+    def context_length(self) -> int:
+        return self._engine.context_length
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        begun = ""
+        if messages and messages[-1]["role"] == "assistant":
+            begun, messages = messages[-1]["content"], messages[:-1]
+        return self._engine.chat_prompt(messages) + (
+            self._engine.model.vocab.tokenize(begun) if begun else []
+        )
+
+    def count(self, text: str) -> int:
+        return len(self._engine.model.vocab.tokenize(text))
+
+    def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
+        result.piece = self._engine.model.vocab.piece
+        return self._engine.answer(request, result)
+
+    def choose(self, mode: Mode) -> Decision:
+        return self._engine.choose(mode)
+
+    @property
+    def decision(self) -> Decision:
+        return self._engine.decision
+
+    @property
+    def reading(self) -> Reading:
+        return self._engine.resources.watch.latest()
+
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        self._prompt_cache.forget(self.prompt(messages), self._engine.slots[0])
+
+    def close(self) -> None:
+        self._prompt_cache.keep(self._engine.slots[0])
+        self._engine.close()

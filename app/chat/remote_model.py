@@ -1,0 +1,231 @@
+"""An OpenAI-compatible server that answers in place of a model here. What it sends is not trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from httpx_sse import SSEError, connect_sse
+
+from edgespec.app.chat.chat_model import ChatMessage, TokenTrace
+from edgespec.app.engine.request import Request
+from edgespec.app.terminal import one_line
+from edgespec.core import EdgespecError
+
+_CONNECT, _BETWEEN = 10.0, 600.0  # seconds; a prompt may be read for minutes before the first token
+_MOST_TEXT = 4_000_000  # characters of an answer
+_MOST_ERROR = 300
+
+
+class RemoteModel:
+    """`url` is `http(s)://host:port`, with or without `/v1`, or `unix:/path/to/socket`.
+
+    Without a `model` the server's first one is taken. The key in OPENAI_API_KEY is sent to that server only:
+    redirects are not followed. Raises EdgespecError if the server does not answer.
+    """
+
+    notes: Sequence[str] = ()
+    decision = None
+    reading = None
+
+    def __init__(self, url: str, model: str = "") -> None:
+        base, transport = url, None
+        if url.startswith("unix:"):
+            path = url.removeprefix("unix:").removeprefix("//")
+            if not Path(path).is_socket():
+                raise EdgespecError(f"{url} does not answer: there is no such socket.")
+            transport, base = httpx.HTTPTransport(uds=path), "http://localhost"
+        elif urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise EdgespecError(f"--server {url!r}: write http://host:port or unix:/path/to/socket.")
+        base = base.rstrip("/")
+        base = base if base.endswith("/v1") else base + "/v1"
+        key = os.environ.get("OPENAI_API_KEY", "")
+        try:
+            headers = {"Authorization": f"Bearer {key}".encode("ascii").decode()} if key else {}
+            self._client = httpx.Client(
+                base_url=base,
+                headers=headers,
+                timeout=httpx.Timeout(_BETWEEN, connect=_CONNECT),
+                limits=httpx.Limits(max_keepalive_connections=0),  # so that each request tells its socket
+                transport=transport,
+                trust_env=not url.startswith("unix:"),
+            )
+        except (UnicodeEncodeError, ValueError, httpx.InvalidURL) as error:
+            raise EdgespecError(f"--server {url!r} or OPENAI_API_KEY is not usable: {error}.") from None
+        self._url = url
+        self.context_length = 0
+        try:
+            models = self._models()
+            self.name = model or next(iter(models), "")
+            if not self.name:
+                raise EdgespecError(f"{url} names no model: choose one with --model.")
+            about = models.get(self.name, {})
+            for field in ("max_model_len", "context_length"):
+                if type(length := about.get(field)) is int and length > 0:
+                    self.context_length = length
+        except BaseException:
+            self.close()
+            raise
+
+    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
+        return []
+
+    def count(self, text: str) -> int:
+        return (len(text) + 3) // 4
+
+    def choose(self, mode: object) -> None:
+        return None
+
+    def forget(self, messages: Sequence[ChatMessage]) -> None:
+        """Nothing is kept here; what the server keeps is its own."""
+
+    def close(self) -> None:
+        self._client.close()
+
+    def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
+        start, sockets, done = perf_counter(), _Sockets(), False
+        result.stop_reason = "end"
+        request.arm(sockets.shut)
+        try:
+            with connect_sse(
+                self._client,
+                "POST",
+                "/chat/completions",
+                json=self._body(messages, request),
+                extensions={"trace": sockets.trace},
+            ) as source:
+                self._check(source.response)
+                for event in source.iter_sse():
+                    done = done or event.data.strip() == "[DONE]"
+                    if done or request.cancelled:
+                        break
+                    text = self._took(event.data, result)
+                    result.seconds = perf_counter() - start
+                    if not text:
+                        continue
+                    if not result.tokens:
+                        result.seconds_to_first_token = result.seconds
+                    result.tokens.append(0)  # nearly: a piece may be several tokens
+                    result.text += text
+                    if len(result.text) > _MOST_TEXT:
+                        raise EdgespecError(f"{self._url} sent more than {_MOST_TEXT:,} characters: stopped.")
+                    yield text
+        except EdgespecError:
+            raise
+        except Exception as error:
+            if not request.cancelled:  # else whatever a socket says that was shut under its reader
+                if not isinstance(error, (httpx.HTTPError, httpx.StreamError, SSEError, OSError)):
+                    raise
+                raise EdgespecError(f"{self._url} broke off: {_said(error)}.") from None
+        finally:
+            request.disarm()
+        if request.cancelled:
+            result.stop_reason = "cancelled"
+        elif not done:
+            raise EdgespecError(f"{self._url} broke off in the middle of the answer.")
+
+    def _body(self, messages: Sequence[ChatMessage], request: Request) -> dict[str, Any]:
+        s = request.sampling
+        body: dict[str, Any] = {
+            "model": self.name, "messages": list(messages), "stream": True,
+            "stream_options": {"include_usage": True}, "temperature": s.temperature, "top_p": s.top_p,
+        }  # fmt: skip
+        extra = {
+            "max_tokens": request.max_tokens, "seed": s.seed, "frequency_penalty": s.frequency_penalty,
+            "presence_penalty": s.presence_penalty, "top_k": s.top_k, "min_p": s.min_p,
+        }  # fmt: skip
+        body |= {name: value for name, value in extra.items() if value}
+        if s.repetition_penalty != 1.0:
+            body["repetition_penalty"] = s.repetition_penalty
+        if messages and messages[-1]["role"] == "assistant":  # as vLLM has it; others answer anew or go on
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body
+
+    def _models(self) -> dict[str, dict[str, Any]]:
+        try:
+            response = self._client.get("/models", timeout=_CONNECT)
+            self._check(response)
+            listed = response.json()["data"]
+            return {one["id"]: one for one in listed if isinstance(one["id"], str)}
+        except (httpx.HTTPError, OSError) as error:
+            raise EdgespecError(f"{self._url} does not answer: {_said(error)}. Is it running?") from None
+        except (ValueError, KeyError, TypeError):
+            raise EdgespecError(f"{self._url} is no OpenAI-compatible server: it lists no models.") from None
+
+    def _check(self, response: httpx.Response) -> None:
+        if response.is_success:
+            return
+        said = ""
+        with suppress(ValueError, KeyError, TypeError, httpx.HTTPError, httpx.StreamError):
+            response.read()
+            said = str(response.json()["error"]["message"])
+        hint = " Set OPENAI_API_KEY." if response.status_code == 401 else ""
+        raise EdgespecError(
+            f"{self._url} refused: {response.status_code} {one_line(said)[:_MOST_ERROR]}".rstrip()
+            + f".{hint}"
+        )
+
+    def _took(self, data: str, result: TokenTrace) -> str:
+        """The text of a chunk; what else it tells goes into `result`."""
+        try:
+            chunk = json.loads(data)
+            if isinstance(error := chunk.get("error"), dict):
+                raise EdgespecError(f"{self._url}: {one_line(str(error.get('message')))[:_MOST_ERROR]}")
+            if isinstance(usage := chunk.get("usage"), dict):
+                _count(usage, result)
+            for choice in chunk.get("choices") or []:
+                if choice.get("finish_reason"):
+                    result.stop_reason = "length" if choice["finish_reason"] == "length" else "end"
+                text = (choice.get("delta") or {}).get("content")
+                return text if isinstance(text, str) else ""
+        except (ValueError, TypeError, AttributeError):
+            raise EdgespecError(f"{self._url} sent what is no chunk of an answer.") from None
+        return ""
+
+
+class _Sockets:
+    """The connection of one request, which may be waiting for its first byte, and how to end that."""
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+        self._shut = False
+
+    def trace(self, name: str, info: dict[str, Any]) -> None:
+        if name.startswith("connection.") and name.endswith(".complete"):
+            with suppress(AttributeError, KeyError):
+                if isinstance(one := info["return_value"].get_extra_info("socket"), socket.socket):
+                    self._sockets.append(one)
+        if self._shut:
+            self.shut()
+
+    def shut(self) -> None:
+        self._shut = True
+        for one in self._sockets:
+            with suppress(OSError, ValueError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def _said(error: Exception) -> str:
+    return one_line(str(error)) or type(error).__name__
+
+
+def _count(usage: dict[str, Any], result: TokenTrace) -> None:
+    def number(holder: Any, name: str) -> int:
+        value = holder.get(name) if isinstance(holder, dict) else None
+        return value if type(value) is int and 0 <= value < 1 << 31 else 0
+
+    result.prompt_tokens = number(usage, "prompt_tokens")
+    if written := number(usage, "completion_tokens"):
+        result.tokens = [0] * min(written, _MOST_TEXT)
+        result.written = written
+    own = usage.get("speculation")  # Edgespec's
+    result.rounds, result.drafted = number(own, "rounds"), number(own, "drafted")
+    result.accepted = number(own, "accepted")

@@ -1,0 +1,138 @@
+"""`edgespec quant`: making models cheaper on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from edgespec.app.console import bar
+from edgespec.app.terminal import one_line
+from edgespec.core import EdgespecError
+from edgespec.models.hub.catalog import Entry, load_catalog
+from edgespec.models.hub.store import models_folder, resolve, verified
+
+if TYPE_CHECKING:
+    from edgespec.quant.draft import DraftReport
+
+app = typer.Typer(help="Make models cheaper on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def root() -> None: ...
+
+
+@app.command()
+def draft(
+    model: Annotated[
+        str, typer.Argument(help="A draft, or a target whose draft the catalogue knows: name or .gguf file.")
+    ],
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weight type to try, repeatable: q4_0, iq4_nl (takes minutes), q8_0, f16, bf16.",
+            show_default="q4_0",
+        ),
+    ] = None,
+    vocabulary: Annotated[
+        int, typer.Option(min=0, help="Try it also with only this many tokens in its output; 0: do not.")
+    ] = 0,
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="With --vocabulary: keep the tokens this text uses most; repeatable.", show_default=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Requantise a draft model, measure it, and keep it if it is faster here."""
+    from edgespec.quant.draft import make_draft
+    from edgespec.quant.requant import DraftType
+
+    known = get_args(DraftType)
+    wanted = kind or ["q4_0"]
+    if unknown := [one for one in wanted if one not in known]:
+        raise EdgespecError(f"--kind {unknown[0]}: choose from {', '.join(known)}.")
+    kinds = [one for one in known if one in wanted]
+    source = draft_of(model)
+    with bar(source.name) as progress, interruptible():
+        report = make_draft(source, kinds, progress, vocabulary, corpus or ())
+    if as_json:
+        print(json.dumps(_as_json(report), indent=2))
+    else:
+        _print_table(report)
+
+
+def draft_of(model: str) -> Path:
+    """The file of `model`'s draft where it is a catalogue name that has one, else of `model` itself."""
+    entry = load_catalog().get(model)
+    return resolve(entry.draft if entry is not None and entry.draft else model)
+
+
+def make_missing_drafts(pulled: list[Entry]) -> None:
+    """After a pull: make the drafts of complete pairs faster, and say in a line what came of it.
+
+    A draft whose target is not on this machine is only chatted with: it stays as it is. Never fails: without
+    a faster draft all works as before.
+    """
+    from edgespec.quant.draft import make_draft
+    from edgespec.quant.requant import made_draft
+
+    catalog, folder = load_catalog(), models_folder()
+    pairs = [(one, catalog[one.draft]) for one in catalog.values() if one.draft]
+    here = [pair for pair in pairs if not set(pulled).isdisjoint(pair) and (folder / pair[0].file).exists()]
+    for draft_entry in dict.fromkeys(pair[1] for pair in here):
+        try:
+            source = verified(draft_entry, folder)
+            if source is None or made_draft(source) is not None:
+                continue
+            sys.stderr.write(f"{draft_entry.name}: measuring whether other weights draft faster here\n")
+            with bar(draft_entry.name) as progress, interruptible():
+                say = make_draft(source, progress=progress).line
+        except EdgespecError as error:
+            say = f"no faster draft: {error}"
+        sys.stderr.write(f"{draft_entry.name}: {one_line(say)}\n")
+
+
+def _print_table(report: DraftReport) -> None:
+    table = Table(box=None, pad_edge=False)
+    for title in ("weights", "MB", "ms a token", "ms to read 8", ""):
+        table.add_column(title, justify="left" if title in ("weights", "") else "right", no_wrap=True)
+    for one in report.timings:
+        mark = "kept" if one is report.best else ""
+        table.add_row(one.kind, f"{one.bytes / 1e6:,.0f}", f"{one.token:.1f}", f"{one.reading:.1f}", mark)
+    Console(markup=False, highlight=False).print(table)
+    print(f"\n{report.line}")
+    if report.kept is not None:
+        print(one_line(str(report.kept)))
+
+
+def _as_json(report: DraftReport) -> dict[str, object]:
+    return {
+        "source": str(report.source),
+        "kept": None if report.kept is None else str(report.kept),
+        "timings": [
+            {"kind": one.kind, "bytes": one.bytes, "ms_token": one.token, "ms_read_8": one.reading}
+            for one in report.timings
+        ],
+    }
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C, or an end from outside: unfinished files go, and that is said."""
+    if sys.platform != "win32":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
+        sys.exit(130)

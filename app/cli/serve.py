@@ -1,0 +1,201 @@
+"""`edgespec serve` and `edgespec mcp`: the model for other programs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgespec.app.cli import options as opt
+from edgespec.app.engine import loading
+from edgespec.app.terminal import one_line
+from edgespec.models.hub.selection import default_model
+
+if TYPE_CHECKING:
+    from edgespec.app.engine.engine import Engine
+    from edgespec.app.serve.sockets import Bound
+
+_GIVE_UP_SECONDS = 3.0
+ParallelOption = Annotated[int, typer.Option(min=1, max=64, help="Most answers written at the same time.")]
+QueueOption = Annotated[
+    int, typer.Option(min=0, max=10_000, help="Most requests that wait; more are refused.")
+]
+
+
+def serve(
+    model: opt.ModelOption = "",
+    socket: Annotated[
+        Path | None,
+        typer.Option(help="The Unix socket.", show_default="edgespec.sock in the user's runtime folder"),
+    ] = None,
+    tcp: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Listen here too; asks for a token.", show_default=False)
+    ] = "",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let --tcp be an address that other machines reach.")
+    ] = False,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that TCP clients may call this server by; repeatable.", show_default=False),
+    ] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name that the model answers to; repeatable.", show_default=False),
+    ] = None,
+    parallel: ParallelOption = 4,
+    queue: QueueOption = 64,
+    draft: opt.DraftOption = "auto",
+    max_draft: opt.MaxDraftOption = 31,
+    exact: opt.ExactOption = False,
+    context: opt.ContextOption = 4096,
+    threads: opt.ThreadsOption = 0,
+    engine: opt.EngineOption = "auto",
+    mode: opt.ModeOption = None,
+) -> None:
+    """Serve the model to programs: OpenAI's and Anthropic's APIs on a socket of yours."""
+    from edgespec.app.serve import sockets
+    from edgespec.app.serve.access_control import own_names
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    with ExitStack() as stack:
+        # Bound before threads start and before the model is read: what is wrong shows at once, and who
+        # connects early waits.
+        bound = sockets.inherited(allow_remote)
+        for one in bound:
+            stack.callback(one.close)
+        if socket is not None or not (bound or (tcp and os.name != "posix")):
+            bound.append(sockets.bind_unix(socket or sockets.default_path()))
+            stack.callback(bound[-1].close)
+        if tcp:
+            bound.append(sockets.bind_tcp(tcp, allow_remote))
+            stack.callback(bound[-1].close)
+        token = _token() if any(one.is_tcp for one in bound) else None
+        name = model or default_model()
+        loaded = _loaded(
+            lambda progress: loading.load_engine(
+                name, draft, max_draft, context, threads, progress,
+                engine=engine, exact=exact, mode=mode, parallel=parallel,
+            )
+        )  # fmt: skip
+        for note in loaded.notes:
+            _say(note)
+        names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
+        hosts = [*(host_name or []), *(own_names() if allow_remote else ())]
+        _run(loaded, bound, names, token, hosts, queue)
+
+
+def mcp(
+    model: opt.ModelOption = "",
+    parallel: ParallelOption = 1,
+    draft: opt.DraftOption = "auto",
+    max_draft: opt.MaxDraftOption = 31,
+    exact: opt.ExactOption = False,
+    context: opt.ContextOption = 4096,
+    threads: opt.ThreadsOption = 0,
+    engine: opt.EngineOption = "auto",
+    mode: opt.ModeOption = None,
+) -> None:
+    """Lend the model to agents, as tools of the Model Context Protocol on standard input and output."""
+    from edgespec.app.engine.completions import CompletionService
+    from edgespec.app.engine.scheduler import Scheduler
+    from edgespec.app.serve import mcp_server
+    from edgespec.models.hub.store import resolve
+
+    name = model or default_model()
+    resolve(name)  # what is wrong with it should show now
+    desks: list[CompletionService] = []
+
+    def load() -> CompletionService:
+        loaded = loading.load_engine(
+            name, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode, parallel=parallel
+        )
+        for note in loaded.notes:
+            _say(note)
+        desks.append(CompletionService(Scheduler(loaded)))
+        return desks[0]
+
+    try:
+        mcp_server.run(load, Path(name).name)
+    finally:
+        for service in desks:
+            service.close()
+            service.scheduler.close()
+
+
+def _run(
+    loaded: Engine,
+    bound: list[Bound],
+    names: list[str],
+    token: str | None,
+    hosts: list[str],
+    queue: int,
+) -> None:
+    from edgespec.app.engine.completions import CompletionService
+    from edgespec.app.engine.scheduler import Scheduler
+    from edgespec.app.serve.application import make_app
+    from edgespec.app.serve.connections import make_server
+    from edgespec.app.serve.metrics import Metrics
+
+    scheduler = Scheduler(loaded, queue=queue)
+    metrics = Metrics(scheduler)
+    service = CompletionService(scheduler, metrics)
+    try:
+        server = make_server(make_app(service, metrics, names, token=token, hosts=hosts), service.stop)
+        for one in bound:
+            _say(f"{names[0]} is served on {one.address}")
+        # uvicorn answers a signal by stopping, then sends it again: it must not end the process then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        server.run([one.socket for one in bound])
+    finally:
+        service.close()
+        scheduler.close()
+
+
+def _loaded(load: Callable[[Callable[[float], bool]], Engine]) -> Engine:
+    """What `load` returns, from a thread of its own: native code would swallow what a signal raises."""
+    future: Future[Engine] = Future()
+    leaving = Event()
+
+    def job() -> None:
+        try:
+            future.set_result(load(lambda _: not leaving.is_set()))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    Thread(target=job, name="edgespec-loading", daemon=True).start()
+    try:
+        return future.result()
+    except SystemExit:
+        leaving.set()
+        with suppress(Exception):
+            future.result(_GIVE_UP_SECONDS).close()
+        raise
+
+
+def _token() -> str:
+    from edgespec.app.history.store import data_folder
+    from edgespec.app.serve import sockets
+
+    token, path = sockets.token(data_folder())
+    _say(f"TCP clients need the token in {path} as their API key")
+    return token
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"edgespec: {one_line(text)}\n")
+    sys.stderr.flush()
+
+
+def _leave(number: int, _frame: object) -> None:
+    """A signal while the model is still loading: leave by the way that removes the socket."""
+    sys.exit(0 if number == signal.SIGTERM else 130)

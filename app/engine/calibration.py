@@ -1,0 +1,283 @@
+"""What was learned on this machine and is worth keeping: cost curves and acceptance, in the cache folder.
+
+Everything here can be measured again: a file that is missing, damaged or of another version is simply not
+there, and one that cannot be written is not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import get_args
+
+from edgespec.acceptance import Acceptance
+from edgespec.core import EdgespecError
+from edgespec.costs import CostCurve, measure
+from edgespec.machine.sensors import ProcessorLoad, compute_cores, cpu_name
+from edgespec.models import machine_cache, runtime
+from edgespec.models.cost_priors import relative_costs
+from edgespec.models.exact import equal_sizes
+from edgespec.models.gguf.backends import library
+from edgespec.models.gguf.native import BackendName, LlamaOptions
+from edgespec.models.machine_cache import digest, load, save
+from edgespec.models.onnx.model import build
+from edgespec.models.onnx.providers import CPU, Measured, offered
+from edgespec.models.runtime import Model, ModelSequence, Options, Summary
+from edgespec.overlap import Together, measure_together
+
+_PANGRAMS = (
+    "The quick brown fox jumps over 13 lazy dogs; 'pack my box', she wrote, \"with five dozen jugs\".\n"
+    "def sphinx(quartz: int) -> str:\n    return f'{quartz * 7:,.2f}'  # Zwölf Boxkämpfer jagen Viktor\n"
+)
+_TUNED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
+_FIRST = (8, 4, 16, 2, 32, 6, 12, 3, 5, 24)  # rows in the order in which they are worth measuring
+_FIRST_SECONDS = 0.9
+_BANDWIDTH = 10e9  # bytes of weights per second, before any pass was seen
+_BUSY = 0.25  # share of the cores that other programs use, above which a measurement is worthless
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
+
+
+def cost_key(summary: Summary, options: Options) -> str:
+    """Identifies what a forward pass costs: kernels, processor, threads, shapes and types of the weights.
+
+    Two files that differ only in their weights cost the same, so the weights are not hashed.
+    """
+    return digest((cpu_name(), *runtime.cost_key(options), *_shape(summary)))
+
+
+def tuned_key(summary: Summary) -> str:
+    """Identifies what settings were sought for: processor, shapes and types of the weights."""
+    return digest((cpu_name(), compute_cores(), *_shape(summary)))
+
+
+def _shape(summary: Summary) -> tuple[object, ...]:
+    return summary.architecture, summary.vocab_size, summary.parameters, sorted(summary.types.items())
+
+
+def known_curve(summary: Summary, options: Options) -> CostCurve | None:
+    """The cost curve kept from an earlier run, None if there is none."""
+    data = load("costs", cost_key(summary, options))
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            return CostCurve.from_json(data, _prior(summary, options))
+    return None
+
+
+def _prior(summary: Summary, options: Options) -> Mapping[int, float]:
+    threads = options.threads or compute_cores()
+    if isinstance(options, LlamaOptions):
+        return relative_costs(options.engine, summary.types, options.threads_batch or threads)
+    return relative_costs("onnx", summary.types, threads)
+
+
+def at(model: Model, threads: tuple[int, int]) -> Options:
+    """The options of `model` with other thread counts, for passes of one row and of several."""
+    return model.options.with_threads(*threads)
+
+
+def curve(
+    sequence: ModelSequence,
+    say: Callable[[str], None],
+    threads: tuple[int, int] | None = None,
+    bandwidth: float = _BANDWIDTH,
+    *,
+    fresh: bool = False,
+) -> CostCurve:
+    """The cost curve of the sequence's model: a prior, what earlier runs kept, and at most a second of
+    passes.
+
+    Measures the sizes that were never seen and fit into the second; the passes of answers see the others.
+    What was measured while other programs had the processor is not used: until it is seen, a pass of one
+    row is taken to read the weights at `bandwidth`, in bytes per second. Other `threads` than the model's
+    are left set.
+    """
+    model = sequence.model
+    threads = threads or model.threads
+    options, most = at(model, threads), model.options.max_rows
+    known = None if fresh else known_curve(model.summary, options)
+    wanted = [n for n in _FIRST if n <= most]
+    if known is not None:
+        room = _FIRST_SECONDS - 2 * known.pace
+        wanted = [n for n in wanted if n not in known.seen and known.seconds(n) < room]
+        if not wanted:
+            return known
+    first = known is None
+    known = known or CostCurve(
+        {1: model.summary.tensor_bytes / bandwidth},
+        prior_slope(model),
+        most,
+        prior=_prior(model.summary, options),
+        measured=False,
+    )
+    model.set_threads(*threads)
+    load = ProcessorLoad()
+    try:
+        figures, noise = measure(_runner(sequence), wanted, _FIRST_SECONDS, known.seconds)
+    finally:
+        sequence.rollback(0)
+    busy = load().get("others", 0.0)
+    if busy > _BUSY:
+        say(
+            f"Other programs use {busy:.0%} of the processor: what {model.path.name} costs is measured later."
+        )
+        return known
+    known.measured(figures, noise)
+    keep(model, known, threads, busy)
+    if first:
+        say(f"Measured what {model.path.name} costs on this machine; its answers refine that.")
+    return known
+
+
+def keep(model: Model, curve: CostCurve, threads: tuple[int, int], load: float | None = None) -> None:
+    """Keep `curve`, with the time and the share of the cores that other programs used meanwhile, if known."""
+    data = {**curve.as_json(), "time": round(time.time()), "load": load}
+    save("costs", cost_key(model.summary, at(model, threads)), data)
+
+
+def exact_sizes(sequence: ModelSequence, say: Callable[[str], None]) -> list[int]:
+    """The batch sizes that change nothing, to the bit: kept from an earlier run, or found out now.
+
+    Raises EdgespecError when there is none but one row.
+    """
+    model = sequence.model
+    key = cost_key(model.summary, model.options)
+    data = load("exact", key)
+    sizes = data.get("sizes") if data else None
+    if not isinstance(sizes, list) or 1 not in sizes or not all(type(n) is int and n > 0 for n in sizes):
+        say(f"Checked once which batches of {model.path.name} are equal to single tokens to the bit.")
+        text = model.vocab.tokenize(_PANGRAMS * 24)
+        sizes = equal_sizes(sequence, text, model.options.max_rows)
+        save("exact", key, {"sizes": sizes})
+    if sizes[-1:] == [1]:
+        raise EdgespecError(
+            f"{model.path.name} cannot be sped up exactly here: batches of several tokens round differently "
+            "from single ones. Leave --exact away, or decode plainly with --draft none."
+        )
+    return sizes
+
+
+def keep_tuned(summary: Summary, options: LlamaOptions, draft: str = "") -> None:
+    """Keep the settings that were found best for a model here, and the file name of its draft's best form."""
+    data = {name: getattr(options, name) for name in _TUNED}
+    key = tuned_key(summary)
+    save("tuned", key, {**data, "build": library(options.engine).build, "draft": draft})
+    machine_cache.forget("told", key)  # once these are outdated, a word on it is new again
+
+
+def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
+    """What `keep_tuned` kept, None if there is nothing, or if its engine was changed or is gone."""
+    data = load("tuned", tuned_key(summary))
+    if data is None:
+        return None
+    try:
+        options = LlamaOptions(**{name: data[name] for name in _TUNED})
+        threads = options.threads, options.threads_batch
+        sound = (
+            options.engine in get_args(BackendName)
+            and all(type(n) is int and 0 <= n <= 512 for n in threads)
+            and options.flash_attention in (None, True, False)
+            and isinstance(options.repack, bool)
+            and isinstance(data["draft"], str)
+        )
+        if not sound or library(options.engine).build != data["build"]:
+            return None
+    except (*_DAMAGE, EdgespecError):
+        return None
+    return options, data["draft"]
+
+
+def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
+    """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
+    models = target.model, draft.model
+    key = digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
+    data = load("together", key)
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            known = Together(float(data["target"]), float(data["draft"]))
+            if 0.1 <= known.target <= 100.0 and 0.1 <= known.draft <= 100.0:
+                return known
+    say(f"Measured once what {models[0].path.name} and {models[1].path.name} cost side by side.")
+    runs = [_runner(sequence) for sequence in (target, draft)]
+    try:
+        found = measure_together(lambda: runs[0](4), lambda: runs[1](1))
+    finally:
+        target.rollback(0)
+        draft.rollback(0)
+    save("together", key, {"target": found.target, "draft": found.draft})
+    return found
+
+
+def agree(target: str, draft: str) -> bool:
+    """Whether `keep_agreement` was told that vocabularies of these digests agree."""
+    return load("agree", digest((target, draft))) is not None
+
+
+def keep_agreement(target: str, draft: str) -> None:
+    save("agree", digest((target, draft)), {})
+
+
+def providers(summary: Summary) -> tuple[str, ...]:
+    """Where an ONNX model runs: the execution providers to try in order, by what was measured here."""
+    return tuple(provider_figures(summary).order(offered()))
+
+
+def provider_figures(summary: Summary) -> Measured:
+    """What `keep_providers` kept for models of this shape and this onnxruntime, nothing if there is none."""
+    data = load("providers", _providers_key(summary))
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            seconds = {str(name): float(s) for name, s in data["seconds"].items()}
+            failed = {str(name): str(why) for name, why in data["failed"].items()}
+            if all(0.0 < s < 3600.0 for s in seconds.values()):
+                return Measured(seconds, failed)
+    return Measured()
+
+
+def keep_providers(summary: Summary, found: Measured) -> None:
+    save("providers", _providers_key(summary), {"seconds": dict(found.seconds), "failed": dict(found.failed)})
+
+
+def _providers_key(summary: Summary) -> str:
+    return digest((cpu_name(), compute_cores(), build(CPU), *offered(), *_shape(summary)))
+
+
+def untold(key: str) -> bool:
+    """Whether `key` was never spoken of. It is from now on; where that cannot be kept the answer is no."""
+    if load("told", key) is not None:
+        return False
+    save("told", key, {})
+    return load("told", key) is not None
+
+
+def prior_slope(model: Model) -> float:
+    """How much dearer a pass gets with each token in the cache, before it was seen: as bytes to be read."""
+    return min(1e-3, model.cache_bytes / model.context_length / model.summary.tensor_bytes)
+
+
+def acceptance(target: Model) -> Acceptance:
+    data = load("acceptance", target.summary.tokenizer_digest[:24])
+    if data is not None:
+        with contextlib.suppress(*_DAMAGE):
+            return Acceptance.from_json(data)
+    return Acceptance()
+
+
+def keep_acceptance(target: Model, known: Acceptance) -> None:
+    save("acceptance", target.summary.tokenizer_digest[:24], known.as_json())
+
+
+def _runner(sequence: ModelSequence) -> Callable[[int], None]:
+    """Evaluates n rows of a text after a few tokens, all logits wanted, and forgets them.
+
+    Of a text, and not of one token again and again: experts of a mixture differ by token.
+    """
+    text = sequence.model.vocab.tokenize(_PANGRAMS)
+    text *= 1 + (8 + sequence.model.options.max_rows) // len(text)
+    sequence.forward(text[:8])
+
+    def run(rows: int) -> None:
+        sequence.forward(text[8 : 8 + rows], rows)
+        sequence.rollback(8)
+
+    return run

@@ -1,0 +1,188 @@
+"""One answer of a model: what is asked for, what came of it, and where it ends. Knows no models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edgespec.core import Constraint, Reading, Round, TokenLogprob
+from edgespec.machine.energy import Energy
+from edgespec.machine.governor import Mode
+from edgespec.machine.reading import told_fields
+from edgespec.sampling import Sampling
+from edgespec.text import TextStream
+
+StopReason = Literal["end", "stop", "length", "context", "cancelled"]
+
+
+@dataclass(slots=True)
+class Request:
+    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full.
+
+    `max_draft` bounds what is guessed in a round, `constraint` makes the grammar that the answer follows.
+    `fixed_draft` guesses so many tokens in every round, whatever that costs: to measure what choosing gains.
+    """
+
+    prompt: Sequence[int]
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 0
+    stops: Sequence[str] = ()
+    speculate: bool = True
+    max_draft: int | None = None
+    fixed_draft: int | None = None
+    constraint: Callable[[], Constraint] | None = None
+    cancelled: bool = False
+    _interrupt: Callable[[], None] | None = None
+
+    def cancel(self) -> None:
+        """Stop within one round. Any thread or signal handler may call this, even before the start."""
+        self.cancelled = True
+        if self._interrupt is not None:
+            self._interrupt()
+
+    def arm(self, interrupt: Callable[[], None]) -> None:
+        """`interrupt` is how `cancel` reaches a pass under way."""
+        self._interrupt = interrupt
+
+    def disarm(self) -> None:
+        self._interrupt = None
+
+
+@dataclass(slots=True)
+class GenerationStats:
+    """What an answer was and cost. Times in seconds of wall time; complete when its iterator has ended."""
+
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    stop_reason: StopReason = "length"
+    stopped_by: str | None = None  # the stop string that was written
+    prompt_tokens: int = 0
+    cached_tokens: int = 0  # of the prompt, that were not read again
+    rounds: int = 0
+    written: int = 0  # tokens of all rounds, the one that ended the answer included
+    drafted: int = 0
+    accepted: int = 0
+    drafters: dict[str, tuple[int, int]] = field(default_factory=dict)  # drafted and accepted, of each
+    seconds_to_first_token: float = 0.0
+    seconds: float = 0.0
+    bookkeeping: float = 0.0
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    energy: Energy | None = None  # spent after the first round
+    modes: list[tuple[Mode, str]] = field(default_factory=list)  # with the reason of each
+    reading: Reading | None = None  # the last one
+    _first: int = 0  # tokens of the first round
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed after the first round, which also reads the prompt. 0 for an answer of one round."""
+        rest = self.seconds - self.seconds_to_first_token
+        return (len(self.tokens) - 1) / rest if rest > 0 and len(self.tokens) > 1 else 0.0
+
+    @property
+    def cpu_seconds_per_token(self) -> float:
+        """Processor time after the first round, which also reads the prompt. 0 for an answer of one round."""
+        rest = self.written - self._first
+        return self.energy.cpu_seconds / rest if self.energy is not None and rest > 0 else 0.0
+
+    @property
+    def joules_per_token(self) -> float | None:
+        """The same as metered energy, None where nothing meters it."""
+        rest = self.written - self._first
+        joules = self.energy.joules if self.energy is not None else None
+        return joules / rest if joules is not None and rest > 0 else None
+
+    @property
+    def tokens_per_round(self) -> float:
+        return self.written / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """The share of drafted tokens that stood."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def bookkeeping_share(self) -> float:
+        """The share of the time after the first token that was spent neither drafting nor in the target."""
+        rest = self.seconds - self.seconds_to_first_token
+        return self.bookkeeping / rest if rest > 0 else 0.0
+
+    def count(self, round_: Round) -> None:
+        if self.rounds:
+            self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
+        else:
+            self._first = len(round_.tokens)
+        self.rounds += 1
+        self.written += len(round_.tokens)
+        self.drafted += len(round_.draft.tokens)
+        self.accepted += round_.accepted
+        for i, source in enumerate(round_.draft.sources):
+            drafted, accepted = self.drafters.get(source, (0, 0))
+            self.drafters[source] = drafted + 1, accepted + (i < round_.accepted)
+        self.logprobs.extend(round_.logprobs)
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.tokens_per_second, 3),
+            "seconds_to_first_token": round(self.seconds_to_first_token, 4),
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "stop_reason": self.stop_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "tokens_per_round": round(self.tokens_per_round, 3),
+            "mode": [{"mode": mode, "reason": reason} for mode, reason in self.modes],
+            "reading": told_fields(self.reading),
+            "energy": self._energy_json(),
+            **({"logprobs": [_logprob_json(one) for one in self.logprobs]} if self.logprobs else {}),
+        }
+
+    def _energy_json(self) -> dict[str, Any]:
+        """Per token: joules where something meters them, and processor time in any case."""
+        source = self.energy.source if self.energy is not None else None
+        metered = {"joules_per_token": self.joules_per_token, "meter": source} if source else {}
+        return {"cpu_seconds_per_token": round(self.cpu_seconds_per_token, 5), **metered}
+
+
+class StopCriteria:
+    """Watches the tokens of an answer as they become final: text, stop strings, end of generation."""
+
+    def __init__(
+        self,
+        is_end: Callable[[int], bool],
+        piece: Callable[[int], bytes],
+        stops: Sequence[str],
+        result: GenerationStats,
+    ) -> None:
+        self._is_end, self._piece = is_end, piece
+        self._stream = TextStream(stops)
+        self._result = result
+        self._reason: StopReason | None = None
+
+    def __call__(self, token: int) -> bool:
+        if self._is_end(token):
+            self._reason = "end"
+            return True
+        self._result.tokens.append(token)
+        self._stream.push(self._piece(token))
+        if self._stream.stopped is not None:
+            self._reason = "stop"
+        return self._reason is not None
+
+    def new_text(self) -> str:
+        text = self._stream.take()
+        self._result.text += text
+        return text
+
+    def finish(self) -> None:
+        self._stream.push(b"", final=True)
+        self._result.stopped_by = self._stream.stopped
+        if self._reason is not None:
+            self._result.stop_reason = self._reason
+
+
+def _logprob_json(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": one.token, "logprob": one.logprob, "top": [list(pair) for pair in one.top]}

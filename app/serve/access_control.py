@@ -1,0 +1,221 @@
+"""What every request passes before anything of it runs: who asks, from where, and how much is sent.
+
+A web page that the user visits can make their browser send requests here, also under a name that its owner
+lets point to this machine (DNS rebinding). So over TCP the name in Host must be one of this server's own, no
+other origin is served, and the token, which a page does not know, is always asked for. Over the Unix socket
+the system says who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import socket
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from edgespec.app.serve.apis.errors import ApiError, dumps, error_body
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 8_000_000  # bytes of one request
+MAX_BODIES = 64_000_000  # of all that are held at once
+MAX_HEAD = 32_768  # bytes of headers, and of the request's target
+_UNIX = "unix"
+_DRAIN_SECONDS = 3.0
+_LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """ASGI middleware. `token` is what TCP clients must show; None refuses them all."""
+
+    def __init__(self, app: ASGIApp, token: str | None = None, hosts: Iterable[str] = ()) -> None:
+        self._app = app
+        self._token = token.encode() if token else None
+        self._hosts = {*_LOCAL, *(host.lower() for host in hosts)}
+        self._held = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":  # no web sockets here
+            return
+        size = 0
+        try:
+            headers = _single(scope)
+            self._check_sender(scope, headers)
+            body = await self._read(scope, headers, receive)
+            size = len(body)
+            _check_json(body)
+        except ApiError as error:
+            self._held -= size
+            await _refuse(error, scope["path"], send)
+            return
+        told = False
+
+        async def replay() -> Message:
+            nonlocal told
+            if told:
+                return await receive()
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        try:
+            await self._app(scope, replay, send)
+        finally:
+            self._held -= size
+
+    def _check_sender(self, scope: Scope, headers: dict[str, str]) -> None:
+        origin = headers.get("origin")
+        if (scope.get("client") or ("",))[0] == _UNIX:
+            if origin is not None:
+                raise _forbidden(f"Requests of web pages are not served here (Origin {_shown(origin)}).")
+            return
+        host = headers.get("host", "")
+        here = scope.get("server") or ("",)
+        if _name(host) not in self._hosts and _name(host) != str(here[0]).lower():
+            raise _forbidden(
+                f"This server is not known as {_shown(host)}: "
+                "ask for localhost, or start it with --host-name for another name."
+            )
+        if origin is not None and origin.lower() != f"http://{host.lower()}":
+            raise _forbidden(f"Requests of other origins are not served (Origin {_shown(origin)}).")
+        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+            raise _forbidden("Requests of other sites are not served.")
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = headers.get("x-api-key", "")  # Anthropic's clients
+        sent = given.strip().encode("utf-8", "replace")
+        if self._token is None or not hmac.compare_digest(sent, self._token):
+            raise ApiError(
+                401,
+                "The token is missing or wrong: send the one that `edgespec serve` names the file of, "
+                "as the API key.",
+                kind="authentication_error",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    async def _read(self, scope: Scope, headers: dict[str, str], receive: Receive) -> bytes:
+        """The whole body, counted in `_held` once it is returned."""
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > MAX_BODY:
+            if headers.get("expect", "").lower() != "100-continue":  # who waits for it sends nothing
+                await _drain(receive)
+            raise _too_large()
+        parts: list[bytes] = []
+        size = 0
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ApiError(400, "The request ended early.")
+                part = message.get("body", b"")
+                size += len(part)
+                self._held += len(part)
+                parts.append(part)
+                if size > MAX_BODY:
+                    parts.clear()
+                    await _drain(receive)
+                    raise _too_large()
+                if self._held > MAX_BODIES:
+                    wait = {"retry-after": "2"}
+                    raise ApiError(503, "Too many large requests at once.", kind="server_error", headers=wait)
+                if not message.get("more_body"):
+                    break
+            if size and scope["method"] == "POST" and _media(headers) != "application/json":
+                raise ApiError(415, "Send JSON, with the header Content-Type: application/json.")
+        except BaseException:
+            self._held -= size
+            raise
+        return b"".join(parts)
+
+
+def own_names() -> set[str]:
+    """How other machines may call this one."""
+    name = socket.gethostname().lower()
+    return {name, f"{name.partition('.')[0]}.local"}
+
+
+def _single(scope: Scope) -> dict[str, str]:
+    """Headers by name, bounded. What decides who asks must not come twice: two readers could differ."""
+    if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+        raise ApiError(431, f"The headers are longer than {MAX_HEAD:,} bytes.")
+    if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > MAX_HEAD:
+        raise ApiError(431, f"The request's target is longer than {MAX_HEAD:,} bytes.")
+    found: dict[str, str] = {}
+    for raw, value in scope["headers"]:
+        name = raw.decode("latin-1").lower()
+        if name in found and name in ("host", "origin", "authorization", "x-api-key", "content-type"):
+            raise ApiError(400, f"The header {name} comes twice.")
+        found[name] = value.decode("latin-1")
+    if not scope["path"].startswith("/"):
+        raise ApiError(400, "The request's target must be a path.")
+    if scope.get("http_version") not in ("1.0", "1.1"):
+        raise ApiError(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+    if "transfer-encoding" in found and "content-length" in found:
+        raise ApiError(400, "The body's length is told in two ways.")
+    return found
+
+
+def _check_json(body: bytes) -> None:
+    """Refuse a body that is not JSON, before anything slower or deeper reads it.
+
+    This parser goes 200 levels deep at most and takes neither NaN nor lone surrogates.
+    """
+    from pydantic_core import from_json
+
+    if not body:
+        return
+    try:
+        from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"The body is not JSON that can be read: {error}.", code="invalid_json") from None
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on for a while: who is still sending when the connection closes may never see the answer."""
+    try:
+        async with asyncio.timeout(_DRAIN_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    except TimeoutError:
+        pass
+
+
+async def _refuse(error: ApiError, path: str, send: Send) -> None:
+    body = dumps(error_body(error, path)).encode()
+    fields = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **error.headers,
+    }
+    headers = [(name.encode(), value.encode()) for name, value in fields.items()]
+    start: dict[str, Any] = {"type": "http.response.start", "status": error.status, "headers": headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _name(host: str) -> str:
+    """The name in a Host header, without its port."""
+    if host.startswith("["):
+        name, bracket, rest = host[1:].partition("]")
+        return name.lower() if bracket and (not rest or (rest[1:].isdigit() and rest[0] == ":")) else ""
+    name, colon, port = host.partition(":")
+    return "" if colon and not port.isdigit() else name.lower().removesuffix(".")
+
+
+def _media(headers: dict[str, str]) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _shown(value: str) -> str:
+    return repr(value[:100])
+
+
+def _forbidden(message: str) -> ApiError:
+    return ApiError(403, message, kind="permission_error", code="forbidden")
+
+
+def _too_large() -> ApiError:
+    return ApiError(413, f"The request is larger than {MAX_BODY:,} bytes.", code="request_too_large")

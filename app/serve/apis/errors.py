@@ -1,0 +1,122 @@
+"""What went wrong, in the words of the API that was asked: OpenAI's, or Anthropic's under /v1/messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgespec.app.engine.engine import ContextFullError
+from edgespec.app.engine.scheduler import BusyError, StoppingError
+from edgespec.core import EdgespecError
+
+_UNPAIRED = re.compile("[\ud800-\udfff]")
+_ANTHROPIC = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error. `param` names what is wrong with the request, as a path into it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind = status, message, kind
+        self.param, self.code, self.headers = param, code, dict(headers or {})
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """`error` as an answer; nothing of the inside is told of what nobody expected."""
+    match error:
+        case ApiError():
+            return error
+        case BusyError():
+            wait = {"retry-after": str(max(1, round(error.retry_after)))}
+            return ApiError(
+                429, str(error), kind="rate_limit_error", code="rate_limit_exceeded", headers=wait
+            )
+        case ContextFullError():
+            return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+        case StoppingError():
+            return ApiError(503, str(error), kind="server_error")
+        case EdgespecError():
+            return ApiError(400, str(error))
+        case MemoryError():
+            return ApiError(503, "Not enough memory for this request.", kind="server_error")
+    name = type(error).__name__
+    return ApiError(500, f"Edgespec made a mistake, please report it: {name}.", kind="server_error")
+
+
+def error_body(error: ApiError, path: str) -> dict[str, Any]:
+    """What an answer to a request for `path` says of `error`."""
+    if path.startswith("/v1/messages"):
+        kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
+    fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
+    return {"error": fields}
+
+
+def first_fault(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
+    """The one error of a request's validation that says most, as pydantic lists them for `body`."""
+    # Of a union each member complains: the one that got furthest is what was meant.
+    paths = [_path(one["loc"], body, one["type"] == "missing") for one in errors]
+    path, worst = max(zip(paths, errors, strict=True), key=lambda pair: len(pair[0]))
+    param = ""
+    for part in path:
+        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part
+    if worst["type"] == "extra_forbidden":
+        message = f"Unrecognized request argument supplied: {param}"
+        return ApiError(400, message, param=param, code="unknown_parameter")
+    if worst["type"] == "missing":
+        message = f"Missing required parameter: {param}"
+        return ApiError(400, message, param=param or None, code="missing_required_parameter")
+    said = str(worst["msg"]).removeprefix("Value error, ")
+    message = f"Invalid {param}: {said}" if param else said
+    return ApiError(400, message[:500], param=param or None, code="invalid_value")
+
+
+def dumps(value: Any) -> str:
+    """`value` as JSON of ASCII characters. A lone surrogate is no text to its reader: it is replaced."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    if "\\ud" in text:  # rarely: an emoji, or the lone half of one
+        text = json.dumps(_paired(value), allow_nan=False, separators=(",", ":"))
+    return text
+
+
+def _paired(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNPAIRED.sub("\ufffd", value)
+    if isinstance(value, dict):
+        return {_paired(key): _paired(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_paired(one) for one in value]
+    return value
+
+
+def _path(location: Sequence[int | str], body: Any, missing: bool) -> list[int | str]:
+    """A path into `body`: what pydantic says without the types that it tried on the way."""
+    path: list[int | str] = []
+    for i, part in enumerate(location[1:], 2):
+        inside = isinstance(body, Mapping) and part in body
+        if inside or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+            path.append(part)
+            body = body[part]
+        elif missing and i == len(location):
+            path.append(part)
+    return path

@@ -1,0 +1,326 @@
+"""Checks a GGUF file in pure Python before native code opens it.
+
+llama.cpp aborts the whole process on some bad values and believes others. So every count, length, type and
+offset is compared here with the file's size before anything is read or allocated on its word, and what
+llama.cpp asserts is held to its limits. What llama.cpp would refuse (arrays of arrays, gaps between tensors)
+is refused here too, with a line a user can act on.
+
+What it does not know: whether the tensors are those the architecture needs (llama.cpp compares names and
+shapes itself and reports misfits), what the weights say, and what happens to the file afterwards.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Limits: those in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import mmap
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from edgespec.models.gguf.read import NAME_LENGTH, U64, Cursor, GgufValue, Scalar, file_error, map_file
+from edgespec.text import printable
+
+# Type id: name, weights per block, bytes per block. Left out are retired types and those that ggml cannot
+# multiply with, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see _read_shape.)
+GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 26: ("I32", 1, 4),
+    27: ("I64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}  # fmt: skip
+
+# Far above any model: a hostile file costs seconds and megabytes, not hours and gigabytes.
+_MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 0xFFFF, 1 << 21, 512
+_MAX_KEY, _MAX_TENSOR_NAME, _INT64 = 0xFFFF, 63, 1 << 63
+
+_LOOKALIKES = {
+    rb"\s*<(!doctype|html|\?xml)": ("a web page", "the link may need a login or have expired"),
+    rb"version https://git-lfs": ("a git-lfs pointer", "run 'git lfs pull' to fetch the model itself"),
+    rb".{6}\0\0\{\s*\"": ("safetensors", "convert it to GGUF or download a GGUF version"),
+    rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd": ("an archive", "unpack it first"),
+    rb"tjgg|lmgg|fmgg|algg": ("a format from before GGUF", "download a newer version of the model"),
+}
+
+# Least and greatest value, where llama.cpp asserts one or would size something on the file's word.
+_RANGES = {
+    "block_count": (1, _MAX_LAYERS),
+    "nextn_predict_layers": (0, _MAX_LAYERS),
+    "context_length": (1, 1 << 30),
+    "embedding_length": (1, 1 << 20),
+    "vocab_size": (0, _MAX_TOKENS),
+    "expert_count": (0, 1024),
+    "expert_used_count": (0, 1024),
+    "expert_group_count": (0, 1024),
+    "expert_group_used_count": (0, 1024),
+}
+_ARRAYS = {
+    "tokenizer.ggml.tokens": ("string[]",),
+    "tokenizer.ggml.scores": ("float32[]", "int32[]"),
+    "tokenizer.ggml.token_type": ("int32[]",),
+    "tokenizer.ggml.merges": ("string[]",),
+    "tokenizer.ggml.precompiled_charsmap": ("uint8[]", "int8[]"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`shape` begins with the length of a row, `offset` counts from the start of the file."""
+
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class GgufSummary:
+    """What a checked file says about itself.
+
+    `name` is safe to print; the strings in `metadata` are as in the file, undecodable bytes replaced, and are
+    not. `metadata` has scalars and strings of up to 1024 bytes, no arrays. Equal `tokenizer_digest`s mean
+    equal vocabularies. `parameters` counts weights, `types` maps a ggml type's name to bytes of tensor data,
+    which add up to `tensor_bytes`; `tensors` goes by name. `context_length` is in tokens, None where the file
+    does not give it.
+    """
+
+    architecture: str
+    name: str
+    metadata: Mapping[str, Scalar]
+    vocab_size: int
+    tokenizer_digest: str
+    parameters: int
+    tensor_bytes: int
+    types: Mapping[str, int]
+    tensors: Mapping[str, Tensor]
+    has_chat_template: bool
+    context_length: int | None
+
+    def number(self, key: str) -> int:
+        """A whole number from the metadata under the architecture's name, 0 if it is not there."""
+        value = self.metadata.get(f"{self.architecture}.{key}", 0)
+        return value if isinstance(value, int) else 0
+
+
+def check_gguf(path: Path) -> GgufSummary:
+    """Read the header of the GGUF file at `path` and check that llama.cpp can be trusted with it.
+
+    Raises EdgespecError, one printable line, if it is anything but a well-formed single-file model. Opens
+    regular files only, so that a pipe or a device never blocks. A file that did not change is read once.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return _checked(path, ())  # which says what is wrong
+    state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return _checked(path, state)
+
+
+@lru_cache(8)
+def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
+    with map_file(path) as data:
+        cursor = Cursor(path, data)
+        n_tensors, n_keys = _read_preamble(cursor)
+        values = _read_metadata(cursor, n_keys)
+        architecture, alignment = _check_general(cursor, values)
+        _check_hyperparameters(cursor, values, architecture)
+        vocab_size = _check_tokenizer(cursor, values)
+        tensors = _read_tensors(cursor, n_tensors, alignment)
+        types: dict[str, int] = {}
+        for tensor in tensors.values():
+            types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
+        metadata = {key: value.scalar for key, value in values.items() if value.scalar is not None}
+        context = metadata.get(f"{architecture}.context_length")
+        template = values.get("tokenizer.chat_template")
+        return GgufSummary(
+            architecture=architecture,
+            name=printable(metadata.get("general.name", path.stem), NAME_LENGTH),
+            metadata=metadata,
+            vocab_size=vocab_size,
+            tokenizer_digest=_tokenizer_digest(data, values),
+            parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            tensor_bytes=sum(types.values()),
+            types=types,
+            tensors=tensors,
+            has_chat_template=template is not None and template.type == "string",
+            context_length=context if isinstance(context, int) else None,
+        )
+
+
+def _read_preamble(cursor: Cursor) -> tuple[int, int]:
+    """The numbers of tensors and of metadata keys."""
+    head = cursor.data[:256]
+    if not head.startswith(b"GGUF"):
+        begins = f"is not a GGUF file: it begins with '{printable(head[:24])}'"
+        for pattern, (what, advice) in _LOOKALIKES.items():
+            if re.match(pattern, head, re.IGNORECASE | re.DOTALL):
+                raise file_error(cursor.path, f"{begins} ({what})", advice)
+        raise file_error(cursor.path, begins)
+    cursor.skip(4)
+    version = cursor.u32()
+    if version and version & 0xFFFF == 0:
+        raise cursor.error("a big-endian GGUF", advice="download the little-endian version of the model")
+    if version not in (2, 3):
+        advice = "update Edgespec" if version > 3 else "download a newer version of the model"
+        raise cursor.error(f"GGUF version {version}, but only 2 and 3 can be read", advice=advice)
+    n_tensors, n_keys = cursor.u64(), cursor.u64()
+    for count, what in ((n_tensors, "tensors"), (n_keys, "metadata keys")):
+        if count > _MAX_ENTRIES:
+            raise cursor.error(f"{count} {what}, but no model has more than {_MAX_ENTRIES}")
+    if n_tensors == 0:
+        raise cursor.error("no tensors, so this is only a vocabulary", advice="download the model itself")
+    return n_tensors, n_keys
+
+
+def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
+    values: dict[str, GgufValue] = {}
+    for number in range(n_keys):
+        key = cursor.name("key", number, _MAX_KEY)
+        if key in values:
+            raise cursor.error("it appears twice")
+        values[key] = cursor.value(key)
+    return values
+
+
+def _check_general(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[str, int]:
+    """The architecture's name and the alignment of tensor data in bytes."""
+    if (value := values.get("split.count")) and isinstance(value.scalar, int) and value.scalar > 1:
+        parts = f"one of {value.scalar} parts, but only single-file models are supported"
+        raise cursor.error(parts, value, "join them with llama-gguf-split --merge")
+    if (value := values.get("general.architecture")) is None:
+        raise file_error(cursor.path, "has no key 'general.architecture'")
+    architecture = value.scalar
+    if not isinstance(architecture, str) or not re.fullmatch("[A-Za-z0-9_.+-]{1,64}", architecture):
+        raise cursor.error("not the name of an architecture", value)
+    alignment: Scalar | None = 32
+    if value := values.get("general.alignment"):
+        alignment = value.scalar if value.type == "uint32" else None
+    if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+        raise cursor.error("not a uint32 that is a power of two from 8 to 65536", value)
+    return architecture, alignment
+
+
+def _check_hyperparameters(cursor: Cursor, values: Mapping[str, GgufValue], architecture: str) -> None:
+    greatest = dict.fromkeys(_RANGES, 0)
+    for name, (low, high) in _RANGES.items():
+        if value := values.get(f"{architecture}.{name}"):
+            if value.type not in ("uint32", "uint32[]", "int32[]") or value.count > _MAX_LAYERS:
+                raise cursor.error("not a uint32, nor one for each layer", value)
+            code = "i" if value.type == "int32[]" else "I"
+            numbers = struct.unpack_from(f"<{value.count}{code}", cursor.data, value.start)
+            if wrong := [number for number in numbers if not low <= number <= high]:
+                raise cursor.error(f"{wrong[0]} is not within {low} to {high}", value)
+            greatest[name] = max(numbers, default=0)
+
+    if greatest["nextn_predict_layers"] > greatest["block_count"]:
+        raise file_error(cursor.path, "has more prediction layers than layers")
+    experts, used = greatest["expert_count"], greatest["expert_used_count"]
+    groups, groups_used = greatest["expert_group_count"], greatest["expert_group_used_count"]
+    if experts <= 1 and architecture in ("hunyuan-dense", "hunyuan_vl"):
+        return  # llama.cpp reads a single expert as none here
+    possible = 0 < used <= experts and groups < experts if experts else used == groups == 0
+    if not possible or (groups > 1 and (experts % groups or not 0 < groups_used < groups)):
+        choice = f"uses {used} of {experts} experts in {groups_used} of {groups} groups"
+        raise file_error(cursor.path, f"{choice}, which cannot be")
+
+
+def _check_tokenizer(cursor: Cursor, values: Mapping[str, GgufValue]) -> int:
+    """The vocabulary's size. llama.cpp indexes the arrays of the tokenizer by token."""
+    for key, types in _ARRAYS.items():
+        if (value := values.get(key)) and value.type not in types:
+            raise cursor.error(f"{value.type} instead of {' or '.join(types)}", value)
+    if (tokens := values.get("tokenizer.ggml.tokens")) is None:
+        raise file_error(
+            cursor.path, "has no vocabulary (tokenizer.ggml.tokens), so it cannot write text", ""
+        )
+    if not 0 < tokens.count <= _MAX_TOKENS:
+        raise cursor.error(f"{tokens.count} tokens instead of 1 to {_MAX_TOKENS}", tokens)
+    for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
+        if (value := values.get(key)) and value.count != tokens.count:
+            raise cursor.error(f"{value.count} elements for {tokens.count} tokens", value)
+
+    # llama.cpp aborts on tokens that look alike to it: it cuts them at a zero byte and names empty ones.
+    data, pos, seen = cursor.data, tokens.start, set[bytes]()
+    for i in range(tokens.count):
+        start = pos + 8
+        pos = start + U64.unpack_from(data, pos)[0]
+        text = data[start:pos].partition(b"\0")[0] or b"[EMPTY_%d]" % i
+        if text in seen:
+            raise cursor.error(f"token {i}, '{printable(text, NAME_LENGTH)}', is there twice", tokens)
+        seen.add(text)
+    return tokens.count
+
+
+def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, GgufValue]) -> str:
+    """SHA-256, in hex, of what decides which token is which; types and lengths are in the bytes hashed."""
+    digest = hashlib.sha256()
+    for name in ("model", "pre", "tokens", "token_type", "merges"):
+        digest.update(name.encode() + b"\0")
+        if value := values.get(f"tokenizer.ggml.{name}"):
+            digest.update(data[value.tag : value.end])
+    return digest.hexdigest()
+
+
+def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tensor]:
+    """All tensors by name. llama.cpp wants their data in order, without gaps."""
+    found: dict[str, Tensor] = {}
+    expected = 0
+    for number in range(count):
+        name = cursor.name("tensor", number, _MAX_TENSOR_NAME)
+        if name in found:
+            raise cursor.error("it appears twice")
+        shape, type_name, size = _read_shape(cursor, name)
+        offset = cursor.u64()
+        if offset % alignment:
+            raise cursor.error(f"data offset {offset} is not a multiple of {alignment}")
+        if offset != expected:
+            raise cursor.error(f"data offset {offset}, but the tensor before ends at {expected}")
+        found[name] = Tensor(type_name, shape, offset, size)
+        expected = _padded(offset + size, alignment)
+    start = _padded(cursor.pos, alignment)
+    missing = max(tensor.offset + tensor.bytes for tensor in found.values()) - (len(cursor.data) - start)
+    for name, tensor in found.items():
+        if tensor.offset + tensor.bytes > len(cursor.data) - start:
+            raise file_error(
+                cursor.path, f"ends in tensor '{printable(name, NAME_LENGTH)}', {missing} bytes are missing"
+            )
+    return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
+
+
+def _read_shape(cursor: Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
+    """The shape of `tensor`, the name of its type, and its size in bytes."""
+    rank = cursor.u32()
+    if not 1 <= rank <= 4:
+        raise cursor.error(f"{rank} dimensions instead of 1 to 4")
+    shape = tuple(cursor.u64() for _ in range(rank))
+    kind = cursor.u32()
+    if kind not in GGML_TYPES:
+        raise cursor.error(f"ggml type {kind} cannot be computed with", advice="get another quantization")
+    name, block, block_size = GGML_TYPES[kind]
+    # ggml has integers only in tables from token to token or expert, and adds or scales by F32 only. With
+    # anything else it aborts or jumps to address zero.
+    table = name in ("I32", "I64")
+    vector = rank == 1 or tensor.endswith("norm.weight")
+    if (table and not re.search("d2t|tid2eid", tensor)) or (vector and not table and name != "F32"):
+        raise cursor.error(f"{name} weights, which llama.cpp cannot compute with here")
+    weights = math.prod(shape)
+    size = weights // block * block_size
+    # Python's integers do not overflow, llama.cpp's signed 64-bit ones do.
+    if weights == 0 or max(*shape, weights, size) >= _INT64:
+        raise cursor.error(f"impossible shape {list(shape)}")
+    if shape[0] % block:
+        raise cursor.error(f"rows of {shape[0]} weights in {name} blocks of {block}")
+    return shape, name, size
+
+
+def _padded(offset: int, alignment: int) -> int:
+    return -(-offset // alignment) * alignment

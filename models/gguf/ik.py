@@ -1,0 +1,90 @@
+"""ik_llama.cpp through ik-llama-cpp-python: a second engine for the same files, with faster CPU kernels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+from edgespec.core import EdgespecError
+from edgespec.extras import how_to_get
+from edgespec.models.gguf.ik_api import Functions
+from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
+
+PACKAGE = "ik-llama-cpp-python"
+TESTED = "0.1.5"
+_FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
+
+
+class Ik(Backend):
+    name = "ik"
+    # Its flash attention ends the process over other types, and over a second sequence in one cache: it
+    # takes a block of keys whose first is hidden from a row for one that is hidden as a whole.
+    cache_types = ("f16", "q8_0", "q4_0")
+    shares_passes = False
+
+    def __init__(self) -> None:
+        """Raises EdgespecError when the package is missing, broken or of another version."""
+        path = installed_library()
+        try:
+            functions = Functions(path)
+        except (OSError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise EdgespecError(
+                f"{PACKAGE} is broken ({reason}): pip install --force-reinstall {PACKAGE}=={TESTED}"
+            ) from None
+        super().__init__(functions, TESTED)
+
+    def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
+        gpu = self.C.llama_supports_gpu_offload()
+        params.n_gpu_layers = (999 if options.gpu_layers < 0 else options.gpu_layers) if gpu else 0
+        # A mapped file that is truncated while in use would kill the process, and repacking writes into it.
+        params.use_mmap = False
+        params.repack_tensors = options.repack
+
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+        # With a sliding window its flash attention drops the farthest keys of some rows of a batch, so that
+        # many rows would not give what one row gives.
+        slides = window > 0 and not 0 < params.n_ctx <= window
+        params.flash_attn = options.flash_attention is not False and not slides
+
+    def cut(self, context: Handle, sequence: int, length: int) -> bool:
+        return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
+
+    def most_rows(self, types: Collection[str]) -> int:
+        # From 32 rows on another kernel multiplies Q4_1 and Q5_1: it moved logits of SmolLM2-135M by up to 27
+        # and the distribution by 0.9 nats (31 rows: 0.002).
+        return 16 if {"Q4_1", "Q5_1"} & set(types) else super().most_rows(types)
+
+    def refusal(self, model: Handle) -> str | None:
+        if self.C.llama_model_has_encoder(model):
+            return "has an encoder: Edgespec runs decoder-only models"
+        if self.C.llama_model_is_recurrent(model) or self.C.llama_model_is_hybrid(model):
+            return (
+                "has recurrent layers, over which ik_llama.cpp may end the process: use the engine llama.cpp"
+            )
+        return None
+
+    def token_attributes(self, model: Handle, token: int) -> int:
+        return int(self.C.llama_token_get_attr(model, token))
+
+
+def installed_library() -> Path:
+    """The shared library of the installed package. Raises EdgespecError unless it is the version tested.
+
+    Another version may lay its structs out differently, which no call would notice before it crashed.
+    """
+    try:
+        package = distribution(PACKAGE)
+    except PackageNotFoundError:
+        raise EdgespecError(f"{PACKAGE} is not installed: {how_to_get('ik')}") from None
+    if package.version != TESTED:
+        raise EdgespecError(
+            f"{PACKAGE} {package.version} is not the version Edgespec was tested with ({TESTED}): "
+            f"pip install {PACKAGE}=={TESTED}"
+        )
+    return Path(str(package.locate_file("ik_llama_cpp/lib"))).resolve() / _FILES.get(
+        sys.platform, "libllama.so"
+    )

@@ -1,0 +1,62 @@
+"""llama.cpp through llama-cpp-python: the engine that every installation has."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from edgespec.models.gguf import kernels
+from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
+
+# The environment is untrusted: the package, and ggml, would load whatever libraries these name.
+os.environ.pop("LLAMA_CPP_LIB_PATH", None)
+os.environ.pop("GGML_BACKEND_PATH", None)
+
+kernels.linked()
+import llama_cpp.llama_cpp as C  # noqa: E402, N812 - ggml first; the C API reads best under its own name
+from llama_cpp import __version__  # noqa: E402
+
+_FLASH = {
+    None: C.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    True: C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    False: C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class LlamaCpp(Backend):
+    name = "llama.cpp"
+
+    def __init__(self, chosen: str = "") -> None:
+        """`chosen`: the name of the kernels to load instead of the best. Raises EdgespecError."""
+        self._chosen = chosen
+        super().__init__(C, __version__)
+
+    def _load_kernels(self) -> None:
+        kernels.load(self._chosen)
+
+    def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
+        params.n_gpu_layers = options.gpu_layers
+        params.use_extra_bufts = options.repack
+        # Repacked weights are copies: with the file mapped, both would be resident (1.9 instead of 1.3 GB for
+        # the 1.5B in Q4_K_M). A mapped file that is truncated while in use would also kill the process.
+        params.load_mode = C.LLAMA_LOAD_MODE_NONE
+
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+        params.flash_attn_type = _FLASH[options.flash_attention]
+        params.n_outputs_max = options.max_rows
+        params.kv_unified = False  # in one cache for all, each row would look at the tokens of every sequence
+        # A sliding-window cache that keeps only its window could not be rolled back over its edge.
+        params.swa_full = True
+
+    def cut(self, context: Handle, sequence: int, length: int) -> bool:
+        return bool(C.llama_memory_seq_rm(C.llama_get_memory(context), sequence, length, -1))
+
+    def refusal(self, model: Handle) -> str | None:
+        if C.llama_model_has_encoder(model):
+            return "has an encoder: Edgespec runs decoder-only models"
+        if C.llama_model_is_diffusion(model):
+            return "is a diffusion model: Edgespec runs models that write one token after another"
+        return None
+
+    def token_attributes(self, model: Handle, token: int) -> int:
+        return int(C.llama_vocab_get_attr(C.llama_model_get_vocab(model), token))

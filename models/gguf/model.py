@@ -1,0 +1,339 @@
+"""GGUF models on llama.cpp or ik_llama.cpp.
+
+One `LlamaModel` owns the weights; each `LlamaSequence` of it is a LanguageModel with a KV cache of its
+own. Nothing here is safe to call from two threads at once, except `cancel`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import Cancelled, EdgespecError, Logits
+from edgespec.models.gguf.backends import library
+from edgespec.models.gguf.check import GgufSummary, check_gguf
+from edgespec.models.gguf.footprint import gguf_cache, require_gguf_memory
+from edgespec.models.gguf.native import Handle, LlamaOptions
+from edgespec.models.gguf.selftest import settle, warn
+from edgespec.models.gguf.vocab import LlamaVocab
+from edgespec.models.hub.store import file_sample
+
+__all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
+
+_CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
+
+
+class LlamaModel:
+    """The weights of one GGUF file, its vocabulary, and the KV caches of its sequences."""
+
+    fixed_threads = False
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
+
+    def __init__(
+        self,
+        path: Path,
+        options: LlamaOptions | None = None,
+        progress: Callable[[float], bool] | None = None,
+        say: Callable[[str], None] = warn,
+    ) -> None:
+        """Check and load `path`. `progress` hears fractions from 0 to 1 and stops it by returning False.
+
+        With other options than those where they were seen to fail on this processor; then `say` hears a line.
+        Raises EdgespecError when the file is damaged, unsupported or too large, Cancelled when stopped.
+        """
+        self.path = path
+        self.summary: GgufSummary = check_gguf(path)
+        self.options = options = settle(path, options or LlamaOptions(), progress, say)
+        self.library = library(options.engine)
+        self._refuse_cache_types()
+        self._C = self.library.C
+        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+            require_gguf_memory(path.name, self.summary, options, self.library.shares_passes)
+        # One context, or one a sequence where they share no passes: by the first sequence that needs it.
+        self._contexts: dict[int, Handle] = {}
+        self._model: Handle = None
+        self._model = self.library.load(path, options, progress)
+        try:
+            if reason := self.library.refusal(self._model):
+                raise EdgespecError(f"{path.name} {reason}.")
+            self.vocab = LlamaVocab(self.library, self._model)
+            self._abort = ctypes.create_string_buffer(2)
+            context = self._contexts[0] = self._new_context()
+        except BaseException:
+            self.close()
+            raise
+        self._streams = options.sequences if self.library.shares_passes else 1  # caches in one context
+        self.context_length: int = self._C.llama_n_ctx(context) // self._streams
+        self._batch_size: int = self._C.llama_n_batch(context)
+        self._batch = self.library.batch(self._batch_size)
+        self._free_ids = list(range(options.sequences))
+        get = self._C.llama_n_threads, self._C.llama_n_threads_batch
+        self.threads: tuple[int, int] = get[0](context), get[1](context)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's own chat template: untrusted text."""
+        template: bytes | None = self._C.llama_model_chat_template(self._model, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def build(self) -> str:
+        """Engine, version and instructions: see Library."""
+        return self.library.build
+
+    @property
+    def shares_passes(self) -> bool:
+        """All sequences live in one context, and are evaluated in one pass."""
+        return self.library.shares_passes
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """What the state of a sequence fits: engine build, cache types, caches in one context, weights.
+
+        The file is told by its length and the digests of its tokenizer and of its tensors' places.
+        """
+        options, summary = self.options, self.summary
+        return (
+            self.build, options.type_k, options.type_v, options.flash_attention, self._streams,
+            self.path.stat().st_size, summary.tokenizer_digest,
+            sorted((name, one.offset) for name, one in summary.tensors.items()),
+            file_sample(self.path),
+        )  # fmt: skip
+
+    @property
+    def cache_bytes(self) -> int:
+        """What one sequence's cache takes when full: keys and values of every layer and position."""
+        return gguf_cache(self.summary, self.options, self.context_length)
+
+    @property
+    def rollback_refusal(self) -> str | None:
+        """Why this model's memory cannot be cut, None if it can. Such a model is decoded plainly."""
+        if self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model):
+            return f"{self.summary.architecture} models keep a running state that cannot be rolled back"
+        return None
+
+    def sequence(self) -> LlamaSequence:
+        """A new, empty sequence. Raises EdgespecError when all are taken or its cache finds no room."""
+        if not self._free_ids:
+            raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
+        first = self._free_ids[0]
+        if not self.shares_passes and first not in self._contexts:
+            self._contexts[first] = self._new_context()
+            self._C.llama_set_n_threads(self._contexts[first], *self.threads)
+        return LlamaSequence(self, self._free_ids.pop(0))
+
+    def set_threads(self, one_row: int, many_rows: int) -> None:
+        """Change the thread counts for forward passes of one row and of several."""
+        if (one_row, many_rows) != self.threads:
+            for context in self._contexts.values():
+                self._C.llama_set_n_threads(context, one_row, many_rows)
+            self.threads = (one_row, many_rows)
+
+    def cancel(self) -> None:
+        """Stop the forward pass under way, or else the next. Any thread or signal handler may call this."""
+        self._abort[0] = b"1"
+
+    def uncancel(self) -> None:
+        """Forget a `cancel` that came when nothing was under way."""
+        self._abort[0] = b"\0"
+
+    def close(self) -> None:
+        """Free everything native. Sequences of this model are dead afterwards."""
+        while self._contexts:
+            self._C.llama_free(self._contexts.popitem()[1])
+        if self._model is not None:
+            self._C.llama_model_free(self._model)
+        self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
+        """Evaluate (sequence, new tokens, rows wanted) of several sequences in as few batches as fit.
+
+        The logits of each are views into a buffer that the next call overwrites.
+        """
+        for sequence, new, last in requests:
+            self._refuse_request(sequence, new, last)
+        if sum(last for _, _, last in requests) > (most := min(self.options.max_rows, self._batch_size)):
+            raise ValueError(f"more than {most} rows of logits in one forward pass")
+        if self.shares_passes:
+            return self._forward(requests)
+        return [rows for request in requests for rows in self._forward([request])]
+
+    def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
+        """`forward` for sequences in one context."""
+        # The engine evaluates side by side what lies side by side: only sequences in order of their ids.
+        order = sorted(range(len(requests)), key=lambda i: requests[i][0].id)
+        requests = [requests[i] for i in order]
+        # All rows wanted go into one final batch, because each batch overwrites the logits of the last; with
+        # them as much of what comes before as fits: a batch costs less than two of its halves.
+        room = self._batch_size - sum(last for _, _, last in requests)
+        final: list[tuple[LlamaSequence, Sequence[int], int]] = []
+        for sequence, new, last in requests:
+            ahead = len(new) - last
+            early = max(0, ahead - room)
+            room -= ahead - early
+            for start in range(0, early, self._batch_size):
+                self._decode([(sequence, new[start : min(start + self._batch_size, early)], 0)])
+            final.append((sequence, new[early:], last))
+        self._decode(final)
+        rows = sum(last for _, _, last in requests)
+        pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
+        if not pointer:
+            raise EdgespecError(
+                f"{self.library.name} returned no logits for {self.path.name}. {self.library.last_log()}"
+            )
+        logits = np.ctypeslib.as_array(pointer, (rows, self.vocab.size))
+        starts = np.cumsum([0, *(last for _, _, last in requests)])
+        return [logits[starts[i] : starts[i + 1]] for i in np.argsort(order)]
+
+    def _refuse_request(self, sequence: LlamaSequence, new: Sequence[int], last: int) -> None:
+        if not 1 <= last <= len(new):
+            raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
+        if len(sequence.tokens) + len(new) > self.context_length:
+            raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
+        # The engines check ids too, but a wrong one there costs the whole batch.
+        if min(new) < 0 or max(new) >= self.vocab.size:
+            raise ValueError("a token id outside the vocabulary")
+
+    def _decode(self, parts: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> None:
+        """One llama_decode; `last` rows at the end of each part have logits."""
+        batch = self._batch
+        batch.clear()
+        for sequence, new, last in parts:
+            context, native_id = self._slot(sequence.id)
+            batch.add(native_id, len(sequence.tokens), new, last)
+        code: int = self._C.llama_decode(context, batch.struct)
+        # ik_llama.cpp says of a pass that was cut short that it was done.
+        cancelled = self._abort[0] != b"\0"
+        if code == 0 and not cancelled:
+            for sequence, new, _ in parts:
+                sequence._tokens.extend(new)
+            return
+        for sequence, _, _ in parts:
+            sequence.rollback(len(sequence.tokens))
+        if cancelled:
+            self.uncancel()
+            raise Cancelled
+        reason = self.library.last_log()
+        raise EdgespecError(
+            f"{self.library.name} could not evaluate {self.path.name} (code {code}). {reason}"
+        )
+
+    def _cut(self, sequence_id: int, length: int) -> bool:
+        context, native_id = self._slot(sequence_id)
+        return self.library.cut(context, native_id, length)
+
+    def _slot(self, sequence_id: int) -> tuple[Handle, int]:
+        """The context a sequence lives in, and the id it has there."""
+        if self.shares_passes:
+            return self._contexts[0], sequence_id
+        return self._contexts[sequence_id], 0
+
+    def _new_context(self) -> Handle:
+        window = self.summary.number("attention.sliding_window")
+        return self.library.new_context(
+            self._model, self.path, self.options, window, self.summary.types.keys(), self._abort
+        )
+
+    def _release(self, sequence_id: int) -> None:
+        if self._contexts:
+            self._cut(sequence_id, 0)
+            self._free_ids.append(sequence_id)
+
+    def _refuse_cache_types(self) -> None:
+        """Raise EdgespecError for what an engine would end the process over."""
+        for size, kind in zip(self._head_sizes(), (self.options.type_k, self.options.type_v), strict=True):
+            if kind not in self.library.cache_types:
+                known = ", ".join(self.library.cache_types)
+                raise EdgespecError(f"{self.library.name} has no {kind} cache: choose one of {known}.")
+            if size % _CACHE_BLOCKS.get(kind, 1):
+                raise EdgespecError(
+                    f"A {kind} cache cannot hold the attention heads of {self.path.name}, "
+                    f"{size} numbers each: choose f16."
+                )
+
+    def _head_sizes(self) -> tuple[int, int]:
+        """Numbers in one attention head's key and value, 0 where the file does not say."""
+        number = self.summary.number
+        size = number("embedding_length") // max(number("attention.head_count"), 1)
+        return number("attention.key_length") or size, number("attention.value_length") or size
+
+
+class LlamaSequence:
+    """One conversation in a cache of a LlamaModel: a LanguageModel."""
+
+    def __init__(self, model: LlamaModel, sequence_id: int) -> None:
+        self.model = model
+        self.id = sequence_id
+        self.vocab_size = model.vocab.size
+        self._tokens: list[int] = []
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        return self._tokens
+
+    def forward(self, new: Sequence[int], last: int = 1) -> Logits:
+        return self.model.forward([(self, new, last)])[0]
+
+    def rollback(self, length: int) -> None:
+        if not self.model._cut(self.id, length):
+            self.model._cut(self.id, 0)
+            length = 0
+        del self._tokens[length:]
+
+    def share(self, other: LlamaSequence, length: int) -> bool:
+        """Hold the first `length` tokens of `other`: copied, which is as quick as memory. False if refused.
+
+        By way of its state: llama_memory_seq_cp ends the process over anything but whole caches, and copies
+        them only with the next pass, when the other may hold something else.
+        """
+        if other is self or self.model.rollback_refusal:
+            return False
+        if not self.restore(other.tokens, other.state()):
+            return False
+        self.rollback(length)
+        return True
+
+    def state(self) -> npt.NDArray[np.uint8]:
+        """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
+        C = self.model._C  # noqa: N806
+        context, native_id = self.model._slot(self.id)
+        data = np.empty(C.llama_state_seq_get_size_ext(context, native_id, 0), np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = C.llama_state_seq_get_data_ext(context, pointer, len(data), native_id, 0)
+        return data[:written]
+
+    def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
+        """Hold `tokens` again, whose `state` was `data`. False if the engine refuses: then it is empty.
+
+        Only for data of the same file, engine and cache types: the engine trusts its shape.
+        """
+        C = self.model._C  # noqa: N806
+        self.rollback(0)
+        if len(tokens) > self.model.context_length:
+            return False
+        context, native_id = self.model._slot(self.id)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read = C.llama_state_seq_set_data_ext(context, pointer, len(data), native_id, 0)
+        if read != len(data):
+            self.model._cut(self.id, 0)
+            return False
+        self._tokens = list(tokens)
+        return True
+
+    def close(self) -> None:
+        """Empty its cache and let another have it."""
+        self.model._release(self.id)

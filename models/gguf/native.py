@@ -1,0 +1,240 @@
+"""What Edgespec needs of a native engine: its shared library behind one object, batches as numpy arrays.
+
+llama.cpp and ik_llama.cpp share most of llama.h. What they share is here, the rest in
+`llamacpp` and `ik`, and `backends` loads them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import Cancelled, EdgespecError
+from edgespec.machine.sensors import compute_cores
+
+log = logging.getLogger("edgespec.llama")
+T = TypeVar("T")
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR
+_STRLEN = (ctypes.CDLL("msvcrt") if os.name == "nt" else ctypes.CDLL(None)).strlen
+
+BackendName = Literal["llama.cpp", "ik"]
+CacheType = Literal["f16", "q8_0", "q4_0", "f32"]
+_CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}  # enum ggml_type
+Handle = Any
+"""A native pointer, as ctypes gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaOptions:
+    """How a model is loaded. Zero or None leaves the choice to the machine or the model.
+
+    Each of `sequences` holds `context` tokens. `max_rows` bounds the logits of one forward pass: its
+    buffer costs max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` tokens are read at
+    once: more cost memory (68 MB for 512 with the 1.5B) and gain nothing on two cores. `repack` lays weights
+    out for the processor's widest instructions while loading.
+    """
+
+    context: int = 4096
+    threads: int = 0
+    threads_batch: int = 0
+    sequences: int = 1
+    max_rows: int = 32
+    batch: int = 128
+    flash_attention: bool | None = None
+    type_k: CacheType = "f16"
+    type_v: CacheType = "f16"
+    gpu_layers: int = -1
+    repack: bool = True
+    engine: BackendName = "llama.cpp"
+
+    def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
+        return replace(self, threads=one_row, threads_batch=many_rows)
+
+
+class Batch:
+    """A llama_batch of at most `capacity` tokens whose arrays are numpy's."""
+
+    def __init__(self, capacity: int, kind: type[ctypes.Structure]) -> None:
+        """`kind`: the engine's llama_batch; fields that only one engine has stay zero."""
+        self.capacity = n = capacity
+        self._token = np.zeros(n, np.int32)
+        self._pos = np.zeros(n, np.int32)
+        self._wanted = np.zeros(n, np.int8)
+        self._seq_id = np.zeros(n, np.int32)
+        self._n_seq = np.ones(n, np.int32)
+        self._seq_pointers = (self._seq_id.ctypes.data + 4 * np.arange(n)).astype(np.uintp)
+        self.struct: Any = kind()
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "token": self._token,
+            "pos": self._pos,
+            "n_seq_id": self._n_seq,
+            "seq_id": self._seq_pointers,
+            "logits": self._wanted,
+        }
+        for name, array in arrays.items():
+            setattr(self.struct, name, ctypes.cast(array.ctypes.data, field_type(kind, name)))
+
+    def clear(self) -> None:
+        self.struct.n_tokens = 0
+
+    def add(self, sequence_id: int, position: int, new: Sequence[int], last: int) -> None:
+        start = self.struct.n_tokens
+        stop = start + len(new)
+        if stop > self.capacity:
+            raise ValueError(f"more than {self.capacity} tokens in one batch")
+        self._token[start:stop] = new
+        self._pos[start:stop] = range(position, position + len(new))
+        self._seq_id[start:stop] = sequence_id
+        self._wanted[start:stop] = 0
+        self._wanted[stop - last : stop] = 1
+        self.struct.n_tokens = stop
+
+
+class Backend(ABC):
+    """One engine in this process: started, its messages caught. Get it from `backends.library`.
+
+    `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
+    a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
+    made under one `build` says nothing of another. `shares_passes`: one context holds many sequences, each in
+    a cache of its own, and evaluates them in one pass.
+    """
+
+    name: ClassVar[BackendName]
+    cache_types: ClassVar[tuple[CacheType, ...]] = ("f16", "q8_0", "q4_0", "f32")
+    shares_passes: ClassVar[bool] = True
+
+    def __init__(self, functions: Any, version: str) -> None:
+        self.C = functions
+        self._messages: deque[str] = deque(maxlen=8)
+        # Kept alive: the library holds a bare pointer to it.
+        self._log_callback = functions.llama_log_callback(self._on_log)
+        functions.llama_log_set(self._log_callback, None)
+        self._load_kernels()
+        functions.llama_backend_init()
+        flags = re.findall(r"(\w+) = 1\b", (functions.llama_print_system_info() or b"").decode())
+        self.build = " ".join([self.name, version, *flags])
+
+    def _load_kernels(self) -> None:  # noqa: B027 - most engines have them built in
+        """Load what computes, where it is a library of its own. Raises EdgespecError."""
+
+    @abstractmethod
+    def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
+        """Set what only this engine's llama_model_params have."""
+
+    @abstractmethod
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+        """Set what only this engine's llama_context_params have."""
+
+    @abstractmethod
+    def cut(self, context: Handle, sequence: int, length: int) -> bool:
+        """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
+
+    def most_rows(self, types: Collection[str]) -> int:
+        """With how many rows at once products with weights of `types` are right."""
+        return 1 << 30
+
+    @abstractmethod
+    def refusal(self, model: Handle) -> str | None:
+        """Why Edgespec does not run the model on this engine, as in "model.gguf has ...", None if it does."""
+
+    @abstractmethod
+    def token_attributes(self, model: Handle, token: int) -> int:
+        """The bits of enum llama_token_attr."""
+
+    def batch(self, capacity: int) -> Batch:
+        return Batch(capacity, self.C.llama_batch)
+
+    def load(self, path: Path, options: LlamaOptions, progress: Callable[[float], bool] | None) -> Handle:
+        """The model in `path`, a checked file. Raises EdgespecError, and Cancelled if `progress` says so."""
+        C = self.C  # noqa: N806 - the C API reads best under its own name
+        self._messages.clear()
+        params = C.llama_model_default_params()
+        stopped = False
+
+        def on_progress(fraction: float, _data: object) -> bool:
+            nonlocal stopped
+            if progress is not None and not progress(fraction):
+                stopped = True
+            return not stopped
+
+        params.progress_callback = C.llama_progress_callback(on_progress)
+        self._adapt_model(params, options)
+        model = C.llama_model_load_from_file(os.fsencode(path), params)
+        if stopped:
+            if model:
+                C.llama_model_free(model)
+            raise Cancelled
+        return self.present(model, "model", path)
+
+    def new_context(
+        self,
+        model: Handle,
+        path: Path,
+        options: LlamaOptions,
+        window: int,
+        types: Collection[str],
+        abort: ctypes.Array[Any],
+    ) -> Handle:
+        """A context of `model`; a forward pass in it stops soon after the two-byte buffer `abort` is not "".
+
+        `window`: positions that layers with a sliding window look back at most, 0 if the model has none;
+        `types`: of its tensors.
+        Raises EdgespecError when there is no room for it.
+        """
+        C = self.C  # noqa: N806
+        params = C.llama_context_default_params()
+        params.n_seq_max = options.sequences if self.shares_passes else 1
+        params.n_ctx = options.context * params.n_seq_max
+        params.n_batch = min(options.batch, options.context or options.batch)
+        params.n_ubatch = min(params.n_batch, self.most_rows(types))
+        cores = compute_cores()
+        params.n_threads = options.threads or cores
+        params.n_threads_batch = options.threads_batch or options.threads or cores
+        params.type_k, params.type_v = _CACHE_TYPES[options.type_k], _CACHE_TYPES[options.type_v]
+        # A Python callback would run once for every node of the graph, some thousand times a token. strlen
+        # of a buffer that is "" or "1" is the same question answered in native code: 0 or 1.
+        params.abort_callback = ctypes.cast(_STRLEN, field_type(type(params), "abort_callback"))
+        params.abort_callback_data = ctypes.addressof(abort)
+        self._adapt_context(params, options, window)
+        context = C.llama_init_from_model(model, params)
+        if not context:
+            raise EdgespecError(
+                f"No room for a context of {options.context} tokens of {path.name}: try a smaller one with "
+                f"--context. {self.last_log()}"
+            )
+        return context
+
+    def present(self, pointer: T | None, what: str, path: Path) -> T:
+        if not pointer:
+            raise EdgespecError(f"{self.name} could not make a {what} of {path.name}. {self.last_log()}")
+        return pointer
+
+    def last_log(self) -> str:
+        """What the engine complained of since the last time, its first words, which name the cause."""
+        if not self._messages:
+            return ""
+        first = " ".join(self._messages[0].split())[:300]
+        self._messages.clear()
+        return f"{self.name} says: {first}"
+
+    def _on_log(self, level: int, text: bytes, _data: object) -> None:
+        # A load says hundreds of lines at lower levels; decoding them would cost more than they tell.
+        if level >= _ERROR and (line := text.decode("utf-8", "replace").strip()):
+            self._messages.append(line)
+            log.debug("%s", line)
+
+
+def field_type(struct: type[ctypes.Structure], name: str) -> Any:
+    """The ctypes type of a field."""
+    return next(field[1] for field in struct._fields_ if field[0] == name)

@@ -1,0 +1,123 @@
+"""A part of a GGUF model that evaluates what the whole does: its own tensors, few layers, a short vocabulary.
+
+What it says is worth nothing; whether it says the same of one row and of many is what it is for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import gguf
+import numpy as np
+
+from edgespec.models.gguf.check import GgufSummary, Tensor
+
+_ROWS = 2048  # of the tables that have one for each token: more would only take longer
+_PERIOD = 6  # layers until all kinds of attention were there
+_GROUP = 256  # and as many over a multiple of this as the whole has: kernels go by what divides the rows
+
+
+class Piece(NamedTuple):
+    """The first `bytes` of a tensor, which are `shape` of it."""
+
+    tensor: Tensor
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def part_of(summary: GgufSummary) -> dict[str, Piece] | None:
+    """What a part has, by the names it has there; None where that would be more than half of the whole."""
+    numbers = {f"blk.{old}.": f"blk.{new}." for new, old in enumerate(_blocks(summary))}
+    rows = _rows(summary)
+    pieces = {}
+    for name, tensor in summary.tensors.items():
+        block = re.match(r"blk\.\d+\.", name)
+        if block is None:
+            last = rows if tensor.shape[-1] == summary.vocab_size else tensor.shape[-1]
+            size = tensor.bytes // tensor.shape[-1] * last
+            pieces[name] = Piece(tensor, (*tensor.shape[:-1], last), size)
+        elif block[0] in numbers:
+            pieces[numbers[block[0]] + name[block.end() :]] = Piece(tensor, tensor.shape, tensor.bytes)
+    size = sum(piece.bytes for piece in pieces.values())
+    return pieces if 2 * size <= summary.tensor_bytes else None
+
+
+def write_part(path: Path, summary: GgufSummary, pieces: Mapping[str, Piece], out: Path) -> None:
+    """Write `pieces` of the checked file at `path` to `out`.
+
+    Raises OSError, and KeyError for a type of weights that this version of gguf does not know.
+    """
+    writer = gguf.GGUFWriter(out, summary.architecture)
+    add_metadata(writer, summary, (".block_count", ".vocab_size"))
+    writer.add_block_count(len(_blocks(summary)))
+    add_names(writer, [str(i) for i in range(_rows(summary))])
+    first = summary.metadata.get("tokenizer.ggml.bos_token_id")
+    if isinstance(first, int) and first < _rows(summary):
+        writer.add_bos_token_id(first)
+    for name, (tensor, shape, size) in pieces.items():
+        kind = gguf.GGMLQuantizationType[tensor.type]
+        # With any type but bytes the shape is taken as it is.
+        writer.add_tensor_info(name, shape[::-1], np.dtype(np.float32), size, raw_dtype=kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, _, size in pieces.values():
+            # Read, not mapped: a file that is cut while it is mapped would end this process.
+            data = np.fromfile(path, np.uint8, size, offset=tensor.offset)
+            if len(data) != size:
+                raise OSError(f"{path} became shorter")
+            writer.write_tensor_data(data)
+    finally:
+        writer.close()
+
+
+def add_metadata(writer: gguf.GGUFWriter, summary: GgufSummary, left_out: tuple[str, ...]) -> None:
+    """The single values under the architecture's name, without those whose names end like `left_out`."""
+    for key, value in summary.metadata.items():
+        if not key.startswith(f"{summary.architecture}.") or key.endswith(left_out):
+            continue
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, value)
+
+
+def add_names(writer: gguf.GGUFWriter, names: Sequence[str]) -> None:
+    """A vocabulary of these names, with which nothing is ever tokenized."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(names)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(names))
+    writer.add_token_merges(["a b"])
+
+
+def _blocks(summary: GgufSummary) -> list[int]:
+    """The fewest layers in which each tensor of any layer has its like: the same name, type and shape.
+
+    Some layers of models with a sliding window look back at everything, every sixth at most: engines are not
+    made for models without such a one.
+    """
+    found: dict[int, set[tuple[str, str, tuple[int, ...]]]] = {}
+    for name, tensor in summary.tensors.items():
+        if match := re.fullmatch(r"blk\.(\d+)\.(.+)", name):
+            found.setdefault(int(match[1]), set()).add((match[2], tensor.type, tensor.shape))
+    slides = f"{summary.architecture}.attention.sliding_window" in summary.metadata
+    chosen = sorted(found)[:_PERIOD] if slides else []
+    missing = set().union(*found.values()).difference(*(found[number] for number in chosen))
+    while missing:
+        best = max(found, key=lambda number: (len(found[number] & missing), -number))
+        chosen.append(best)
+        missing -= found[best]
+    return sorted(chosen)
+
+
+def _rows(summary: GgufSummary) -> int:
+    return min(summary.vocab_size, _ROWS + summary.vocab_size % _GROUP)

@@ -1,0 +1,153 @@
+"""Drafts whose output head knows only some ids of the vocabulary, behind the interface of a whole one.
+
+The file is a GGUF like any other but for two things. Its tokens are named after the ids they have in its
+source's vocabulary, "0" to "151935". And its embeddings are the rows of its output head, so what it reads are
+embedding rows from the source's file, which must be there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+
+from edgespec.core import EdgespecError, Ids, Logits
+from edgespec.models.gguf.check import GgufSummary, check_gguf
+from edgespec.models.gguf.model import LlamaModel, LlamaSequence
+from edgespec.models.gguf.native import Batch, LlamaOptions, field_type
+from edgespec.models.gguf.selftest import warn
+
+TRIMMED_KEY = "edgespec.trimmed_from"
+"""Metadata of a trimmed draft: the tokenizer digest of its source, whose vocabulary it speaks."""
+
+SOURCE_NAME_KEY = "edgespec.source_name"
+"""Metadata of a trimmed draft: the name of its source, a file in the same folder."""
+
+EMBEDDING = "token_embd.weight"
+_CACHED_ROWS = 4096
+
+
+def open_draft(
+    path: Path,
+    options: LlamaOptions | None = None,
+    progress: Callable[[float], bool] | None = None,
+    source: Path | None = None,
+    say: Callable[[str], None] = warn,
+) -> LlamaModel:
+    """Load the draft in `path`. A trimmed one needs its `source`: the file beside it where none is given.
+
+    Raises EdgespecError as LlamaModel does, and for a trimmed draft without its source.
+    """
+    metadata = check_gguf(path).metadata
+    if TRIMMED_KEY not in metadata:
+        return LlamaModel(path, options, progress, say)
+    if source is None:
+        name = str(metadata.get(SOURCE_NAME_KEY, ""))
+        if not name.endswith(".gguf") or Path(name).name != name:  # it may not lead out of the folder
+            raise EdgespecError(f"{path.name} does not name its source: make it again.")
+        source = path.with_name(name)
+    return TrimmedModel(path, source, options, progress, say)
+
+
+class Embeddings:
+    """The rows of a GGUF's input embeddings, mapped, and turned into float32 one at a time."""
+
+    def __init__(self, path: Path, summary: GgufSummary) -> None:
+        tensor = summary.tensors.get(EMBEDDING)
+        if tensor is None or len(tensor.shape) != 2 or tensor.shape[1] != summary.vocab_size:
+            raise EdgespecError(f"{path.name} has no embedding for each of its tokens.")
+        self.width, self.size = tensor.shape
+        self._data = np.memmap(path, np.uint8, "r", tensor.offset, (self.size, tensor.bytes // self.size))
+        self._type = GGMLQuantizationType[tensor.type]
+        self._row = lru_cache(_CACHED_ROWS)(self._read)
+
+    def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """float32 [len(ids), width]"""
+        return np.stack([self._row(token) for token in ids])
+
+    def _read(self, token: int) -> npt.NDArray[np.float32]:
+        return np.asarray(dequantize(self._data[token], self._type), np.float32)
+
+
+class TrimmedModel(LlamaModel):
+    """A LlamaModel over all ids of its source. Those that were trimmed away can be read and are never said.
+
+    Their logits are minus infinity.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: Path,
+        options: LlamaOptions | None = None,
+        progress: Callable[[float], bool] | None = None,
+        say: Callable[[str], None] = warn,
+    ) -> None:
+        """Raises EdgespecError where `path` is no trimmed draft, or `source` not what it was made from."""
+        source_summary = check_gguf(source)
+        super().__init__(path, options, progress, say)
+        try:
+            embeddings = Embeddings(source, source_summary)
+            self.size = embeddings.size
+            names = [self.vocab.text(token) for token in range(self.vocab.size)]
+            # A width that differs would have the engine read past the rows.
+            if (
+                self.summary.metadata.get(TRIMMED_KEY) != source_summary.tokenizer_digest
+                or self.summary.number("embedding_length") != embeddings.width
+                or not all(re.fullmatch("[0-9]{1,7}", name) and int(name) < self.size for name in names)
+            ):
+                raise EdgespecError(f"{path.name} was not made from {source.name}: make it again.")
+            self.ids: Ids = np.array(list(map(int, names)), np.int64)
+            # What it drafts for is compared with the vocabulary it speaks, not with the names of its rows.
+            self.summary = replace(self.summary, tokenizer_digest=source_summary.tokenizer_digest)
+            kind = type(self._batch.struct)
+            self._batch = _EmbeddingBatch(self._batch.capacity, kind, embeddings)
+            self._rows = np.full((self.options.max_rows, self.size), -np.inf, np.float32)
+        except BaseException:
+            self.close()
+            raise
+
+    def sequence(self) -> LlamaSequence:
+        sequence = super().sequence()
+        sequence.vocab_size = self.size
+        return sequence
+
+    def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
+        start, answers = 0, []
+        for logits in super().forward(requests):
+            rows = self._rows[start : start + len(logits)]
+            rows[:, self.ids] = logits
+            answers.append(rows)
+            start += len(logits)
+        return answers
+
+    def _refuse_request(self, sequence: LlamaSequence, new: Sequence[int], last: int) -> None:
+        if min(new, default=0) < 0 or max(new, default=0) >= self.size:
+            raise ValueError("a token id outside the vocabulary")
+        super()._refuse_request(sequence, [0] * len(new), last)
+
+
+class _EmbeddingBatch(Batch):
+    """A batch of embedding rows in place of token ids."""
+
+    def __init__(self, capacity: int, kind: type[ctypes.Structure], embeddings: Embeddings) -> None:
+        super().__init__(capacity, kind)
+        self._embeddings = embeddings
+        self._embd = np.zeros((capacity, embeddings.width), np.float32)
+        struct: Any = self.struct
+        struct.embd = ctypes.cast(self._embd.ctypes.data, field_type(kind, "embd"))
+        struct.token = None
+
+    def add(self, sequence_id: int, position: int, new: Sequence[int], last: int) -> None:
+        start = self.struct.n_tokens
+        super().add(sequence_id, position, new, last)
+        self._embd[start : start + len(new)] = self._embeddings.rows(new)

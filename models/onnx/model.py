@@ -1,0 +1,345 @@
+"""ONNX models on onnxruntime: a folder with a decoder's graph, its weights and its tokenizer.
+
+One `OnnxModel` owns the weights; each `OnnxSequence` of it is a LanguageModel with a cache of its own, plain
+arrays in this process's memory. Nothing here is safe to call from two threads at once, except `cancel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.core import Cancelled, EdgespecError, Logits
+from edgespec.machine.sensors import compute_cores
+from edgespec.models.hub.store import file_sample
+from edgespec.models.memory import require_memory
+from edgespec.models.onnx import providers
+from edgespec.models.onnx.check import OnnxSummary, check_onnx
+from edgespec.models.onnx.rows import WANTED, pick_rows
+from edgespec.models.onnx.sequence import OnnxSequence, bind_input, bind_output
+from edgespec.models.onnx.vocab import OnnxVocab, chat_template
+from edgespec.text import printable
+
+__all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
+
+_MOST_REWRITTEN = 256 << 20  # bytes of a model's file: larger ones, with weights inside, are left as they are
+# Threads of a pass wait busily for 10 microseconds, which is the pause between two products, and then sleep:
+# waiting as long as onnxruntime does takes the cores from another model's threads and from other programs.
+_WAITING = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "10", "force_spinning_stop": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxOptions:
+    """How a model is loaded; fields mean what LlamaOptions has them mean.
+
+    `providers` are tried in order; none stands for the CPU's.
+    """
+
+    context: int = 4096
+    threads: int = 0
+    sequences: int = 1
+    max_rows: int = 32
+    batch: int = 128
+    providers: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> str:
+        return "onnxruntime"
+
+    @property
+    def threads_batch(self) -> int:
+        """The same for one row and for several."""
+        return self.threads
+
+    def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
+        return replace(self, threads=one_row)
+
+
+def cost_key(options: OnnxOptions) -> tuple[object, ...]:
+    """What the cost of a forward pass depends on, apart from the model."""
+    order = options.providers or (providers.CPU,)
+    return build(order[0]), options.threads or compute_cores(), *_WAITING.items()
+
+
+def build(provider: str) -> str:
+    """Engine, version and provider: a measurement made under one build says nothing of another."""
+    return f"onnxruntime {providers.runtime().__version__} {providers.label(provider)}"
+
+
+class OnnxModel:
+    """The weights of one folder, its vocabulary, and the caches of its sequences."""
+
+    shares_passes = False
+    """Several sequences are evaluated one after the other."""
+    fixed_threads = True
+    """onnxruntime's threads belong to a loaded model: another count would mean to load it again."""
+    rollback_refusal: str | None = None
+
+    def __init__(
+        self,
+        path: Path,
+        options: OnnxOptions | None = None,
+        progress: Callable[[float], bool] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Check and load the folder `path`. `progress` may stop it by returning False, before or after.
+
+        `say` hears a line of every provider that failed. Raises EdgespecError when the folder is damaged or
+        unsupported, or memory does not suffice, Cancelled when stopped.
+        """
+        options = options or OnnxOptions()
+        self.path, self.options = path, options
+        self.summary: OnnxSummary = check_onnx(path)
+        if progress is not None and not progress(0.0):
+            raise Cancelled
+        self.vocab = OnnxVocab(self.summary)
+        self.context_length = min(options.context or self.summary.context_length, self.summary.context_length)
+        threads = options.threads or compute_cores()
+        self.threads = (threads, threads)
+        self._say = say
+        self._order = list(options.providers or (providers.CPU,))
+        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+            weights = self.summary.tensor_bytes - self.summary.mapped_bytes
+            logits = options.max_rows * self.summary.vocab_size * 4
+            require_memory(self.summary.name, weights, options.sequences * self.cache_bytes, logits)
+        self._cancelled = False
+        self._session: Any = None
+        self._run_options: Any = None
+        self._graph = self._read()
+        self._batch = options.batch if self._graph is not None else options.max_rows
+        self._batch = max(self._batch, options.max_rows)
+        vocab = self.vocab.size
+        try:
+            self._logits = np.empty(max(1, options.max_rows) * vocab, self.summary.logits_type)
+            if self._graph is None:
+                self._logits = np.empty(self._batch * vocab, self.summary.logits_type)
+            self._rows = np.empty((options.max_rows, vocab), np.float32)
+        except MemoryError:
+            raise EdgespecError(
+                f"No memory for the logits of {self.summary.name}: close other programs."
+            ) from None
+        self._ids = np.zeros(self._batch, self.summary.id_type)
+        self._mask = np.ones(self.context_length + self._batch, np.int64)
+        self._positions = np.arange(self.context_length + self._batch, dtype=np.int64)
+        self._sequences: list[OnnxSequence[OnnxModel]] = []
+        self._free_ids = list(range(options.sequences))
+        self._open()
+        if progress is not None and not progress(1.0):
+            self.close()
+            raise Cancelled
+
+    @property
+    def provider(self) -> str:
+        """The execution provider it runs on."""
+        return self._order[0]
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether all of it is computed on the processor's own cores."""
+        return self.provider == providers.CPU
+
+    @property
+    def build(self) -> str:
+        return build(self.provider)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the model's own chat template: untrusted text."""
+        return chat_template(self.summary)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What one sequence's cache takes when full; a graph that cannot extend it in place needs two."""
+        copies = 1 if self.summary.shares_cache_buffer else 2
+        return copies * self.context_length * self.summary.cache.bytes_per_token
+
+    def sequence(self) -> OnnxSequence[OnnxModel]:
+        """A new, empty sequence. Raises EdgespecError when all are taken or its cache finds no room."""
+        if not self._free_ids:
+            raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
+        sequence = OnnxSequence(self, self._free_ids[0])
+        self._free_ids.pop(0)
+        self._sequences.append(sequence)
+        return sequence
+
+    def set_threads(self, one_row: int, many_rows: int) -> None:
+        """Does nothing: see `fixed_threads`."""
+
+    def cancel(self) -> None:
+        """Stop the forward pass under way, or else the next. Any thread or signal handler may call this."""
+        self._cancelled = True
+        run_options = self._run_options
+        if run_options is not None:
+            run_options.terminate = True
+
+    def uncancel(self) -> None:
+        """Forget a `cancel` that came when nothing was under way."""
+        self._cancelled = False
+
+    def close(self) -> None:
+        """Free everything native. Sequences of this model are dead afterwards."""
+        for sequence in self._sequences:
+            sequence.forget_buffers()
+        self._sequences.clear()
+        self._session = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def forward(self, requests: Sequence[tuple[OnnxSequence[OnnxModel], Sequence[int], int]]) -> list[Logits]:
+        """Evaluate (sequence, new tokens, rows wanted) of several sequences, one after the other.
+
+        The logits of each are views into a buffer that the next call overwrites.
+        """
+        for sequence, new, last in requests:
+            self._refuse_request(sequence, new, last)
+        if sum(last for _, _, last in requests) > self.options.max_rows:
+            raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
+        answers, start = [], 0
+        for sequence, new, last in requests:
+            # Whatever is wanted comes of the last pass, which reads as many tokens as a pass may.
+            ahead = max(0, len(new) - self._batch)
+            for at in range(0, ahead, self._batch):
+                self._pass(sequence, new[at : min(at + self._batch, ahead)], 1)
+            rows = self._pass(sequence, new[ahead:], last)
+            if len(requests) > 1 or rows.dtype != np.float32:
+                self._rows[start : start + last] = rows
+                rows = self._rows[start : start + last]
+            answers.append(cast(Logits, rows))
+            start += last
+        return answers
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """What the state of a sequence fits."""
+        summary = self.summary
+        files = [(path.stat().st_size, file_sample(path)) for path in (summary.path, summary.weights)]
+        return self.build, summary.cache, summary.tokenizer_digest, files
+
+    def new_binding(self) -> Any:
+        """An IOBinding of the session, with nothing bound."""
+        return self._session.io_binding()
+
+    def release(self, sequence: OnnxSequence[OnnxModel]) -> None:
+        """A sequence is closed: another may take its place."""
+        if sequence in self._sequences:
+            self._sequences.remove(sequence)
+            self._free_ids.append(sequence.id)
+
+    def _refuse_request(self, sequence: OnnxSequence[OnnxModel], new: Sequence[int], last: int) -> None:
+        if not 1 <= last <= len(new):
+            raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
+        if len(sequence.tokens) + len(new) > self.context_length:
+            raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
+        # An embedding looks up whatever it is given.
+        if min(new) < 0 or max(new) >= self.vocab.size:
+            raise ValueError("a token id outside the vocabulary")
+
+    def _pass(self, sequence: OnnxSequence[OnnxModel], new: Sequence[int], last: int) -> npt.NDArray[Any]:
+        """One run of the graph: logits [last, vocab] as the graph has them."""
+        n, held, vocab = len(new), len(sequence.tokens), self.vocab.size
+        rows = last if self._graph is not None else n
+        logits = self._logits[: rows * vocab].reshape(rows, vocab)
+        self._ids[:n] = new
+        inputs = {
+            "input_ids": self._ids[:n].reshape(1, n),
+            "attention_mask": self._mask[: held + n].reshape(1, held + n),
+            "position_ids": self._positions[held : held + n].reshape(1, n),
+            WANTED: np.arange(n - last, n, dtype=np.int64),
+        }
+        while True:
+            binding = sequence.bind(n)
+            for name in inputs.keys() & self._inputs:
+                bind_input(binding, name, inputs[name])
+            bind_output(binding, "logits", logits.reshape(1, rows, vocab))
+            if self._run(binding):
+                sequence.took(new)
+                return logits[rows - last :]
+
+    def _run(self, binding: Any) -> bool:
+        """Run the graph. False when the provider failed and another was taken: bind again.
+
+        Raises Cancelled when it was stopped, EdgespecError when no provider is left.
+        """
+        ort = providers.runtime()
+        run_options = ort.RunOptions()
+        run_options.log_severity_level = 4
+        self._run_options = run_options
+        try:
+            if self._cancelled:
+                raise Cancelled
+            self._session.run_with_iobinding(binding, run_options)
+        except Cancelled:
+            self._cancelled = False
+            raise
+        except Exception as error:  # noqa: BLE001 - the library raises whatever a provider raises
+            if self._cancelled:
+                self._cancelled = False
+                raise Cancelled from None
+            failure = EdgespecError(f"onnxruntime could not evaluate {self.summary.name}: {_reason(error)}")
+            if len(self._order) < 2:
+                raise failure from None
+            failed, *self._order = self._order
+            self._say(f"{providers.label(failed)} failed and is used no more: {_reason(error)}")
+            self._open()
+            return False
+        finally:
+            self._run_options = None
+        return True
+
+    # --- the session ---
+
+    def _read(self) -> bytes | None:
+        """The model with a choice of rows, None for one that is used as it is."""
+        if self.summary.path.stat().st_size > _MOST_REWRITTEN:
+            return None
+        return pick_rows(self.summary.path.read_bytes())
+
+    def _open(self) -> None:
+        """Make the session on the first provider in order that works."""
+        name, self._session = providers.first_that_works(self._order, self._make, self._say)
+        self._order = self._order[self._order.index(name) :]
+        self.options = replace(self.options, providers=tuple(self._order))
+        self._inputs = {one.name for one in self._session.get_inputs()}
+        for sequence in self._sequences:
+            sequence.unbind()
+
+    def _make(self, provider: str) -> Any:
+        """A session on `provider`. Raises EdgespecError."""
+        ort = providers.runtime()
+        if provider not in ort.get_available_providers():
+            raise EdgespecError("the onnxruntime that is installed does not have it.")
+        settings = ort.SessionOptions()
+        settings.intra_op_num_threads = self.threads[0]
+        settings.inter_op_num_threads = 1
+        settings.log_severity_level = 4
+        for key, value in _WAITING.items():
+            settings.add_session_config_entry(f"session.{key}", value)
+        source: bytes | str = str(self.summary.path)
+        if self._graph is not None:
+            source = self._graph
+            folder = str(self.summary.path.parent)
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        try:
+            # The CPU's provider takes what another leaves; without it some models do not load at all.
+            names = [provider] if provider == providers.CPU else [provider, providers.CPU]
+            # Its own way of falling back writes to the terminal.
+            session = ort.InferenceSession(source, settings, providers=names, enable_fallback=0)
+        except Exception as error:  # noqa: BLE001
+            raise EdgespecError(f"{self.summary.name} does not load: {_reason(error)}") from None
+        if session.get_providers()[0] != provider:
+            raise EdgespecError("its libraries did not load.")
+        return session
+
+
+def _reason(error: Exception) -> str:
+    """What onnxruntime says, on one line that is safe to show."""
+    text = " ".join(str(error).split())
+    return printable(text)

@@ -1,0 +1,84 @@
+"""What a model is told, and what happens to sources and events on the way, without a screen."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgespec.app.chat.chat_model import TokenTrace
+from edgespec.app.chat.messages import BranchMessage, ChatEvent, Ended, TextAppended, joined, told
+from edgespec.core import Draft, Round
+
+
+def chain(*messages: tuple[str, str]) -> BranchMessage:
+    """The last of some messages, each under the one before."""
+    item = None
+    for number, (role, text) in enumerate(messages, 1):
+        item = BranchMessage(number, role, text, "complete", item)  # type: ignore[arg-type]
+    assert item is not None
+    return item
+
+
+def texts(last: BranchMessage, **settings: int) -> list[str]:
+    return [f"{m['role'][0]}:{m['content']}" for m in told(last, "S", **settings)]
+
+
+def test_questions_without_an_answer_are_not_told() -> None:
+    last = chain(
+        ("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", ""), ("user", "c"), ("assistant", "")
+    )
+    assert texts(last) == ["s:S", "u:a", "a:A", "u:c"]
+    assert texts(chain(("user", "a"), ("user", "b"), ("assistant", ""))) == ["s:S", "u:b"]
+
+
+def test_an_answer_taken_up_again_is_told_as_far_as_it_goes() -> None:
+    assert texts(chain(("user", "a"), ("assistant", "half"))) == ["s:S", "u:a", "a:half"]
+
+
+def test_what_was_dropped_is_not_told() -> None:
+    last = chain(("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", ""))
+    assert texts(last, since=3) == ["s:S", "u:b"]
+    assert texts(last, since=2) == ["s:S", "u:b"]  # never begins with an answer
+    assert told(last, "", 3) == [{"role": "user", "content": "b"}]
+
+
+def test_an_imported_system_message_is_told() -> None:
+    assert texts(chain(("system", "x"), ("user", "a"), ("assistant", ""))) == ["s:S", "s:x", "u:a"]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=3)), max_size=30))
+def test_bursts_are_joined_and_lose_nothing(pieces: list[tuple[int, str]]) -> None:
+    items = [chain(("user", str(n))) for n in range(3)]
+    events: list[ChatEvent] = [TextAppended(items[n], text) for n, text in pieces]
+    events.insert(len(events) // 2, Ended(items[0]))
+    news = joined(events)
+    for item in items:
+        expected = "".join(text for n, text in pieces if items[n] is item)
+        assert "".join(e.text for e in news if isinstance(e, TextAppended) and e.item is item) == expected
+    assert all(
+        not (isinstance(a, TextAppended) and isinstance(b, TextAppended) and a.item is b.item)
+        for a, b in pairwise(news)
+    )
+
+
+def test_sources_are_those_of_the_tokens_that_stood() -> None:
+    pieces = {1: b"a", 2: "é".encode()[:1], 3: "é".encode()[1:], 4: b"bcd", 9: b""}
+    result = TokenTrace()
+    result.piece = pieces.__getitem__
+
+    def round_(tokens: tuple[int, ...], drafted: int, accepted: int, ended: bool = False) -> None:
+        result.tokens.extend(tokens[: len(tokens) - ended])
+        draft = Draft((7,) * drafted, (0.5,) * drafted, ("suffix",) + ("model",) * (drafted - 1))
+        result.count(Round(tokens, draft, accepted, 0.5, 0.1, 0.1, ended))
+
+    round_((1,), 0, 0)
+    round_((2, 3, 4), 3, 2)
+    round_((4, 9), 2, 1, ended=True)
+    assert result.spans == [("target", 1), ("suffix", 0), ("model", 1), ("target", 3), ("suffix", 3)]
+    assert list(result.sources()) == [
+        ("target", [1]), ("suffix", [0]), ("model", [1]), ("target", [3]), ("suffix", [3])
+    ]  # fmt: skip
+    assert result.drafts == [0, 3, 2]
+    assert result.speeds == [6.0, 4.0]

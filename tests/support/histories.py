@@ -1,0 +1,26 @@
+"""Conversations for the tests of the history."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from edgespec.app.history.rows import StoredMessage
+from edgespec.app.history.store import History
+
+written = st.text(st.characters(codec=None))
+"""Text of any kind, with lone surrogates and control characters."""
+
+
+def texts(messages: list[StoredMessage]) -> list[str]:
+    return [message.text for message in messages]
+
+
+def talk(history: History, *lines: str) -> list[StoredMessage]:
+    """A conversation of these lines, the user's first."""
+    about = history.new()
+    return [history.append(about.id, ("user", "assistant")[n % 2], line) for n, line in enumerate(lines)]
+
+
+def storable(text: str) -> str:
+    """What is kept of `text`."""
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
