@@ -37,7 +37,7 @@ test-openvino: setup-dev
 check: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	@rm -rf build/check && mkdir -p build/check
+	@rm -rf build/check build/lib && mkdir -p build/check
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/check .
 	MYPYPATH=build/check $(BIN)/mypy --config-file pyproject.toml build/check/edgespec
 	$(BIN)/pytest -q tests/test_imports.py
