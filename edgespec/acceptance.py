@@ -21,13 +21,13 @@ class Acceptance:
     Each source has a bin for each range of confidence; an empty one believes the drafter. The position in the
     draft needs none of its own: a guess whose predecessors stood is as good as a first guess of the same
     confidence. `level` is what a source's next guess is worth on average, before it was asked. `account`
-    says what the draft model brought so far.
+    has what a drafter that takes time has gained.
     """
 
     def __init__(self) -> None:
         self._bins: dict[str, list[list[float]]] = {}
         self._levels: dict[str, float] = {}
-        self.account = DraftAccount()
+        self._accounts: dict[str, DraftAccount] = {}
 
     def probability(self, source: str, confidence: float) -> float:
         hits, seen = 0.0, 0.0
@@ -51,11 +51,21 @@ class Acceptance:
         known = self.level(source)
         self._levels[source] = known + 0.005 * (probability - known)
 
+    def account(self, source: str) -> DraftAccount:
+        """What a drafter that takes time has gained so far."""
+        return self._accounts.setdefault(source, DraftAccount())
+
+    def earn(self, tokens: float) -> None:
+        """The time of `tokens` plain ones has passed."""
+        for account in self._accounts.values():
+            account.earn(tokens)
+
     def as_json(self) -> dict[str, Any]:
         bins = {
             source: [[round(x, 2) for x in cell] for cell in cells] for source, cells in self._bins.items()
         }
-        return {"bins": bins, "levels": self._levels, "account": self.account.as_json()}
+        accounts = {source: account.as_json() for source, account in self._accounts.items()}
+        return {"bins": bins, "levels": self._levels, "accounts": accounts}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -70,6 +80,7 @@ class Acceptance:
             if len(read) != _BINS or not all(0.0 <= hits <= seen <= _MEMORY + 1.0 for hits, seen in read):
                 raise ValueError("not counts of acceptance")
             acceptance._bins[str(source)] = read
-        if "account" in data:
-            acceptance.account = DraftAccount.from_json(data["account"])
+        accounts = {"model": data["account"]} if "account" in data else data.get("accounts", {})  # 0.1.0
+        for source, account in accounts.items():
+            acceptance._accounts[str(source)] = DraftAccount.from_json(account)
         return acceptance

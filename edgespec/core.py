@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from edgespec.costs import CostCurve
 
 Logits = npt.NDArray[np.float32]
 """Scores before the softmax, float32 [rows, vocab]; often a view that the next forward pass overwrites."""
@@ -113,6 +116,15 @@ class Draft:
             padding,
         )
 
+    def after(self, start: int) -> Draft:
+        """The tokens from number `start` on, without padding."""
+        return Draft(
+            self.tokens[start:],
+            self.confidence[start:],
+            self.sources[start:],
+            self.probs and self.probs[start:],
+        )
+
     def followed_by(self, other: Draft) -> Draft:
         """Both, without padding. Guesses that nothing was drawn for are point masses."""
         probs = None
@@ -128,13 +140,14 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class DraftCandidate:
-    """What a text would guess if rows were cheap, without padding, and the chance of each token to stand.
+    """What a generation would draft if rows were cheap, without padding, and the probability of each token.
 
-    `chances[i]` is that of token i if all before it stood. The first `least` tokens must not be dropped.
+    `accept_probs[i]` is that of token i if all before it are accepted. The first `least` tokens must not be
+    dropped.
     """
 
     draft: Draft = Draft()
-    chances: tuple[float, ...] = ()
+    accept_probs: tuple[float, ...] = ()
     least: int = 0
 
 
@@ -215,14 +228,25 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedBatch:
+    """What other generations have in the same batch: how many they are, and their rows."""
+
+    generations: int = 0
+    rows: int = 0
+
+
+ALONE = SharedBatch()
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round's outcome: 1 to drafted + 1 tokens, and what they cost in seconds of wall time.
 
     `seconds` runs from asking the drafter to the verdict. `drafting` and `waiting` (for the target's logits)
     are parts of it; what remains is Edgespec's own bookkeeping. `done`: the last token ends the generation.
-    `tokens` are the accepted ones of `draft`, then the target's own. In a pass shared with other texts
-    `beside_rows` were theirs and brought them `beside_tokens`; None where the pass teaches nothing of costs:
-    prompts were read in it, too, or another of its rounds tells.
+    `tokens` are the accepted ones of `draft`, then the target's own. `shared` is what other generations had
+    in the same batch, and `shared_tokens` what it yielded them. `timed`: `waiting` is the cost of the whole
+    batch; false where prompts were evaluated in it, or where another of its rounds has the cost.
     """
 
     tokens: tuple[int, ...]
@@ -233,8 +257,9 @@ class Round:
     waiting: float
     done: bool = False
     logprobs: tuple[TokenLogprob, ...] = ()
-    beside_rows: int | None = 0
-    beside_tokens: int = 0
+    shared: SharedBatch = ALONE
+    shared_tokens: int = 0
+    timed: bool = True
 
 
 class LanguageModel(Protocol):
@@ -292,7 +317,7 @@ class Constraint(Protocol):
 
 
 class Drafter(Protocol):
-    """Guesses what comes next. Whatever it proposes, the output stays the target's."""
+    """Drafts what may come next, in next to no time. Whatever it proposes, the output stays the target's."""
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         """At most `limit` (one or more) tokens that may follow `context`.
@@ -301,21 +326,66 @@ class Drafter(Protocol):
         not done again.
         """
 
+    def extend(self, drafted: Sequence[int], limit: int) -> Draft:
+        """At most `limit` tokens after the last `context` and the `drafted` tokens of another."""
+        return Draft()
 
-class Controller(Drafter, Protocol):
-    """A drafter that decides how far it pays to guess and learns from what came of it.
 
-    The rows of its drafts, padding included, are at most limit + 1.
+class CostlyDrafter(Protocol):
+    """A drafter that takes time: a planner asks it only where that is expected to pay.
+
+    `costs` has the seconds of its forward passes, `source` names it in drafts. `agreed` compares its own
+    choice with tokens that it evaluated and the target had chosen: those right and those compared, of the
+    last prefill.
     """
 
-    def offer(self, context: Sequence[int], limit: int) -> DraftCandidate:
-        """Instead of `propose`, where several texts share a pass: what is kept of it is in the round."""
+    source: str
+    costs: CostCurve
+    agreed: tuple[int, int]
+
+    def lag(self, context: Sequence[int]) -> int:
+        """How many tokens it would have to evaluate before its first draft token, at least one."""
+
+    def reads_whole(self, context: Sequence[int]) -> bool:
+        """Whether it evaluates all of `context`, and not only its end."""
+
+    def draft(
+        self, context: Sequence[int], limit: int, more: Callable[[list[float]], bool], own: int = 0
+    ) -> Draft:
+        """At most `limit` tokens after `context`, as long as `more(confidence of those so far)` is true.
+
+        The last `own` tokens of `context` are the target's. `more` sees how sure the drafter was, never
+        what it drew: a decision that saw the token and dropped it would bias the ratio rule.
+        """
+
+    def begin_ahead(self, text: Sequence[int], most: int) -> None:
+        """Go on after `text` by at most `most` tokens while the target verifies."""
+
+    def stop_ahead(self) -> None:
+        """Stop that: its model is free afterwards."""
+
+
+class Controller(Protocol):
+    """Decides how far to draft in each round of one generation, and learns from the outcome.
+
+    The rows of its drafts, padding included, are at most limit + 1. `shared` is what other generations have
+    in the same batch.
+    """
+
+    def propose(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> Draft:
+        """The draft of the next round."""
+
+    def offer(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> DraftCandidate:
+        """Instead of `propose`, where several generations share a batch: the round has what is kept of it."""
 
     def observe(self, round_: Round) -> None:
         """Called once after each round."""
 
-    def beside(self, texts: int, rows: int) -> None:
-        """The next round shares its pass with `texts` others, which take `rows` rows of it."""
+    def apply_budget(self, budget: Budget, costs: CostCurve) -> None:
+        """From the next round on spend what `budget` allows; `costs` are the target's from now on."""
+
+    def stop_ahead(self) -> None:
+        """Called when the generation is over: nothing may use its models afterwards."""
 
 
 Done = Callable[[int], bool]

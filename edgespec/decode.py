@@ -12,16 +12,17 @@ from time import perf_counter
 
 from edgespec.batch_planner import BatchPlanner
 from edgespec.core import (
+    ALONE,
     Controller,
     Done,
     Draft,
     DraftCandidate,
-    Drafter,
     EdgespecError,
     Forward,
     LanguageModel,
     Logits,
     Round,
+    SharedBatch,
     common_prefix,
 )
 from edgespec.sampling import Sampler
@@ -32,12 +33,16 @@ ForwardAll = Callable[[Sequence[ForwardRequest]], Sequence[Logits]]
 """LanguageModel.forward of several sequences at once: (sequence, new tokens, rows wanted) of each."""
 
 
+Propose = Callable[[Sequence[int], int], Draft]
+"""The draft to verify after a context, of at most so many tokens."""
+
+
 def speculate(
-    context: list[int], drafter: Drafter, limit: int, sampler: Sampler, done: Done
+    context: list[int], propose: Propose, limit: int, sampler: Sampler, done: Done
 ) -> Generator[Forward, Logits, Round]:
     """One round of at most limit + 1 tokens after `context`, which it does not change."""
     start = perf_counter()
-    draft = drafter.propose(context, limit) if limit > 0 else Draft()
+    draft = propose(context, limit) if limit > 0 else Draft()
     asked = perf_counter()
     logits = yield Forward(draft.tokens, draft.padding)
     answered = perf_counter()
@@ -90,18 +95,21 @@ class Generation:
         fewest = self.lacking + 1
         return fewest, fewest + self._end - len(self.context) - 1
 
-    def offer(self, rows: int) -> DraftCandidate:
-        """What it would guess of a round of at most `rows` rows."""
+    def offer(self, rows: int, shared: SharedBatch) -> DraftCandidate:
+        """What it would draft in a round of at most `rows` rows."""
         limit = self.limit(rows)
-        return self.controller.offer(self.context, limit) if limit > 0 else DraftCandidate()
+        return self.controller.offer(self.context, limit, shared) if limit > 0 else DraftCandidate()
 
     def plan(
         self, rows: int, draft: Draft | None = None
     ) -> tuple[Generator[Forward, Logits, Round], ForwardRequest]:
-        """A round of at most `rows` rows, or one that checks `draft`, and what it asks of the target."""
-        drafter: Drafter = self.controller if draft is None else _Given(draft)
+        """A round of at most `rows` rows, or one that verifies `draft`, and what it asks of the target."""
+
+        def propose(context: Sequence[int], limit: int) -> Draft:
+            return self.controller.propose(context, limit, ALONE) if draft is None else draft
+
         limit = self.limit(rows) if draft is None else draft.rows - 1
-        step = speculate(self.context, drafter, limit, self._sampler, self._done)
+        step = speculate(self.context, propose, limit, self._sampler, self._done)
         ask = next(step)
         padding = [self.context[-1]] * ask.padding
         new = [*self.context[len(self.target.tokens) :], *ask.draft, *padding]
@@ -154,8 +162,6 @@ def advance(
     try:
         drafts = _drafts(writing, rows, sharing, [chunk] * len(reading)) if len(writing) > 1 else {}
         for text in writing:
-            if len(writing) == 1:
-                text.controller.beside(0, 0)
             try:
                 if text.error is None:
                     asking.append((text, *text.plan(rows, drafts.get(text))))
@@ -178,12 +184,13 @@ def advance(
     written = sum(len(round_.tokens) for round_ in rounds.values())
     even = len({len(new) for _, _, (_, new, _) in asking}) == 1  # or it was more than one pass of the engine
     if sharing is not None and alone and len(rounds) > 1:
-        sharing.observe(len(rounds), written, seconds, _mean_length(list(rounds)))
+        sharing.observe(written, seconds)
     for i, (text, round_) in enumerate(rounds.items()):
         rounds[text] = replace(
             round_,
-            beside_rows=taken - round_.draft.rows if alone and even and i == 0 else None,
-            beside_tokens=written - len(round_.tokens),
+            shared=SharedBatch(len(rounds) - 1, taken - round_.draft.rows),
+            shared_tokens=written - len(round_.tokens),
+            timed=alone and even and i == 0,
         )
         text.take(rounds[text])
     return [rounds.get(text) for text in texts]
@@ -199,9 +206,9 @@ def _drafts(
     offers: dict[Generation, DraftCandidate] = {}
     most = rows // len(texts)
     for text in texts:
-        text.controller.beside(len(texts) - 1, len(texts) - 1)
+        others = SharedBatch(len(texts) - 1, len(texts) - 1)
         try:
-            offers[text] = text.offer(most) if sharing is not None else DraftCandidate()
+            offers[text] = text.offer(most, others) if sharing is not None else DraftCandidate()
         except EdgespecError as error:
             text.fail(error)
     each = 1
@@ -213,9 +220,6 @@ def _drafts(
         fewest, largest = text.bounds
         kept = min(len(offer.draft.tokens), each - 1)
         drafts[text] = offer.draft.cut(kept, max(0, min(each, largest) - fewest - kept))
-    taken = sum(draft.rows for draft in drafts.values())
-    for text, draft in drafts.items():
-        text.controller.beside(len(drafts) - 1, taken - draft.rows)
     return drafts
 
 
@@ -247,16 +251,6 @@ def generate(
             raise text.error
         assert round_ is not None
         yield round_
-
-
-class _Given:
-    """A Drafter of what was decided before."""
-
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
-
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
-        return self._draft
 
 
 def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:

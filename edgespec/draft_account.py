@@ -70,7 +70,7 @@ class DraftTrial:
         self._resting = 0
 
     @property
-    def resting(self) -> bool:
+    def is_resting(self) -> bool:
         return self._resting > 0
 
     def observe(self, tokens: int, gain: float | None) -> None:

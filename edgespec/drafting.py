@@ -15,6 +15,7 @@ from edgespec.core import (
     Logits,
     common_prefix,
 )
+from edgespec.costs import CostCurve
 from edgespec.sampling import Sampler, Sampling, token_logprob
 
 MODEL = "model"
@@ -38,6 +39,8 @@ class ModelDrafter:
     `begin_ahead` lets it go on while the target checks, where both have a processor of their own.
     """
 
+    source = MODEL
+
     def __init__(
         self,
         model: LanguageModel,
@@ -45,7 +48,10 @@ class ModelDrafter:
         settings: Sampling | None = None,
         window: int = WINDOW,
         is_end: Callable[[int], bool] | None = None,
+        costs: CostCurve | None = None,
     ) -> None:
+        """`costs`: seconds of its forward passes; without, one second each."""
+        self.costs = costs or CostCurve({1: 1.0})
         self._model = model
         self._capacity = capacity
         self._settings = settings or Sampling()
@@ -58,12 +64,9 @@ class ModelDrafter:
         self.agreed = 0, 0
         self._rows: dict[int, Logits] = {}  # what follows the first so many tokens of the cache, where known
 
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
-        return self.draft(context, limit, lambda _confidence: True)
-
     def lag(self, context: Sequence[int]) -> int:
         """How many tokens it would have to read before its first guess after `context`, at least one."""
-        self.settle()
+        self.stop_ahead()
         start, held = self._view(context)
         return len(context) - start - held
 
@@ -81,7 +84,7 @@ class ModelDrafter:
         `more` sees how sure the model was, never what was drawn: a decision that saw the token and dropped
         it would bias the ratio rule.
         """
-        self.settle()
+        self.stop_ahead()
         self._start, same = self._view(context)
         text = list(context[self._start :])
         if self._rows:
@@ -115,9 +118,9 @@ class ModelDrafter:
     def begin_ahead(self, text: Sequence[int], most: int) -> None:
         """Go on after `text` in a thread, at most `most` tokens, on the guess that the target agrees.
 
-        Until `settle` nobody else may touch the model.
+        Until `stop_ahead` nobody else may touch the model.
         """
-        self.settle()
+        self.stop_ahead()
         self._start, _ = self._view(text)
         view = list(text[self._start :])
         most = min(most, self._capacity - len(view))
@@ -127,7 +130,7 @@ class ModelDrafter:
         self._ahead = Thread(target=self._go_ahead, args=(view, most), name="edgespec-ahead", daemon=True)
         self._ahead.start()
 
-    def settle(self) -> None:
+    def stop_ahead(self) -> None:
         """Stop what runs ahead, which takes one pass of the model at most. What it found is kept."""
         if self._ahead is not None:
             self._stop.set()

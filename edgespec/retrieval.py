@@ -7,11 +7,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from edgespec.core import Draft, common_prefix
+from edgespec.core import Draft, Drafter, common_prefix
 from edgespec.corpus import Corpus
 
 SUFFIX, CORPUS = "suffix", "corpus"
-_GOOD = 0.7  # confidence in the text itself with which the corpus is not asked
 _CHAIN = 6
 
 
@@ -125,30 +124,19 @@ class SuffixAutomaton:
         return clone
 
 
-class SuffixDrafter:
+class SuffixDrafter(Drafter):
     """Drafts the most frequent continuation of the longest earlier occurrence of the context's end.
 
     `confidence` is how often such a guess stands in general: by the length of the match, and by how often and
     how uniformly it was continued before.
     """
 
-    def __init__(self, corpus: Corpus | None = None) -> None:
-        """`corpus`: texts from elsewhere, asked where the text itself knows nothing good."""
+    def __init__(self) -> None:
         self._automaton = SuffixAutomaton()
-        self._corpus = corpus
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
         self.read(context)
-        draft = self.extend((), limit)
-        if self._corpus is None or (draft.tokens and draft.confidence[0] > _GOOD):
-            return draft
-        found = self._corpus.continuation(context, limit)
-        shares = zip(found.tokens, found.probabilities, strict=True)
-        other = _draft(
-            (MatchStep(token, found.match_length + i, share) for i, (token, share) in enumerate(shares)),
-            CORPUS,
-        )
-        return max(draft, other, key=lambda one: one.confidence[:1])
+        return self.extend((), limit)
 
     def read(self, context: Sequence[int]) -> None:
         """Take note of `context`. Text that was edited is rare, and removing it costly: all is read anew."""
@@ -159,9 +147,23 @@ class SuffixDrafter:
         for token in context[len(known) :]:
             self._automaton.append(token)
 
-    def extend(self, guessed: Sequence[int], limit: int) -> Draft:
-        """At most `limit` tokens after the text read followed by `guessed`."""
-        return _draft(itertools.islice(self._automaton.walk(guessed), max(limit, 0)), SUFFIX)
+    def extend(self, drafted: Sequence[int], limit: int) -> Draft:
+        return _draft(itertools.islice(self._automaton.walk(drafted), max(limit, 0)), SUFFIX)
+
+
+class CorpusDrafter(Drafter):
+    """Drafts the most frequent continuation of the context's end in a corpus, the user's texts."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        found = self._corpus.continuation(context, limit)
+        shares = zip(found.tokens, found.probabilities, strict=True)
+        return _draft(
+            (MatchStep(token, found.match_length + i, share) for i, (token, share) in enumerate(shares)),
+            CORPUS,
+        )
 
 
 def _draft(steps: Iterable[MatchStep], source: str) -> Draft:

@@ -14,7 +14,8 @@ import numpy as np
 
 from edgespec.costs import SIZES
 from edgespec.models.gguf.native import LlamaOptions
-from edgespec.models.runtime import ModelSequence, Options
+from edgespec.models.options import Options
+from edgespec.models.runtime import ModelSequence
 
 _LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on
 

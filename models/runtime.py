@@ -1,32 +1,21 @@
-"""Model runtimes behind one interface: GGUF files on two native engines, ONNX folders on onnxruntime."""
+"""Model runtimes behind one interface, and the registry of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from edgespec.core import LanguageModel, Logits
-from edgespec.models.gguf.backends import cost_key as gguf_cost_key
-from edgespec.models.gguf.check import check_gguf
-from edgespec.models.gguf.native import LlamaOptions
-from edgespec.models.gguf.selftest import settle, warn
-from edgespec.models.hub.store import is_onnx
-from edgespec.models.onnx.check import check_onnx
-from edgespec.models.onnx.model import OnnxModel, OnnxOptions
-from edgespec.models.onnx.model import cost_key as onnx_cost_key
+from edgespec.core import LanguageModel, Logits, Progress
+from edgespec.models.gguf.runtime import GgufRuntime
+from edgespec.models.gguf.selftest import warn
+from edgespec.models.onnx.runtime import OnnxRuntime
+from edgespec.models.options import Options
 from edgespec.models.vocab import Vocabulary
-
-Options = LlamaOptions | OnnxOptions
-"""How a model is loaded. Both have context, threads, sequences, max_rows and batch."""
-
-
-def cost_key(options: Options) -> tuple[object, ...]:
-    """What the cost of a forward pass depends on, apart from the model."""
-    return onnx_cost_key(options) if isinstance(options, OnnxOptions) else gguf_cost_key(options)
 
 
 class Summary(Protocol):
@@ -129,63 +118,99 @@ class Model(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class Runtime(Protocol):
+    """One kind of model: how it is recognized, checked and loaded. Its methods raise EdgespecError."""
+
+    @property
+    def options(self) -> type[Any]:
+        """The class of its options, an Options."""
+
+    def accepts(self, path: Path) -> bool:
+        """Whether `path` is of this kind, by its name or what is in the folder."""
+
+    def check(self, path: Path) -> Summary:
+        """What the file or folder contains, without running any of it."""
+
+    def settled(
+        self, path: Path, options: Any, progress: Progress | None, note: Callable[[str], None]
+    ) -> Any:
+        """The options that `path` will be loaded with if asked for with `options`."""
+
+    def load(
+        self,
+        path: Path,
+        options: Any,
+        progress: Progress | None,
+        note: Callable[[str], None],
+        draft_of: Path | None = None,
+        drafts: bool = False,
+    ) -> Model:
+        """Check and load it. `drafts`: as a draft model, which may be a trimmed one of `draft_of`."""
+
+    def cost_key(self, options: Any) -> tuple[object, ...]:
+        """What the cost of a forward pass depends on, apart from the model."""
+
+    def cost_prior(self, types: Mapping[str, int], options: Any) -> Mapping[int, float]:
+        """What a batch of n rows costs relative to one, before it is measured; `types`: bytes by type."""
+
+
+RUNTIMES: list[Runtime] = [OnnxRuntime(), GgufRuntime()]
+"""In the order in which they are asked; the last one accepts anything."""
+
+
+def runtime_of(path: Path) -> Runtime:
+    return next(one for one in RUNTIMES if one.accepts(path))
+
+
+def runtime_for(options: Options) -> Runtime:
+    """The runtime that `options` are of."""
+    return next(one for one in RUNTIMES if isinstance(options, one.options))
+
+
 def check_model(path: Path) -> Summary:
     """Check the file or folder at `path`. Raises EdgespecError."""
-    return check_onnx(path) if is_onnx(path) else check_gguf(path)
+    return runtime_of(path).check(path)
 
 
 def load_model(
     path: Path,
     options: Options | None = None,
-    progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = warn,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = warn,
 ) -> Model:
     """Check and load what is at `path`, with `options` of its kind.
 
-    `progress` hears fractions from 0 to 1 and stops it by returning False; `say` hears what went otherwise
-    than asked for. Raises EdgespecError, or Cancelled when stopped.
+    `progress` returns False to stop it; `note` receives what went otherwise than asked for. Raises
+    EdgespecError, or Cancelled when stopped.
     """
-    if is_onnx(path):
-        return OnnxModel(path, options_for(path, options), progress, say)
-    from edgespec.models.gguf.model import LlamaModel
-
-    return LlamaModel(path, options_for(path, options), progress, say)
+    return runtime_of(path).load(path, options_for(path, options), progress, note)
 
 
 def load_draft(
     path: Path,
     options: Options | None = None,
-    progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = warn,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = warn,
     source: Path | None = None,
 ) -> Model:
-    """The same for a model that drafts, which may be a trimmed one of `source`."""
-    if is_onnx(path):
-        return load_model(path, options, progress, say)
-    from edgespec.models.gguf.trimmed import open_draft
-
-    return open_draft(path, options_for(path, options), progress, source, say)
+    """The same for a draft model, which may be a trimmed one of `source`."""
+    return runtime_of(path).load(path, options_for(path, options), progress, note, source, drafts=True)
 
 
 def settled(
     path: Path,
     options: Options,
-    progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = warn,
+    progress: Progress | None = None,
+    note: Callable[[str], None] = warn,
 ) -> Options:
     """The options that what is at `path` will be loaded with if asked for with `options`, of its kind."""
-    return options if isinstance(options, OnnxOptions) else settle(path, options, progress, say)
+    return cast(Options, runtime_of(path).settled(path, options, progress, note))
 
 
-def options_for(path: Path, options: Options | None) -> Any:
-    """`options`, or those of the kind that `path` needs with what both kinds have."""
-    kind = OnnxOptions if is_onnx(path) else LlamaOptions
-    if options is None or isinstance(options, kind):
+def options_for(path: Path, options: Options | None) -> Options:
+    """`options`, or those of the kind that `path` needs with what all kinds have."""
+    kind = runtime_of(path).options
+    if options is not None and isinstance(options, kind):
         return options
-    return kind(
-        context=options.context,
-        threads=options.threads,
-        sequences=options.sequences,
-        max_rows=options.max_rows,
-        batch=options.batch,
-    )
+    common = {field.name: getattr(options, field.name) for field in fields(Options)} if options else {}
+    return cast(Options, kind(**common))

@@ -46,3 +46,39 @@ def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
     if not all(longer.is_unused(token) for token in range(shorter.size, longer.size)):
         return f"the target has {target.size} tokens and the draft {draft.size}"
     return None
+
+
+class ByteVocab:
+    """The 256 bytes and one token that ends a text: for models that need no tokenizer, and for tests."""
+
+    size, bos, eos, adds_bos = 257, None, 256, False
+
+    def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
+        return list(text.encode("utf-8", "replace"))
+
+    def raw(self, token: int) -> bytes:
+        return self.piece(token) or b"<end>"
+
+    def text(self, token: int) -> str:
+        return self.raw(token).decode("utf-8", "replace")
+
+    def piece(self, token: int) -> bytes:
+        return bytes([token]) if 0 <= token < 256 else b""
+
+    def pieces(self) -> list[bytes]:
+        return [self.piece(token) for token in range(self.size)]
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
+
+    def is_end(self, token: int) -> bool:
+        return token == self.eos
+
+    def is_control(self, token: int) -> bool:
+        return token == self.eos
+
+    def is_unused(self, token: int) -> bool:
+        return False
+
+    def control_texts(self) -> list[str]:
+        return ["<end>"]

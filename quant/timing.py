@@ -7,7 +7,7 @@ between neighbouring turns counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -18,7 +18,8 @@ from edgespec.machine.sensors import compute_cores, memory_available
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.gguf.selftest import failure
 from edgespec.models.onnx.model import OnnxOptions
-from edgespec.models.runtime import Model, Options, check_model, load_draft
+from edgespec.models.options import Options
+from edgespec.models.runtime import Model, check_model, load_draft
 
 PROMPT = 0
 Figures = Mapping[int, float]
@@ -56,7 +57,7 @@ class Candidate(NamedTuple):
         """What is loaded for it: thread counts are changed without, where they can be."""
         if isinstance(self.options, OnnxOptions):
             return self
-        return Candidate(self.path, replace(self.options, threads=0, threads_batch=0))
+        return Candidate(self.path, self.options.with_threads(0, 0))
 
 
 def scaled(
@@ -193,8 +194,7 @@ class _Timer:
 
         Where memory cannot be cut there are no batches to check, and none are timed.
         """
-        one = options.threads or compute_cores()
-        self.model.set_threads(one, options.threads_batch or one)
+        self.model.set_threads(*options.thread_counts(compute_cores()))
         figures = {}
         if PROMPT in quantities or len(self._sequence.tokens) != self.prompt:
             self._sequence.rollback(0)

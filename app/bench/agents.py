@@ -19,9 +19,8 @@ from typing import Any
 from edgespec.app.bench.measure import first_difference
 from edgespec.app.engine.constraints import ConstraintCompiler, OutputConstraint, OutputParser
 from edgespec.app.engine.engine import Engine
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import Scheduler
-from edgespec.core import TokenLogprob
 from edgespec.models.prompting.tool_calls import Arguments, Called, OutputEvent, ToolChoice, read_tools
 from edgespec.sampling import Sampling
 
@@ -124,13 +123,13 @@ class _AgentListener:
         self.error: Exception | None = None
         self.done = threading.Event()
 
-    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+    def stepped(self, step: Step) -> None:
         self.first = self.first or perf_counter()
 
-    def ended(self, result: GenerationStats, error: Exception | None) -> None:
+    def ended(self, stats: GenerationStats, error: Exception | None) -> None:
         self.last = perf_counter()
         self.first = self.first or self.last
-        self.result, self.error = result, error
+        self.result, self.error = stats, error
         self.done.set()
 
 
@@ -181,8 +180,7 @@ def _forget(*tables: Table) -> None:
     """Empty the slots, and what left them. Nothing is asked meanwhile, so that no thread uses them."""
     for table in tables:
         table.engine.forget()
-        if table.engine.prompt_cache is not None:
-            table.engine.prompt_cache.close()
+        table.engine.pool.close()
 
 
 def _cold(table: Table, steps: Sequence[AgentStep], agents: int, count: int) -> list[tuple[AgentStep, float]]:

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from time import monotonic
 from typing import Any
 
+from edgespec.app.bench.fixed_length import FixedLength
 from edgespec.app.bench.measure import first_difference
 from edgespec.app.engine.engine import Engine
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import Request
 from edgespec.machine.sensors import logical_cores
 
 LENGTHS = (0, 1, 3, 7, 15)
@@ -108,15 +110,16 @@ def _course(engine: Engine, length: int | None, phase: float) -> BusyCourse:
     """One answer of three phases, ended after the last."""
     engine.forget()
     prompt = engine.chat_prompt([{"role": "user", "content": _PROMPT}])
-    request, result = Request(prompt, fixed_draft=length), GenerationStats()
+    request = Request(prompt, controller=None if length is None else partial(FixedLength, length))
     times: list[tuple[float, int]] = []
-    pieces = engine.answer(request, result)
-    next(pieces, None)
+    answering = engine.generate(request)
+    steps = iter(answering)
+    next(steps, None)
     begin = monotonic()
 
     def write(until: float) -> None:
-        for _ in pieces:
-            times.append((monotonic() - begin, result.written))
+        for _ in steps:
+            times.append((monotonic() - begin, answering.stats.written))
             if times[-1][0] > until:
                 return
 
@@ -125,10 +128,10 @@ def _course(engine: Engine, length: int | None, phase: float) -> BusyCourse:
         write(2 * phase)
     write(3 * phase)
     request.cancel()
-    for _ in pieces:
+    for _ in steps:
         pass
     windows = [(i * phase + min(_SETTLING, phase / 2), (i + 1) * phase) for i in range(len(PHASES))]
-    return BusyCourse(tuple(result.tokens), tuple(_speed(times, *window) for window in windows))
+    return BusyCourse(tuple(answering.stats.tokens), tuple(_speed(times, *window) for window in windows))
 
 
 def _speed(times: Sequence[tuple[float, int]], start: float, end: float) -> float:

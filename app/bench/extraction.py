@@ -11,7 +11,7 @@ from importlib import resources
 from statistics import median
 from typing import Any
 
-from edgespec.app.bench.measure import Prompt
+from edgespec.app.bench.measure import Prompt, answered
 from edgespec.app.bench.peers import LlamaServer
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
@@ -110,11 +110,8 @@ def _answer(
     engine: Engine, prompt: Sequence[int], start: Callable[[], Constraint], *, speculate: bool
 ) -> GenerationStats:
     engine.forget()
-    result = GenerationStats()
     request = Request(prompt, max_tokens=_MOST_TOKENS, speculate=speculate, constraint=start)
-    for _ in engine.answer(request, result):
-        pass
-    return result
+    return answered(engine, request)
 
 
 def _validator() -> Callable[[str, Mapping[str, Any]], bool]:

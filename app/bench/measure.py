@@ -126,10 +126,15 @@ def answer_tokens(
 ) -> GenerationStats:
     """One answer to token ids, from an empty cache."""
     engine.forget()
-    result = GenerationStats()
-    for _ in engine.answer(Request(prompt, sampling, max_tokens, speculate=speculate), result):
+    return answered(engine, Request(prompt, sampling, max_tokens, speculate=speculate))
+
+
+def answered(engine: Engine, request: Request) -> GenerationStats:
+    """An answer to its end."""
+    answering = engine.generate(request)
+    for _ in answering:
         pass
-    return result
+    return answering.stats
 
 
 def report(engine: Engine, pairs: Sequence[Pair], *, greedy: bool) -> dict[str, Any]:

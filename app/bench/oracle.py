@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from edgespec.app.engine.engine import Engine
 from edgespec.core import common_prefix
 from edgespec.costs import CostCurve
-from edgespec.retrieval import SuffixDrafter
+from edgespec.planner import Chain
+from edgespec.retrieval import CorpusDrafter, SuffixDrafter
 
 
 def best_possible(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> float:
@@ -20,29 +21,33 @@ def best_possible(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) 
     With the drafters and the cost curves of `engine`, whose caches are emptied. 1.0 for an answer too short
     to tell.
     """
-    costs, drafting = engine.costs, engine.slots[0].drafting
+    drafters, drafting = engine.drafters, engine.pool.slots[0].drafting
+    costs = engine.resources.measured
     most = costs.largest - 1
     suffix = model = [0] * len(answer)
-    if engine.retrieves:
-        suffix = suffix_runs(prompt, answer, SuffixDrafter(engine.corpus), most)
-    if engine.draft is not None and drafting is not None:
+    if drafters.suffix:
+        corpus = [CorpusDrafter(drafters.corpus)] if drafters.corpus is not None else []
+        suffix = suffix_runs(prompt, answer, Chain(free=[SuffixDrafter(), *corpus]), most)
+    step = 0.0
+    if drafters.draft is not None and drafting is not None:
+        step = drafters.draft.costs.seconds(1)
         engine.forget()
-        rows = engine.draft.options.max_rows
+        rows = drafters.draft.model.options.max_rows
         guesses = [int(drafting.forward(prompt)[0].argmax())]
         for start in range(0, len(answer) - 1, rows):
             new = answer[start : min(start + rows, len(answer) - 1)]
             guesses += [int(row.argmax()) for row in drafting.forward(new, len(new))]
         model = model_runs(guesses, answer, most)
-    best = shortest(costs, suffix, model, engine.draft_costs.seconds(1))
+    best = shortest(costs, suffix, model, step)
     return (len(answer) - 1) * costs.seconds(1) / best if best > 0.0 else 1.0
 
 
-def suffix_runs(prompt: Sequence[int], answer: Sequence[int], drafter: SuffixDrafter, most: int) -> list[int]:
-    """How many tokens `drafter` would have guessed right before each token of `answer`, at most `most`."""
+def suffix_runs(prompt: Sequence[int], answer: Sequence[int], chain: Chain, most: int) -> list[int]:
+    """How many right tokens, at most `most`, free drafters would have drafted before each of `answer`."""
     text = list(prompt)
     runs = []
     for i, token in enumerate(answer):
-        runs.append(common_prefix(drafter.propose(text, most).tokens, answer[i : i + most]))
+        runs.append(common_prefix(chain.best_free(text, most).tokens, answer[i : i + most]))
         text.append(token)
     return runs
 

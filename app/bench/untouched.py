@@ -11,6 +11,7 @@ from typing import Any
 
 from edgespec.app.bench.measure import Prompt, answer
 from edgespec.app.engine import loading
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.quant import tune
@@ -72,7 +73,7 @@ def untouched_table(report: dict[str, Any]) -> str:
 
 
 def _engine(path: Path, draft: Path | None, options: LlamaOptions, context: int) -> Engine:
-    return Engine(path, draft, mode="performance", options=replace(options, context=context))
+    return open_engine(path, draft, mode="performance", options=replace(options, context=context))
 
 
 def _named(options: LlamaOptions) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def bench_against(
     the report, which `table` shows; "stopped" in it is None unless the run was cut short.
     """
     first = next(iter(engines.values()))
-    target, draft = first.model, first.draft_path
+    target, draft = first.model, first.drafters.asked_for
     # Of a draft model that does not pay here, and so is not loaded, the cache is not known: it is small.
     draft_cache = first.draft.cache_bytes if first.draft else 0
     systems: list[BenchSystem] = [

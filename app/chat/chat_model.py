@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from edgespec.app.engine.request import GenerationStats, Request
-from edgespec.core import Reading, Round
+from edgespec.app.engine.request import GenerationStats, Request, Step
+from edgespec.core import Reading
 from edgespec.grammar_drafting import GRAMMAR
 from edgespec.machine.governor import Decision, Mode
 
@@ -35,19 +35,18 @@ class TokenTrace(GenerationStats):
     spans: list[tuple[str, int]] = field(default_factory=list)
     drafts: list[int] = field(default_factory=list)
     speeds: list[float] = field(default_factory=list)
-    _heard: int = 0
     _decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
 
-    def count(self, round_: Round) -> None:
-        GenerationStats.count(self, round_)  # super() does not work in a class with slots made by dataclass
+    def add(self, step: Step) -> None:
+        GenerationStats.add(self, step)  # super() does not work in a class with slots made by dataclass
+        if (round_ := step.round) is None:
+            return
         self.drafts.append(len(round_.draft.tokens))
-        if len(self.drafts) > 1:  # the first round reads the prompt
+        if len(self.drafts) > 1:  # the first round evaluates the prompt
             self.speeds.append(len(round_.tokens) / max(round_.seconds, 1e-6))
-        new = self.tokens[self._heard :]
-        self._heard += len(new)
-        for i, token in enumerate(new if self.piece is not None else ()):
+        for i, token in enumerate(step.tokens if self.piece is not None else ()):
             source = round_.draft.sources[i] if i < round_.accepted else TARGET
             assert self.piece is not None
             self.spans.append((source, len(self._decoder.decode(self.piece(token)))))
@@ -114,7 +113,7 @@ class LocalModel:
         from edgespec.app.history.store import data_folder
 
         self._engine = engine
-        self._prompt_cache = engine.prompt_cache = PromptCache(
+        self._prompt_cache = engine.pool.snapshots = PromptCache(
             folder=states or data_folder() / "states", lasting=True
         )
 
@@ -139,7 +138,13 @@ class LocalModel:
 
     def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
         result.piece = self._engine.model.vocab.piece
-        return self._engine.answer(request, result)
+        answering = self._engine.generate(request)
+        for step in answering:
+            stats = answering.stats
+            result.prompt_tokens, result.cached_tokens = stats.prompt_tokens, stats.cached_tokens
+            result.add(step)
+            if step.text:
+                yield step.text
 
     def choose(self, mode: Mode) -> Decision:
         return self._engine.choose(mode)
@@ -153,8 +158,8 @@ class LocalModel:
         return self._engine.resources.watch.latest()
 
     def forget(self, messages: Sequence[ChatMessage]) -> None:
-        self._prompt_cache.forget(self.prompt(messages), self._engine.slots[0])
+        self._prompt_cache.forget(self.prompt(messages), self._engine.pool.slots[0])
 
     def close(self) -> None:
-        self._prompt_cache.keep(self._engine.slots[0])
+        self._prompt_cache.keep(self._engine.pool.slots[0])
         self._engine.close()

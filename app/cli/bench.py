@@ -247,7 +247,7 @@ def _schemas(plan: Plan, against: Sequence[str], modes: str) -> None:
 
     programs = [peers.parse_peer(text) for text in against]
     with plan.load() as engine:
-        draft = engine.draft_path
+        draft = engine.drafters.asked_for
         servers = [
             peers.LlamaServer(
                 program,

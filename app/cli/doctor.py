@@ -168,7 +168,7 @@ def _curve(model: str) -> dict[str, Any]:
         return {"missing": str(error)}
     found = calibration.tuned(summary)
     try:
-        options = settled(path, options_for(path, found[0] if found else LlamaOptions()), say=lambda _: None)
+        options = settled(path, options_for(path, found[0] if found else LlamaOptions()), note=lambda _: None)
     except EdgespecError as error:
         return {"missing": str(error)}
     curve = calibration.known_curve(summary, options)

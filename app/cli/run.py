@@ -113,14 +113,12 @@ def ask(
     vocab, shape = engine.model.vocab, form.shape(engine)
     tokens = vocab.tokenize(text, begin=True) if raw else engine.chat_prompt(messages, form.tools or None)
     request = Request(tokens, sampling, max_tokens, stops, constraint=shape.start)
-    result = GenerationStats()
     reader, printed = OutputParser(shape, vocab.detokenize), _Printed(silent=as_json)
     with _stopped_by_ctrl_c(request):
-        read = 0
-        for piece in engine.answer(request, result):
-            printed.add(reader.feed(piece, result.tokens[read:]))
-            read = len(result.tokens)
-    rest = reader.finish()
+        answering = engine.generate(request)
+        for step in answering:
+            printed.add(reader.feed(step.text, step.tokens))
+    result, rest = answering.stats, reader.finish()
     cut = result.stop_reason in ("length", "context")
     opened = shape.syntax is not None and any(
         isinstance(event, TextPiece) and shape.syntax.trigger in event.text for event in rest
@@ -213,7 +211,7 @@ def _stats(result: GenerationStats) -> str:
 
 def _unloaded(engine: Engine) -> str:
     """A draft model that cannot pay on this machine, and the memory that this saves."""
-    path = engine.draft_path
+    path = engine.drafters.asked_for
     if path is None or engine.draft is not None:
         return ""
     return f"draft model not loaded: {path.stat().st_size / 1e6:,.0f} MB of memory saved\n"

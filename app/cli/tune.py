@@ -168,7 +168,7 @@ def _draft_figures(form: DraftForm) -> list[str]:
 
 
 def _fate(form: DraftForm) -> str:
-    from edgespec.app.engine.engine import WORTH_LOADING
+    from edgespec.app.engine.assembly import WORTH_LOADING
 
     pays = form.seconds is None or form.best_case >= WORTH_LOADING
     return form.outcome if pays else f"{form.outcome}; cannot pay here, stays unloaded"

@@ -15,15 +15,15 @@ from edgespec.acceptance import Acceptance
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve, measure
 from edgespec.machine.sensors import ProcessorLoad, compute_cores, cpu_name
-from edgespec.models import machine_cache, runtime
-from edgespec.models.cost_priors import relative_costs
+from edgespec.models import machine_cache
 from edgespec.models.exact import equal_sizes
 from edgespec.models.gguf.backends import library
 from edgespec.models.gguf.native import BackendName, LlamaOptions
 from edgespec.models.machine_cache import digest, load, save
 from edgespec.models.onnx.model import build
 from edgespec.models.onnx.providers import CPU, Measured, offered
-from edgespec.models.runtime import Model, ModelSequence, Options, Summary
+from edgespec.models.options import Options
+from edgespec.models.runtime import Model, ModelSequence, Summary, runtime_for
 from edgespec.overlap import Together, measure_together
 
 _PANGRAMS = (
@@ -43,7 +43,7 @@ def cost_key(summary: Summary, options: Options) -> str:
 
     Two files that differ only in their weights cost the same, so the weights are not hashed.
     """
-    return digest((cpu_name(), *runtime.cost_key(options), *_shape(summary)))
+    return digest((cpu_name(), *runtime_for(options).cost_key(options), *_shape(summary)))
 
 
 def tuned_key(summary: Summary) -> str:
@@ -65,13 +65,10 @@ def known_curve(summary: Summary, options: Options) -> CostCurve | None:
 
 
 def _prior(summary: Summary, options: Options) -> Mapping[int, float]:
-    threads = options.threads or compute_cores()
-    if isinstance(options, LlamaOptions):
-        return relative_costs(options.engine, summary.types, options.threads_batch or threads)
-    return relative_costs("onnx", summary.types, threads)
+    return runtime_for(options).cost_prior(summary.types, options)
 
 
-def at(model: Model, threads: tuple[int, int]) -> Options:
+def with_threads(model: Model, threads: tuple[int, int]) -> Options:
     """The options of `model` with other thread counts, for passes of one row and of several."""
     return model.options.with_threads(*threads)
 
@@ -94,7 +91,7 @@ def curve(
     """
     model = sequence.model
     threads = threads or model.threads
-    options, most = at(model, threads), model.options.max_rows
+    options, most = with_threads(model, threads), model.options.max_rows
     known = None if fresh else known_curve(model.summary, options)
     wanted = [n for n in _FIRST if n <= most]
     if known is not None:
@@ -132,7 +129,7 @@ def curve(
 def keep(model: Model, curve: CostCurve, threads: tuple[int, int], load: float | None = None) -> None:
     """Keep `curve`, with the time and the share of the cores that other programs used meanwhile, if known."""
     data = {**curve.as_json(), "time": round(time.time()), "load": load}
-    save("costs", cost_key(model.summary, at(model, threads)), data)
+    save("costs", cost_key(model.summary, with_threads(model, threads)), data)
 
 
 def exact_sizes(sequence: ModelSequence, say: Callable[[str], None]) -> list[int]:
@@ -187,10 +184,10 @@ def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
     return options, data["draft"]
 
 
-def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
+def overlap_factors(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
     """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
     models = target.model, draft.model
-    key = digest(tuple(cost_key(model.summary, at(model, model.threads)) for model in models))
+    key = digest(tuple(cost_key(model.summary, with_threads(model, model.threads)) for model in models))
     data = load("together", key)
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
@@ -208,12 +205,12 @@ def together(target: ModelSequence, draft: ModelSequence, say: Callable[[str], N
     return found
 
 
-def agree(target: str, draft: str) -> bool:
+def vocabularies_match(target: str, draft: str) -> bool:
     """Whether `keep_agreement` was told that vocabularies of these digests agree."""
     return load("agree", digest((target, draft))) is not None
 
 
-def keep_agreement(target: str, draft: str) -> None:
+def keep_match(target: str, draft: str) -> None:
     save("agree", digest((target, draft)), {})
 
 
@@ -242,7 +239,7 @@ def _providers_key(summary: Summary) -> str:
     return digest((cpu_name(), compute_cores(), build(CPU), *offered(), *_shape(summary)))
 
 
-def untold(key: str) -> bool:
+def first_time(key: str) -> bool:
     """Whether `key` was never spoken of. It is from now on; where that cannot be kept the answer is no."""
     if load("told", key) is not None:
         return False

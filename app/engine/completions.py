@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint, OutputParser
 from edgespec.app.engine.engine import ContextFullError
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import QueuedRequest, Scheduler, StoppingError
 from edgespec.app.engine.worker import SerialWorker
 from edgespec.core import EdgespecError, TokenLogprob
@@ -264,16 +264,16 @@ class _Wrote:
 
 
 class _StreamListener:
-    """A Listener: tells an Answer what the engine writes."""
+    """A Listener that forwards what the engine generates to a ResponseStream."""
 
     def __init__(self, answer: ResponseStream, index: int) -> None:
         self._answer, self._index = answer, index
 
-    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
-        self._answer.tell(_Wrote(self._index, text, tokens, logprobs))
+    def stepped(self, step: Step) -> None:
+        self._answer.tell(_Wrote(self._index, step.text, step.tokens, step.logprobs))
 
-    def ended(self, result: GenerationStats, error: Exception | None) -> None:
-        self._answer.tell(Finished(self._index, result, error))
+    def ended(self, stats: GenerationStats, error: Exception | None) -> None:
+        self._answer.tell(Finished(self._index, stats, error))
 
 
 async def _aside(thread: SerialWorker, call: Callable[[], T]) -> T:

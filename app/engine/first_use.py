@@ -43,7 +43,7 @@ def choose_engine(
     if busy := _others():
         note(f"other programs use {busy:.0%} of the processor: the engines are compared at a later start")
         return None
-    if not calibration.untold(f"first-{calibration.tuned_key(summary)}"):
+    if not calibration.first_time(f"first-{calibration.tuned_key(summary)}"):
         return None
     end = time.monotonic() + LIMIT
     shown: AbstractContextManager[NamedProgress] = (

@@ -17,7 +17,7 @@ from edgespec.models.hub.store import installed, is_onnx, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine.engine import Engine
-    from edgespec.models.runtime import Options
+    from edgespec.models.options import Options
 
 BackendChoice = Literal["auto", "llama.cpp", "ik"]
 
@@ -38,7 +38,7 @@ def load_engine(
 
     Raises EdgespecError for anything the user can mend.
     """
-    from edgespec.app.engine.engine import Engine  # llama.cpp is loaded only where it is used
+    from edgespec.app.engine.assembly import open_engine  # llama.cpp is loaded only where it is used
 
     if exact and engine == "ik":
         raise EdgespecError("--exact needs llama.cpp: leave out --engine ik.")
@@ -54,7 +54,7 @@ def load_engine(
     options = replace(options, context=context)
     if threads:
         options = options.with_threads(threads, threads)
-    loaded = Engine(
+    loaded = open_engine(
         target,
         small and form_of(small, form),
         suffix=draft != "none",

@@ -1,4 +1,4 @@
-"""Conversations that had to leave their slot, on disk, until they go on."""
+"""KV-cache snapshots of evicted conversations, on disk, until they go on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgespec.app.engine.running import Slot, choose_slot
+from edgespec.app.engine.slots import Slot
 from edgespec.core import common_prefix
 from edgespec.machine.sensors import process_runs
 from edgespec.models.machine_cache import cache_folder
@@ -36,21 +36,20 @@ class PromptCache:
         self._count = 0
         self._looked = not lasting
 
-    def arrange(self, free: Sequence[Slot], prompt: Sequence[int]) -> Slot:
-        """The slot for `prompt`, with as much of it as is known; what it held before is kept."""
-        slot = choose_slot(free, prompt)
-        held = common_prefix(slot.sequence.tokens, prompt)
+    def swap(self, slot: Slot, prompt: Sequence[int], held: int) -> int:
+        """Keep what `slot` loses for `prompt`, of which it holds `held` tokens; how many it holds then."""
         self._look(slot)
         best, shared = self._best(prompt)
         if len(slot.sequence.tokens) - held >= _WORTH:
             self.keep(slot)
         if best is not None and shared - held >= _WORTH:
             load_state(slot.sequence, best)
+            held = common_prefix(slot.sequence.tokens, prompt)
             if best in self._kept:
                 self._kept.move_to_end(best)
                 with contextlib.suppress(OSError):
                     best.touch()
-        return slot
+        return held
 
     def keep(self, slot: Slot) -> None:
         """Keep what `slot` holds, in place of earlier states of the same conversation."""

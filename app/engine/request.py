@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from edgespec.core import Constraint, Reading, Round, TokenLogprob
+from edgespec.core import Constraint, Controller, Reading, Round, TokenLogprob
 from edgespec.machine.energy import Energy
 from edgespec.machine.governor import Mode
 from edgespec.machine.reading import told_fields
+from edgespec.planner import Chain
 from edgespec.sampling import Sampling
 from edgespec.text import TextStream
 
@@ -20,8 +21,8 @@ StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 class Request:
     """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full.
 
-    `max_draft` bounds what is guessed in a round, `constraint` makes the grammar that the answer follows.
-    `fixed_draft` guesses so many tokens in every round, whatever that costs: to measure what choosing gains.
+    `max_draft` bounds the draft tokens of a round, `constraint` makes the grammar that the answer follows.
+    `controller` replaces the planner: for measurements of what planning gains.
     """
 
     prompt: Sequence[int]
@@ -30,8 +31,8 @@ class Request:
     stops: Sequence[str] = ()
     speculate: bool = True
     max_draft: int | None = None
-    fixed_draft: int | None = None
     constraint: Callable[[], Constraint] | None = None
+    controller: Callable[[Chain], Controller] | None = None
     cancelled: bool = False
     _interrupt: Callable[[], None] | None = None
 
@@ -49,16 +50,47 @@ class Request:
         self._interrupt = None
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why an answer ended, and what was spent on it after its first round.
+
+    `stopped_by`: the stop string that was generated. `modes`: the governor's, each with its reason;
+    `reading`: its last one.
+    """
+
+    reason: StopReason
+    stopped_by: str | None = None
+    energy: Energy | None = None
+    modes: Sequence[tuple[Mode, str]] = ()
+    reading: Reading | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one round added to an answer: text that can no longer change, and its final tokens.
+
+    `text` may lag behind `tokens`: it waits where it may become a stop string, or is half a character.
+    `seconds`: since the request began. `round` is None only in the last step, the one that is `finished`.
+    """
+
+    text: str = ""
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprob] = ()
+    round: Round | None = None
+    seconds: float = 0.0
+    finished: Ending | None = None
+
+
 @dataclass(slots=True)
 class GenerationStats:
-    """What an answer was and cost. Times in seconds of wall time; complete when its iterator has ended."""
+    """What an answer was and cost: a fold over its steps. Times in seconds of wall time."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     stop_reason: StopReason = "length"
-    stopped_by: str | None = None  # the stop string that was written
+    stopped_by: str | None = None
     prompt_tokens: int = 0
-    cached_tokens: int = 0  # of the prompt, that were not read again
+    cached_tokens: int = 0  # of the prompt, that were in the KV cache
     rounds: int = 0
     written: int = 0  # tokens of all rounds, the one that ended the answer included
     drafted: int = 0
@@ -68,10 +100,24 @@ class GenerationStats:
     seconds: float = 0.0
     bookkeeping: float = 0.0
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    energy: Energy | None = None  # spent after the first round
-    modes: list[tuple[Mode, str]] = field(default_factory=list)  # with the reason of each
-    reading: Reading | None = None  # the last one
+    energy: Energy | None = None
+    modes: Sequence[tuple[Mode, str]] = ()
+    reading: Reading | None = None
     _first: int = 0  # tokens of the first round
+
+    def add(self, step: Step) -> None:
+        self.text += step.text
+        self.tokens += step.tokens
+        self.logprobs += step.logprobs
+        if step.round is not None:
+            self.seconds = step.seconds
+            if not self.rounds:
+                self.seconds_to_first_token = step.seconds
+            self._count(step.round)
+        if step.finished is not None:
+            ending = step.finished
+            self.stop_reason, self.stopped_by = ending.reason, ending.stopped_by
+            self.energy, self.modes, self.reading = ending.energy, ending.modes, ending.reading
 
     @property
     def tokens_per_second(self) -> float:
@@ -107,7 +153,7 @@ class GenerationStats:
         rest = self.seconds - self.seconds_to_first_token
         return self.bookkeeping / rest if rest > 0 else 0.0
 
-    def count(self, round_: Round) -> None:
+    def _count(self, round_: Round) -> None:
         if self.rounds:
             self.bookkeeping += round_.seconds - round_.drafting - round_.waiting
         else:
@@ -119,7 +165,6 @@ class GenerationStats:
         for i, source in enumerate(round_.draft.sources):
             drafted, accepted = self.drafters.get(source, (0, 0))
             self.drafters[source] = drafted + 1, accepted + (i < round_.accepted)
-        self.logprobs.extend(round_.logprobs)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -148,40 +193,37 @@ class GenerationStats:
 
 
 class StopCriteria:
-    """Watches the tokens of an answer as they become final: text, stop strings, end of generation."""
+    """Looks at the tokens of an answer as they become final: text, stop strings, end of generation."""
 
     def __init__(
-        self,
-        is_end: Callable[[int], bool],
-        piece: Callable[[int], bytes],
-        stops: Sequence[str],
-        result: GenerationStats,
+        self, is_end: Callable[[int], bool], piece: Callable[[int], bytes], stops: Sequence[str]
     ) -> None:
         self._is_end, self._piece = is_end, piece
         self._stream = TextStream(stops)
-        self._result = result
-        self._reason: StopReason | None = None
+        self._tokens: list[int] = []
+        self.reason: StopReason | None = None
 
     def __call__(self, token: int) -> bool:
         if self._is_end(token):
-            self._reason = "end"
+            self.reason = "end"
             return True
-        self._result.tokens.append(token)
+        self._tokens.append(token)
         self._stream.push(self._piece(token))
         if self._stream.stopped is not None:
-            self._reason = "stop"
-        return self._reason is not None
+            self.reason = "stop"
+        return self.reason is not None
 
-    def new_text(self) -> str:
-        text = self._stream.take()
-        self._result.text += text
-        return text
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that was generated."""
+        return self._stream.stopped
 
-    def finish(self) -> None:
-        self._stream.push(b"", final=True)
-        self._result.stopped_by = self._stream.stopped
-        if self._reason is not None:
-            self._result.stop_reason = self._reason
+    def take(self, *, final: bool = False) -> tuple[str, list[int]]:
+        """Text that can no longer change, and the tokens, since the last call."""
+        if final:
+            self._stream.push(b"", final=True)
+        tokens, self._tokens = self._tokens, []
+        return self._stream.take(), tokens
 
 
 def _logprob_json(one: TokenLogprob) -> dict[str, Any]:

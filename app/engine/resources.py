@@ -10,15 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from edgespec.app.engine import calibration
-from edgespec.app.engine.request import GenerationStats
-from edgespec.core import Reading, Round
+from edgespec.app.engine.request import Ending
+from edgespec.app.engine.running import RunningRequest
+from edgespec.core import Controller, Reading, Round
 from edgespec.costs import CostCurve
 from edgespec.machine.energy import Mark, Meter
 from edgespec.machine.governor import LADDER, Decision, Governor, Mode, best_threads
 from edgespec.machine.monitor import SensorMonitor
 from edgespec.machine.thread_search import ThreadSearch
 from edgespec.models.runtime import Model, ModelSequence
-from edgespec.planner import FixedLength, Planner
 
 _SLICE = 0.05  # seconds of a rest after which a cancelled answer ends
 
@@ -52,7 +52,7 @@ class ResourceController:
         self.governor = Governor(mode, most=most)
         self.watch = watch or SensorMonitor()
         self.meter = Meter(self.watch.latest)
-        self._marks: dict[int, Mark] = {}  # by identity of the result
+        self._marks: dict[RunningRequest, Mark] = {}
         self._read: Reading | None = None
         self._decisions: list[tuple[Mode, str]] = []
         self.watch.start()
@@ -65,7 +65,12 @@ class ResourceController:
         """The curve in force."""
         return self._costs
 
-    def begin(self, planner: Planner | FixedLength, drafting: Model | None) -> None:
+    @property
+    def measured(self) -> CostCurve:
+        """The curve of the threads as loaded, while no other program wants the processor."""
+        return self._curves[self.loaded]
+
+    def begin(self, controller: Controller, drafting: Model | None) -> None:
         """An answer begins. What the mode needs to know of other thread counts is measured first, once.
 
         In the mode auto one count at each answer, so that none waits long for it.
@@ -73,29 +78,29 @@ class ResourceController:
         if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
         self._read, self._decisions = None, []
-        self.steer([planner], drafting)
+        self.steer([controller], drafting)
 
-    def steer(self, planners: Sequence[Planner | FixedLength], drafting: Model | None) -> None:
-        """Before a pass: what the newest reading asks for, told to the planners of all its texts."""
+    def steer(self, controllers: Sequence[Controller], drafting: Model | None) -> None:
+        """Before a pass: apply what the newest reading asks for to the controllers of all generations."""
         latest = self.watch.latest()
         if self._read is not None and latest.time == self._read.time:
             return
         self.meter.tick(latest)
         curve = self._curves.get(self._model.threads)
         self._read = replace(latest, slowdown=curve.slowdown if curve and not self._thread_search else None)
-        self._apply(self.governor.decide(self._read), planners, drafting)
+        self._apply(self.governor.decide(self._read), controllers, drafting)
 
-    def after(self, round_: Round, planners: Sequence[Planner | FixedLength], drafting: Model | None) -> None:
+    def after(self, round_: Round, controllers: Sequence[Controller], drafting: Model | None) -> None:
         """After a pass, of which `round_` is one text's: try thread counts among other programs."""
-        if self._thread_search is None or round_.beside_rows is None:
+        if self._thread_search is None or not round_.timed:
             return
         threads, calm = self._thread_search.threads, self._curves[self.loaded]
-        rows = round_.draft.rows + round_.beside_rows
+        rows = round_.draft.rows + round_.shared.rows
         slowness = self._thread_search.observe(calm.seconds(rows, len(self._sequence.tokens)), round_.waiting)
         if slowness is not None:
             self._crowd_curve(threads).pace = slowness * calm.pace
         if threads != self._thread_search.threads:
-            self._apply(self.governor.decision, planners, drafting)
+            self._apply(self.governor.decision, controllers, drafting)
 
     def rest(self, round_: Round, cancelled: Callable[[], bool]) -> None:
         """After a round: the pause that its budget asks for."""
@@ -103,16 +108,15 @@ class ResourceController:
         while not cancelled() and (left := end - time.monotonic()) > 0.0:
             time.sleep(min(left, _SLICE))
 
-    def mark(self, result: GenerationStats) -> None:
-        """Count what is spent on `result` from here; others that are written meanwhile count in."""
-        self._marks[id(result)] = self.meter.mark()
+    def mark(self, running: RunningRequest) -> None:
+        """Count what is spent on `running` from here on; what others use meanwhile is included."""
+        self._marks[running] = self.meter.mark()
 
-    def report(self, result: GenerationStats) -> None:
-        """Write into `result` what was spent since `mark`, and why so."""
-        if (mark := self._marks.pop(id(result), None)) is not None:
-            result.energy = self.meter.since(mark)
-        result.modes = self._decisions
-        result.reading = self._read
+    def ending(self, running: RunningRequest) -> Ending:
+        """What was spent since `mark`, and why."""
+        mark = self._marks.pop(running, None)
+        energy = self.meter.since(mark) if mark is not None else None
+        return Ending("length", energy=energy, modes=self._decisions, reading=self._read)
 
     def keep(self) -> None:
         """Save what was learned of costs."""
@@ -126,9 +130,7 @@ class ResourceController:
             mode == "auto" and self.watch.latest().plugged is not None  # there is a battery
         )
 
-    def _apply(
-        self, decision: Decision, planners: Sequence[Planner | FixedLength], drafting: Model | None
-    ) -> None:
+    def _apply(self, decision: Decision, controllers: Sequence[Controller], drafting: Model | None) -> None:
         threads = decision.budget.threads
         if threads == (0, 0):
             threads = self.loaded
@@ -146,8 +148,8 @@ class ResourceController:
             if drafting is not None:
                 drafting.set_threads(*threads)
         self._costs = curve
-        for planner in planners:
-            planner.spend(replace(decision.budget, threads=threads), curve)
+        for controller in controllers:
+            controller.apply_budget(replace(decision.budget, threads=threads), curve)
         if not self._decisions or self._decisions[-1][0] != decision.mode:
             self._decisions.append((decision.mode, decision.reason))
 
@@ -160,7 +162,9 @@ class ResourceController:
     def _curve(self, threads: tuple[int, int]) -> CostCurve:
         """The curve of any two counts, from those of equal ones."""
         if threads not in self._curves:
-            known = calibration.known_curve(self._model.summary, calibration.at(self._model, threads))
+            known = calibration.known_curve(
+                self._model.summary, calibration.with_threads(self._model, threads)
+            )
             one, many = ((n, n) for n in threads)
             self._curves[threads] = known or self._curves[many].with_one_row_of(self._curves[one])
         return self._curves[threads]

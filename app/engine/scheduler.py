@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
 
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.prompt_cache import PromptCache
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.running import RunningRequest
 from edgespec.app.engine.worker import SerialWorker
-from edgespec.core import EdgespecError, TokenLogprob
+from edgespec.core import EdgespecError
 
 
 class StoppingError(EdgespecError):
@@ -33,18 +32,18 @@ class BusyError(EdgespecError):
 
 
 class Listener(Protocol):
-    """Hears of one request, in the engine's thread: nothing here may block or raise."""
+    """Receives one request's steps, in the engine's thread: nothing here may block or raise."""
 
-    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
-        """Text that can no longer change (maybe none yet), and the final tokens since the last call."""
+    def stepped(self, step: Step) -> None:
+        """A step that added text or tokens."""
 
-    def ended(self, result: GenerationStats, error: Exception | None) -> None:
-        """The last call: `error` is an EdgespecError for what the asker can mend."""
+    def ended(self, stats: GenerationStats, error: Exception | None) -> None:
+        """The last call: `error` is an EdgespecError for what the client can fix."""
 
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """A request that was let in. `cancel` may come from any thread and works within one round."""
+    """A request that was admitted. `cancel` may come from any thread and works within one round."""
 
     request: Request
     listener: Listener
@@ -77,8 +76,8 @@ class Scheduler:
         belongs to this service from now on.
         """
         self.engine = engine
-        engine.prompt_cache = engine.prompt_cache or PromptCache()
-        self.parallel, self._most = parallel or len(engine.slots), queue
+        engine.pool.snapshots = engine.pool.snapshots or PromptCache()
+        self.parallel, self._most = parallel or len(engine.pool.slots), queue
         self._waiting: dict[str, deque[QueuedRequest]] = {}  # by client, in the order of their turns
         self._running: list[QueuedRequest] = []
         self._lock = threading.Lock()
@@ -92,25 +91,25 @@ class Scheduler:
             return QueueStats(len(self._running), self._count(), self.parallel)
 
     def submit(self, request: Request, listener: Listener, client: str = "") -> QueuedRequest:
-        """Queue `request`. Raises BusyError when too many wait."""
-        ticket = QueuedRequest(request, listener, client)
+        """Queue `request`. Raises BusyError when too many wait, StoppingError after `close`."""
+        queued = QueuedRequest(request, listener, client)
         with self._lock:
             waiting = self._count()
             if self._closing:
-                raise EdgespecError("The server is stopping.")
+                raise StoppingError("The server is stopping.")
             if waiting >= self._most + self.parallel - len(self._running):  # those begin with the next pass
                 raise BusyError(waiting, max(1.0, self._seconds * waiting / self.parallel))
-            self._waiting.setdefault(client, deque()).append(ticket)
+            self._waiting.setdefault(client, deque()).append(queued)
         self._thread.submit(self._work)
-        return ticket
+        return queued
 
     def close(self, timeout: float = 5.0) -> None:
         """Cancel everything and free the models."""
         with self._lock:
             self._closing = True
-            tickets = [*self._running, *(t for queue in self._waiting.values() for t in queue)]
-        for ticket in tickets:
-            ticket.cancel()
+            admitted = [*self._running, *(one for queue in self._waiting.values() for one in queue)]
+        for one in admitted:
+            one.cancel()
         self._thread.submit(self.engine.close)
         self._thread.close(timeout)
 
@@ -122,68 +121,57 @@ class Scheduler:
         with self._lock:
             for client in list(self._waiting):
                 queue = self._waiting.pop(client)
-                ticket = queue.popleft()
+                queued = queue.popleft()
                 if queue:
                     self._waiting[client] = queue
-                self._running.append(ticket)
-                return ticket
+                self._running.append(queued)
+                return queued
         return None
 
     def _work(self) -> None:
         """Answer until nothing waits: one pass after the other for all that run. In the engine's thread."""
-        writings: dict[RunningRequest, _Told] = {}
+        running: dict[RunningRequest, QueuedRequest] = {}
         while True:
-            while len(writings) < self.parallel and (ticket := self._take()) is not None:
-                self._begin(ticket, writings)
-            if not writings:
+            while len(running) < self.parallel and (queued := self._take()) is not None:
+                self._begin(queued, running)
+            if not running:
                 return
-            for writing in [one for one in writings if one.over]:
-                self._end(writings.pop(writing), writing)
-            if not writings:
+            for one in [one for one in running if one.over]:
+                self._end(running.pop(one), one)
+            if not running:
                 continue
             try:
-                for writing, text in self.engine.advance(list(writings)):
-                    writings[writing].tell(text)
-            except Exception as error:  # noqa: BLE001 - every asker must hear of it, and the next be served
-                for writing, told in writings.items():
-                    self._end(told, writing, error)
-                writings.clear()
+                for one, step in self.engine.step(list(running)):
+                    _deliver(running[one].listener, step)
+            except Exception as error:  # noqa: BLE001 - every client must learn of it, and the next be served
+                for one, queued in running.items():
+                    self._end(queued, one, error)
+                running.clear()
 
-    def _begin(self, ticket: QueuedRequest, writings: dict[RunningRequest, _Told]) -> None:
-        told = _Told(ticket)
-        busy = [writing.slot for writing in writings]
+    def _begin(self, queued: QueuedRequest, running: dict[RunningRequest, QueuedRequest]) -> None:
+        busy = [one.slot for one in running]
         try:
-            free = [slot for slot in self.engine.slots if slot not in busy]
-            writings[self.engine.begin(ticket.request, told.result, free)] = told
+            free = [slot for slot in self.engine.pool.slots if slot not in busy]
+            running[self.engine.begin(queued.request, free)] = queued
         except Exception as error:  # noqa: BLE001
-            self._gone(told, error)
+            self._gone(queued, GenerationStats(), error)
 
-    def _end(self, told: _Told, writing: RunningRequest, error: Exception | None = None) -> None:
+    def _end(self, queued: QueuedRequest, one: RunningRequest, error: Exception | None = None) -> None:
         try:
-            rest = self.engine.finish(writing)
+            step = self.engine.finish(one)
             if error is None:
-                told.tell(rest)
+                _deliver(queued.listener, step)
         except Exception as failure:  # noqa: BLE001
             error = error or failure
-        self._gone(told, error)
+        self._gone(queued, one.stats, error)
 
-    def _gone(self, told: _Told, error: Exception | None) -> None:
+    def _gone(self, queued: QueuedRequest, stats: GenerationStats, error: Exception | None) -> None:
         with self._lock:
-            self._running.remove(told.ticket)
-            self._seconds += 0.2 * (monotonic() - told.ticket.asked - self._seconds)
-        told.ticket.listener.ended(told.result, error)
+            self._running.remove(queued)
+            self._seconds += 0.2 * (monotonic() - queued.asked - self._seconds)
+        queued.listener.ended(stats, error)
 
 
-class _Told:
-    """A request under way, and what its listener has heard."""
-
-    def __init__(self, ticket: QueuedRequest) -> None:
-        self.ticket, self.result = ticket, GenerationStats()
-        self._tokens = self._logprobs = 0
-
-    def tell(self, text: str) -> None:
-        result = self.result
-        tokens, logprobs = result.tokens[self._tokens :], result.logprobs[self._logprobs :]
-        if text or tokens:
-            self._tokens, self._logprobs = len(result.tokens), len(result.logprobs)
-            self.ticket.listener.wrote(text, tokens, logprobs)
+def _deliver(listener: Listener, step: Step) -> None:
+    if step.text or step.tokens:
+        listener.stepped(step)

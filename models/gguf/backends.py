@@ -66,8 +66,7 @@ def files(engine: BackendName) -> list[Path]:
 
 def cost_key(options: LlamaOptions) -> tuple[object, ...]:
     """What the cost of a forward pass depends on, apart from the model."""
-    one_row = options.threads or compute_cores()
     return (
-        library(options.engine).build, one_row, options.threads_batch or one_row, options.flash_attention,
+        library(options.engine).build, *options.thread_counts(compute_cores()), options.flash_attention,
         options.type_k, options.type_v, options.repack, options.gpu_layers,
     )  # fmt: skip

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.machine.sensors import compute_cores
+from edgespec.models.options import Options
 
 log = logging.getLogger("edgespec.llama")
 T = TypeVar("T")
@@ -36,27 +37,23 @@ Handle = Any
 
 
 @dataclass(frozen=True, slots=True)
-class LlamaOptions:
-    """How a model is loaded. Zero or None leaves the choice to the machine or the model.
+class LlamaOptions(Options):
+    """How a GGUF file is loaded. Zero or None leaves the choice to the machine or the model.
 
-    Each of `sequences` holds `context` tokens. `max_rows` bounds the logits of one forward pass: its
-    buffer costs max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` tokens are read at
-    once: more cost memory (68 MB for 512 with the 1.5B) and gain nothing on two cores. `repack` lays weights
-    out for the processor's widest instructions while loading.
+    `repack` lays weights out for the processor's widest instructions while loading.
     """
 
-    context: int = 4096
-    threads: int = 0
     threads_batch: int = 0
-    sequences: int = 1
-    max_rows: int = 32
-    batch: int = 128
     flash_attention: bool | None = None
     type_k: CacheType = "f16"
     type_v: CacheType = "f16"
     gpu_layers: int = -1
     repack: bool = True
     engine: BackendName = "llama.cpp"
+
+    def thread_counts(self, cores: int) -> tuple[int, int]:
+        one_row = self.threads or cores
+        return one_row, self.threads_batch or one_row
 
     def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
         return replace(self, threads=one_row, threads_batch=many_rows)
@@ -198,9 +195,7 @@ class Backend(ABC):
         params.n_ctx = options.context * params.n_seq_max
         params.n_batch = min(options.batch, options.context or options.batch)
         params.n_ubatch = min(params.n_batch, self.most_rows(types))
-        cores = compute_cores()
-        params.n_threads = options.threads or cores
-        params.n_threads_batch = options.threads_batch or options.threads or cores
+        params.n_threads, params.n_threads_batch = options.thread_counts(compute_cores())
         params.type_k, params.type_v = _CACHE_TYPES[options.type_k], _CACHE_TYPES[options.type_v]
         # A Python callback would run once for every node of the graph, some thousand times a token. strlen
         # of a buffer that is "" or "1" is the same question answered in native code: 0 or 1.

@@ -23,6 +23,7 @@ from edgespec.models.onnx.check import OnnxSummary, check_onnx
 from edgespec.models.onnx.rows import WANTED, pick_rows
 from edgespec.models.onnx.sequence import OnnxSequence, bind_input, bind_output
 from edgespec.models.onnx.vocab import OnnxVocab, chat_template
+from edgespec.models.options import Options
 from edgespec.text import printable
 
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
@@ -34,30 +35,14 @@ _WAITING = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "10", "
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxOptions:
-    """How a model is loaded; fields mean what LlamaOptions has them mean.
+class OnnxOptions(Options):
+    """How an ONNX folder is loaded. `providers` are tried in order; none means the CPU's."""
 
-    `providers` are tried in order; none stands for the CPU's.
-    """
-
-    context: int = 4096
-    threads: int = 0
-    sequences: int = 1
-    max_rows: int = 32
-    batch: int = 128
     providers: tuple[str, ...] = ()
 
     @property
     def engine(self) -> str:
         return "onnxruntime"
-
-    @property
-    def threads_batch(self) -> int:
-        """The same for one row and for several."""
-        return self.threads
-
-    def with_threads(self, one_row: int, many_rows: int) -> OnnxOptions:
-        return replace(self, threads=one_row)
 
 
 def cost_key(options: OnnxOptions) -> tuple[object, ...]:

@@ -7,14 +7,25 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned import make_planner
 
 from edgespec.acceptance import Acceptance
 from edgespec.batch_planner import BatchPlanner
-from edgespec.core import Cancelled, Draft, DraftCandidate, EdgespecError, LanguageModel, Logits, Round
+from edgespec.core import (
+    ALONE,
+    Cancelled,
+    Draft,
+    DraftCandidate,
+    EdgespecError,
+    LanguageModel,
+    Logits,
+    Round,
+    SharedBatch,
+)
 from edgespec.costs import CostCurve
 from edgespec.decode import ForwardRequest, Generation, advance, generate
 from edgespec.fakes import ScriptedModel, noise_script
-from edgespec.planner import Planner
+from edgespec.planner import Chain, Planner
 from edgespec.retrieval import SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 
@@ -33,7 +44,7 @@ def sharing() -> BatchPlanner:
 
 
 def planner() -> Planner:
-    return Planner(curve(), Acceptance(), SuffixDrafter())
+    return make_planner(curve(), Acceptance(), SuffixDrafter())
 
 
 def together(requests: Sequence[ForwardRequest]) -> list[Logits]:
@@ -96,22 +107,19 @@ def test_each_text_becomes_what_it_is_alone(asked, rows, chunk):
         assert text.error is None
 
 
-def test_company_is_told_to_planners_and_in_rounds():
-    told: list[tuple[int, int]] = []
+def test_planners_and_rounds_know_what_others_have_in_the_batch():
+    known: list[SharedBatch] = []
 
     class Recorder(Planner):
-        def beside(self, texts: int, rows: int) -> None:
-            told.append((texts, rows))
-            super().beside(texts, rows)
-
-        def offer(self, context: Sequence[int], limit: int) -> DraftCandidate:
+        def offer(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> DraftCandidate:
+            known.append(shared)
             return DraftCandidate(Draft((0, 1), (0.5, 0.5), ("x", "x")), (0.9, 0.1))
 
     texts = [
         Generation(
             ScriptedModel(SCRIPT),
             [1, 2, n],
-            Recorder(curve(), Acceptance()),
+            Recorder(curve(), Acceptance(), Chain()),
             Sampler(Sampling()),
             lambda _: False,
             30,
@@ -119,15 +127,14 @@ def test_company_is_told_to_planners_and_in_rounds():
         for n in range(3)
     ]
     first = advance(texts, together, sharing=sharing())
-    assert [round_ and round_.beside_rows for round_ in first] == [None] * 3  # prompts were read in it
-    told.clear()
+    assert [round_ and round_.timed for round_ in first] == [False] * 3  # prompts were evaluated in it
     rounds = advance(texts, together, sharing=sharing())
-    # Each hears of the others before it offers, and of their rows when these are divided.
-    assert told == [(2, 2)] * 3 + [(2, 4)] * 3
+    assert known == [SharedBatch(2, 2)] * 3
     assert [round_ and round_.draft.tokens for round_ in rounds] == [(0,)] * 3
-    assert [round_ and round_.beside_rows for round_ in rounds] == [4, None, None]  # one tells of the pass
+    assert [round_ and round_.shared for round_ in rounds] == [SharedBatch(2, 4)] * 3
+    assert [round_ and round_.timed for round_ in rounds] == [True, False, False]  # one has the cost
     written = sum(len(round_.tokens) for round_ in rounds if round_)
-    assert [round_ and round_.beside_tokens for round_ in rounds] == [
+    assert [round_ and round_.shared_tokens for round_ in rounds] == [
         round_ and written - len(round_.tokens) for round_ in rounds
     ]
 
@@ -184,11 +191,11 @@ def offering(last: int, chance: float, least: int, count: int = 30) -> Generatio
     """A text that offers five tokens of such a chance, of which `least` must not be dropped."""
 
     class Offering(Planner):
-        def offer(self, context: Sequence[int], limit: int) -> DraftCandidate:
+        def offer(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> DraftCandidate:
             n = min(5, limit)
             return DraftCandidate(Draft((0,) * n, (chance,) * n, ("x",) * n), (chance,) * n, min(n, least))
 
-    planner = Offering(curve(), Acceptance())
+    planner = Offering(curve(), Acceptance(), Chain())
     return Generation(ScriptedModel(SCRIPT), [1, 2, last], planner, Sampler(GREEDY), lambda _: False, count)
 
 
@@ -197,7 +204,7 @@ def test_nothing_is_evaluated_that_does_not_fit_behind_a_text():
     ends, goes_on, shared = offering(3, 0.95, 0, count=3), offering(4, 0.95, 0), sharing()
     rounds = [advance([ends, goes_on], together, sharing=shared) for _ in range(2)][-1]
     assert [round_ and round_.draft.rows for round_ in rounds] == [2, 6]
-    assert [round_ and round_.beside_rows for round_ in rounds] == [None, None]
+    assert [round_ and round_.timed for round_ in rounds] == [False, False]
 
 
 def test_what_must_not_be_dropped_raises_the_rows_of_all():
@@ -259,8 +266,8 @@ def test_the_planner_drafts_less_where_others_fill_the_batch():
     acceptance = Acceptance()
     drafted = {}
     for others in (0, 6):
-        one = Planner(costs, acceptance, SuffixDrafter())
-        one.beside(others, others)
-        drafted[others] = len(one.propose([1, 2, 3, 4, 5, 6, 7] * 6, 12).tokens)
+        one = make_planner(costs, acceptance, SuffixDrafter())
+        shared = SharedBatch(others, others)
+        drafted[others] = len(one.propose([1, 2, 3, 4, 5, 6, 7] * 6, 12, shared).tokens)
     assert drafted[0] == 7
     assert drafted[6] == 1

@@ -15,9 +15,9 @@ from edgespec.costs import CostCurve
 STEPS = {1: 1.0, 2: 1.9, 3: 2.5, 4: 3.1, 5: 3.9, 6: 4.4, 8: 5.1, 12: 6.1, 16: 5.8, 24: 9.0, 32: 10.2}
 
 
-def offer(*chances: float, least: int = 0) -> DraftCandidate:
-    n = len(chances)
-    return DraftCandidate(Draft(tuple(range(n)), chances, ("x",) * n), chances, least)
+def offer(*accept_probs: float, least: int = 0) -> DraftCandidate:
+    n = len(accept_probs)
+    return DraftCandidate(Draft(tuple(range(n)), accept_probs, ("x",) * n), accept_probs, least)
 
 
 def sharing(seconds: dict[int, float] = STEPS) -> BatchPlanner:
@@ -32,7 +32,9 @@ def room(offers: list[DraftCandidate], tokens: int = 99) -> list[tuple[int, int]
 def value(offers: list[DraftCandidate], bounds: list[tuple[int, int]], rows: int, curve: CostCurve) -> float:
     """Tokens expected, less what the pass costs in plain decoding's tokens; token by token."""
     expected = sum(
-        math.prod(one.chances[: i + 1]) for one in offers for i in range(len(one.chances[: rows - 1]))
+        math.prod(one.accept_probs[: i + 1])
+        for one in offers
+        for i in range(len(one.accept_probs[: rows - 1]))
     )
     left = [max(low, min(high, rows)) for low, high in bounds]
     seconds = 0.0
@@ -42,9 +44,9 @@ def value(offers: list[DraftCandidate], bounds: list[tuple[int, int]], rows: int
     return expected - len(offers) / curve.seconds(len(offers)) * seconds
 
 
-chances = st.lists(st.floats(0.05, 1.0), max_size=6)
+accept_probs = st.lists(st.floats(0.05, 1.0), max_size=6)
 texts = st.lists(
-    st.tuples(chances, st.integers(0, 3), st.integers(0, 6), st.integers(1, 3)), min_size=1, max_size=3
+    st.tuples(accept_probs, st.integers(0, 3), st.integers(0, 6), st.integers(1, 3)), min_size=1, max_size=3
 )
 prompts = st.lists(st.integers(1, 40), max_size=2)
 curves = st.fixed_dictionaries({n: st.floats(1.0, 9.0) for n in (1, 2, 3, 4, 6, 8, 12)})
@@ -110,7 +112,7 @@ def test_a_text_without_room_is_evaluated_with_fewer():
 def test_what_was_quick_so_far_makes_rows_dearer():
     slow, quick = sharing(), sharing()
     offers = [offer(0.35)] * 8
-    quick.observe(8, 5000, 5000 / 8 * 5.1 / 4, 0)  # four times plain decoding
-    slow.observe(8, 5000, 5000 / 8 * 5.1 * 4, 0)
+    quick.observe(5000, 5000 / 8 * 5.1 / 4)  # four times plain decoding
+    slow.observe(5000, 5000 / 8 * 5.1 * 4)
     assert slow.rows(offers, room(offers), 4, 0) == 2
     assert quick.rows(offers, room(offers), 4, 0) == 1

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from drafters import Alone, Always
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgespec.core import (
+    ALONE,
     Cancelled,
     Draft,
     Drafter,
@@ -19,6 +21,7 @@ from edgespec.core import (
     LanguageModel,
     Logits,
     Round,
+    SharedBatch,
     common_prefix,
 )
 from edgespec.decode import generate
@@ -71,9 +74,9 @@ def wrong(tokens: Sequence[int]) -> list[int]:
 DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "none": lambda: ScriptedDrafter(lambda context, limit: ()),
     "suffix": SuffixDrafter,
-    "same model": lambda: ModelDrafter(ScriptedModel(SCRIPT), 1000),
-    "other model": lambda: ModelDrafter(ScriptedModel(OTHER), 1000),
-    "window": lambda: ModelDrafter(ScriptedModel(OTHER), 20, window=4),
+    "same model": lambda: Always(ModelDrafter(ScriptedModel(SCRIPT), 1000)),
+    "other model": lambda: Always(ModelDrafter(ScriptedModel(OTHER), 1000)),
+    "window": lambda: Always(ModelDrafter(ScriptedModel(OTHER), 20, window=4)),
     "oracle": lambda: scripted(list),
     "always wrong": lambda: scripted(wrong),
     "right, then wrong": lambda: scripted(lambda t: [*t[: len(t) // 2], *wrong(t[len(t) // 2 :])]),
@@ -81,28 +84,22 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "any length": lambda: scripted(lambda t: t[: sum(t) % (len(t) + 1)]),
 }
 SAMPLED_DRAFTS: dict[str, Callable[[], Drafter]] = {
-    "sampled": lambda: ModelDrafter(ScriptedModel(OTHER), 1000, Sampling(1.0, seed=3)),
-    "sampled, sure": lambda: ModelDrafter(ScriptedModel(SCRIPT), 1000, Sampling(0.5, seed=4)),
+    "sampled": lambda: Always(ModelDrafter(ScriptedModel(OTHER), 1000, Sampling(1.0, seed=3))),
+    "sampled, sure": lambda: Always(ModelDrafter(ScriptedModel(SCRIPT), 1000, Sampling(0.5, seed=4))),
 }
 
 
-class Lengths:
+class Lengths(Alone):
     """A controller that asks its drafter for the given numbers of tokens in turn, and pads in turn."""
 
     def __init__(self, drafter: Drafter, values: Sequence[int], padding: Sequence[int] = (0,)) -> None:
-        self._drafter = drafter
+        super().__init__(drafter)
         self._values, self._padding = itertools.cycle(values), itertools.cycle(padding)
-        self.observed: list[Round] = []
 
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
+    def propose(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> Draft:
         tokens, padding = min(limit, next(self._values)), next(self._padding)
         draft = self._drafter.propose(context, tokens) if tokens else Draft()
         return dataclasses.replace(draft, padding=min(padding, limit - len(draft.tokens)))
-
-    def beside(self, texts: int, rows: int) -> None: ...
-
-    def observe(self, round_: Round) -> None:
-        self.observed.append(round_)
 
 
 class Stop:
@@ -328,7 +325,7 @@ def test_a_failure_beside_the_target_leaves_its_cache_exact(where: str) -> None:
     if where == "drafter":
         drafter = ScriptedDrafter(fail)
     elif where == "draft model":
-        drafter = ModelDrafter(Failing(2, 0.5, EdgespecError("no")), 1000)
+        drafter = Always(ModelDrafter(Failing(2, 0.5, EdgespecError("no")), 1000))
     elif where == "done":
         done = fail
     else:

@@ -44,17 +44,17 @@ def test_reading_is_learned_within_bounds() -> None:
 def test_a_trial_rests_longer_each_time() -> None:
     trial, rests = DraftTrial(), []
     for _ in range(3):
-        while not trial.resting:
+        while not trial.is_resting:
             trial.observe(1, -0.5)
         rested = 0
-        while trial.resting:
+        while trial.is_resting:
             trial.observe(1, None)
             rested += 1
         rests.append(rested)
     assert rests == [32, 64, 128]
     trial.observe(1, 5.0)
     trial.observe(1, -2.9)
-    assert not trial.resting
+    assert not trial.is_resting
 
 
 def test_an_account_comes_back_from_json() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from drafters import drafted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def surest(context: Sequence[int]) -> float:
 
 
 def test_a_model_draft_is_its_greedy_text() -> None:
-    draft = ModelDrafter(ScriptedModel(SCRIPT), 100).propose([1, 2, 3], 6)
+    draft = drafted(ModelDrafter(ScriptedModel(SCRIPT), 100), [1, 2, 3], 6)
     assert draft.tokens == greedy([1, 2, 3], 6)
     assert draft.sources == (MODEL,) * 6
     assert draft.probs is None
@@ -64,7 +65,7 @@ def test_a_model_draft_evaluates_nothing_twice(
         assert drafter.lag(context) == new
         assert model.tokens == held
         model.evaluated.clear()
-        draft = drafter.propose(context, limit)
+        draft = drafted(drafter, context, limit)
         assert context == before
         assert len(draft.tokens) == limit
         if limit == 0:
@@ -78,11 +79,11 @@ def test_accepted_tokens_are_not_evaluated_again() -> None:
     model, context = ScriptedModel(SCRIPT), [1, 2, 3]
     drafter = ModelDrafter(model, 1000)
     for accepted in (4, 0, 2, 4, 3, 4):
-        draft = drafter.propose(context, 4)
+        draft = drafted(drafter, context, 4)
         wrong = (greedy([*context, *draft.tokens[:accepted]], 1)[0] + 1) % VOCAB
         context += [*draft.tokens[:accepted], wrong]
         model.evaluated.clear()
-        drafter.propose(context, 1)
+        drafted(drafter, context, 1)
         # All accepted: the last drafted token was never evaluated, and the target's own token follows it.
         assert model.evaluated == [(2 if accepted == 4 else 1, 1)]
 
@@ -90,14 +91,14 @@ def test_accepted_tokens_are_not_evaluated_again() -> None:
 def test_a_parked_model_catches_up_in_one_batch() -> None:
     model, context = ScriptedModel(SCRIPT), [1, 2, 3]
     drafter = ModelDrafter(model, 1000, window=400)
-    drafter.propose(context, 2)
+    drafted(drafter, context, 2)
     context += [t % VOCAB for t in range(200)]
     model.evaluated.clear()
     for _ in range(2):
-        assert drafter.propose(context, 0) == drafter.draft(context, 5, lambda _: False) == Draft()
+        assert drafted(drafter, context, 0) == drafter.draft(context, 5, lambda _: False) == Draft()
     assert model.evaluated == []
     lag = drafter.lag(context)
-    assert drafter.propose(context, 3).tokens == greedy(context, 3)
+    assert drafted(drafter, context, 3).tokens == greedy(context, 3)
     shared = common_prefix([1, 2, 3, *greedy([1, 2, 3], 1)], context)
     assert model.evaluated == [(203 - shared, 1), (1, 1), (1, 1)]
     assert lag == 203 - shared
@@ -113,35 +114,35 @@ def test_what_is_far_behind_starts_afresh_at_the_window(window: int) -> None:
     drafter = ModelDrafter(model, 1000, window=window)
     context = [t % VOCAB for t in range(300)]
     assert drafter.lag(context) == window
-    drafter.propose(context, 2)
+    drafted(drafter, context, 2)
     assert model.evaluated == [(window, 1), (1, 1)]
     assert list(model.tokens)[:window] == context[-window:]
     # It goes on from there as long as it keeps up ...
     context = [*context, *model.tokens[window:], 6]
     model.evaluated.clear()
-    drafter.propose(context, 1)
+    drafted(drafter, context, 1)
     assert model.evaluated == [(1, 1)]
     # ... and starts afresh when it does not.
     context += [5] * (window + 1)
-    drafter.propose(context, 1)
+    drafted(drafter, context, 1)
     assert list(model.tokens) == context[-window:]
 
 
 def test_a_window_of_the_text_gives_the_draft_of_that_window() -> None:
     script = noise_script(VOCAB, seed=3, memory=50)  # what was not read changes what is guessed
     context = [t % 5 for t in range(300)]
-    draft = ModelDrafter(ScriptedModel(script), 1000, window=10).propose(context, 4)
-    assert draft.tokens == ModelDrafter(ScriptedModel(script), 1000).propose(context[-10:], 4).tokens
+    draft = drafted(ModelDrafter(ScriptedModel(script), 1000, window=10), context, 4)
+    assert draft.tokens == drafted(ModelDrafter(ScriptedModel(script), 1000), context[-10:], 4).tokens
 
 
 def test_an_edit_before_the_window_begins_is_read_afresh() -> None:
     model = ScriptedModel(SCRIPT)
     drafter = ModelDrafter(model, 1000, window=8)
-    drafter.propose([1] * 100, 2)
+    drafted(drafter, [1] * 100, 2)
     assert drafter.lag([1] * 50) == 8  # shorter than where its cache begins
     short = [2, 3, 4]
     assert drafter.lag(short) == 3
-    assert drafter.propose(short, 4).tokens == greedy(short, 4)
+    assert drafted(drafter, short, 4).tokens == greedy(short, 4)
     assert list(model.tokens)[:3] == short
 
 
@@ -165,7 +166,7 @@ def test_lag_is_what_is_read_and_capacity_is_kept(
         lag = drafter.lag(context)
         assert 1 <= lag <= max(1, min(window, capacity // 2))
         model.evaluated.clear()
-        draft = drafter.propose(context, limit)
+        draft = drafted(drafter, context, limit)
         assert len(draft.tokens) <= limit
         assert (len(draft.tokens) > 0) == (limit > 0)
         if limit:
@@ -177,7 +178,7 @@ def test_lag_is_what_is_read_and_capacity_is_kept(
 @pytest.mark.parametrize("size", range(1, 14))
 def test_capacity_is_respected(size: int) -> None:
     model = ScriptedModel(SCRIPT, capacity=10)
-    draft = ModelDrafter(model, 10).propose([1] * size, 8)
+    draft = drafted(ModelDrafter(model, 10), [1] * size, 8)
     read = size if size <= 5 else 5
     assert len(draft.tokens) == min(8, 10 - read)
     assert len(model.tokens) <= 10
@@ -232,7 +233,7 @@ def test_confidence_does_not_depend_on_the_token_drawn() -> None:
         drafter = ModelDrafter(
             ScriptedModel(lambda tokens: [1.0, 0.5, 0.0, -1.0]), 100, Sampling(1.0, seed=seed)
         )
-        draft = drafter.propose([1], 3)
+        draft = drafted(drafter, [1], 3)
         confidences.update(draft.confidence)
         firsts.add(draft.tokens[0])
     assert len(confidences) == 1
@@ -247,7 +248,7 @@ def test_a_draft_ends_with_the_token_that_ends_the_text(temperature: float) -> N
         drafter = ModelDrafter(
             ScriptedModel(SCRIPT), 100, Sampling(temperature, seed=seed), is_end=lambda t, end=end: t == end
         )
-        tokens = drafter.propose([seed % 5, 2, 3], 6).tokens
+        tokens = drafted(drafter, [seed % 5, 2, 3], 6).tokens
         assert end not in tokens[:-1]
         assert len(tokens) == 6 or tokens[-1] == end  # and it is drafted, not dropped
         ended += len(tokens) < 6
@@ -259,7 +260,7 @@ def test_a_draft_ends_with_the_token_that_ends_the_text(temperature: float) -> N
 
 @pytest.mark.parametrize("sampling", [None, Sampling(), Sampling(0.7, top_k=3), Sampling(1.5, seed=3)])
 def test_q_comes_with_sampled_drafts_alone(sampling: Sampling | None) -> None:
-    draft = ModelDrafter(ScriptedModel(SCRIPT), 100, sampling).propose([1, 2, 3], 5)
+    draft = drafted(ModelDrafter(ScriptedModel(SCRIPT), 100, sampling), [1, 2, 3], 5)
     assert len(draft.tokens) == len(draft.confidence) == len(draft.sources) == 5
     if sampling is None or sampling.temperature == 0.0:
         assert draft.probs is None
@@ -278,7 +279,7 @@ def test_sampled_drafts_follow_q() -> None:
     count = 4000
     found = [0] * VOCAB
     for _ in range(count):
-        found[drafter.propose([1, 2, 3], 1).tokens[0]] += 1
+        found[drafted(drafter, [1, 2, 3], 1).tokens[0]] += 1
     q = Sampler(Sampling(1.0)).distribution(np.array(SCRIPT([1, 2, 3]), np.float32))
     for token, n in enumerate(found):
         p = q.prob(token)

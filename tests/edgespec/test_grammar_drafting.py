@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned import make_planner
 from toy import ToyVocab
 
 from edgespec.acceptance import Acceptance
-from edgespec.core import Controller, Draft, Drafter, Round, point_mass
+from edgespec.core import Draft, Drafter, Round, point_mass
 from edgespec.costs import CostCurve
 from edgespec.decode import generate
 from edgespec.drafting import ModelDrafter
@@ -59,22 +62,6 @@ def draft_model(context: Sequence[int]) -> list[float]:
     return target(context) if sum(context) % 4 else row(tuple(context[-1:]))
 
 
-class Alone:
-    """A drafter that always drafts, and takes no lessons."""
-
-    def __init__(self, drafter: Drafter) -> None:
-        self._drafter = drafter
-        self.rounds: list[Round] = []
-
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
-        return self._drafter.propose(context, limit)
-
-    def beside(self, texts: int, rows: int) -> None: ...
-
-    def observe(self, round_: Round) -> None:
-        self.rounds.append(round_)
-
-
 def wild(seed: int) -> ScriptedDrafter:
     choose = random.Random(seed)
     return ScriptedDrafter(lambda _context, limit: choose.choices(range(VOCAB.size), k=limit))
@@ -85,20 +72,27 @@ def known(text: Sequence[int], most: int) -> ScriptedDrafter:
     return ScriptedDrafter(lambda context, _limit: text[len(context) - len(PROMPT) :][:most])
 
 
-def planner(costs: CostCurve) -> Planner:
-    model = ModelDrafter(ScriptedModel(draft_model), 4096, Sampling(), is_end=VOCAB.is_end)
-    return Planner(costs, Acceptance(), SuffixDrafter(), model, CostCurve({1: 0.01}), 31)
+def of_model(script: Callable[[Sequence[int]], list[float]]) -> ModelDrafter:
+    return ModelDrafter(ScriptedModel(script), 4096, Sampling(), is_end=VOCAB.is_end)
 
 
-Making = Callable[[CostCurve], Controller]
-CONTROLLERS: dict[str, Making] = {
-    "nothing": lambda _costs: Alone(ScriptedDrafter(lambda _context, _limit: ())),
-    "wild": lambda _costs: Alone(wild(3)),
-    "model": lambda _costs: Alone(ModelDrafter(ScriptedModel(draft_model), 4096, is_end=VOCAB.is_end)),
-    "target": lambda _costs: Alone(ModelDrafter(ScriptedModel(target), 4096, is_end=VOCAB.is_end)),
-    "suffix": lambda _costs: Alone(SuffixDrafter()),
-    "planner": planner,
+Making = Callable[[], tuple[Drafter | None, ModelDrafter | None]]
+DRAFTERS: dict[str, Making] = {
+    "nothing": lambda: (None, None),
+    "wild": lambda: (wild(3), None),
+    "model": lambda: (None, of_model(draft_model)),
+    "target": lambda: (None, of_model(target)),
+    "suffix": lambda: (SuffixDrafter(), None),
+    "suffix and model": lambda: (SuffixDrafter(), of_model(draft_model)),
 }
+
+
+def planner(
+    state: GrammarState | None, free: Drafter | None = None, model: ModelDrafter | None = None, **more: Any
+) -> Planner:
+    grammar = GrammarDrafter(state) if state is not None else None
+    costs = more.pop("costs", None) or CostCurve(FLAT)
+    return make_planner(costs, Acceptance(), free, model, CostCurve({1: 0.01}), grammar=grammar, **more)
 
 
 def answer(
@@ -111,17 +105,29 @@ def answer(
     """The text under the grammar, drafted by what `making` makes or not at all, and its rounds."""
     state = grammar.start()
     costs = costs or CostCurve(FLAT)
-    controller: Controller = Alone(ScriptedDrafter(lambda _context, _limit: ()))
-    if making is not None:
-        controller = GrammarDrafter(making(costs), state, lambda: costs)
+    controller = planner(None) if making is None else planner(state, *making(), costs=costs)
     context, model = list(PROMPT), ScriptedModel(target)
     sampler = Sampler(sampling, PROMPT, state)
     done = until_finished(state, VOCAB.is_end)
-    rounds = list(generate(model, context, controller, sampler, done, most))
+    timed = Timed(controller, costs)
+    rounds = list(generate(model, context, timed, sampler, done, most))
     assert list(model.tokens) == context[:-1]
     for round_ in rounds:
         assert round_.draft.rows <= costs.largest
     return context[len(PROMPT) :], rounds
+
+
+class Timed:
+    """A planner whose rounds took what `costs` say: real ones of scripted models take next to nothing."""
+
+    def __init__(self, one: Planner, costs: CostCurve) -> None:
+        self._planner, self._seconds = one, {n: costs.seconds(n) for n in range(1, 33)}
+        self.propose, self.offer, self.stop_ahead = one.propose, one.offer, one.stop_ahead
+        self.apply_budget = one.apply_budget
+
+    def observe(self, round_: Round) -> None:
+        seconds = self._seconds[round_.draft.rows]
+        self._planner.observe(replace(round_, seconds=seconds, drafting=0.0, waiting=seconds))
 
 
 samplings = st.sampled_from(
@@ -130,18 +136,18 @@ samplings = st.sampled_from(
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(st.sampled_from(list(GRAMMARS)), st.sampled_from(list(CONTROLLERS)), samplings, st.integers(1, 60))
+@given(st.sampled_from(list(GRAMMARS)), st.sampled_from(list(DRAFTERS)), samplings, st.integers(1, 60))
 def test_the_text_is_that_of_plain_decoding(name: str, how: str, sampling: Sampling, most: int) -> None:
     grammar = GRAMMARS[name]
     plain, _ = answer(grammar, sampling, None, most)
-    text, rounds = answer(grammar, sampling, CONTROLLERS[how], most)
+    text, rounds = answer(grammar, sampling, DRAFTERS[how], most)
     assert text == plain
     assert [token for round_ in rounds for token in round_.tokens] == text
 
 
 def test_what_is_forced_takes_no_round_of_its_own() -> None:
     plain, slow = answer(GRAMMARS["list"], Sampling(), None)
-    text, rounds = answer(GRAMMARS["list"], Sampling(), CONTROLLERS["nothing"])
+    text, rounds = answer(GRAMMARS["list"], Sampling(), DRAFTERS["nothing"])
     assert text == plain
     assert len(rounds) < 0.7 * len(slow)
     for round_ in rounds:
@@ -154,7 +160,7 @@ def test_what_is_forced_takes_no_round_of_its_own() -> None:
 
 def test_what_is_forced_after_a_guess_is_drafted_with_it() -> None:
     plain, _ = answer(GRAMMARS["list"], Sampling(), None)
-    text, rounds = answer(GRAMMARS["list"], Sampling(), lambda _costs: Alone(known(plain, 4)))
+    text, rounds = answer(GRAMMARS["list"], Sampling(), lambda: (known(plain, 4), None))
     assert text == plain
     drafts = [round_.draft.sources for round_ in rounds]
     assert any("scripted" in s and GRAMMAR in s[s.index("scripted") :] for s in drafts)
@@ -173,24 +179,30 @@ def test_what_other_tokens_could_spell_more_of_is_drafted_and_not_certain() -> N
     assert VOCAB.text(spelled) == '"'
     assert state.spelled(VOCAB.tokenize('{"name": "')) == ()  # anything may follow
     assert state.spelled(VOCAB.tokenize("x")) == ()  # what is refused has no continuation
-    draft = GrammarDrafter(Recorder(), state, lambda: CostCurve(FLAT)).propose(PROMPT, 20)
+    draft = GrammarDrafter(state).lead(20)
     assert draft.tokens == (*forced, spelled)
     assert draft.confidence[:-1] == (1.0,) * len(forced)
     assert 0.5 < draft.confidence[-1] < 1.0
 
 
-def test_guesses_of_how_values_begin_must_have_stood() -> None:
-    """After a key comes another value than the last time: such guesses are given up, and taken up again."""
-    state = state_after("object")
-    lead = (*state.forced(20), *state.spelled(state.forced(20)))
-    inner = Recorder()
-    constrained = GrammarDrafter(inner, state, lambda: CostCurve(FLAT))
-    for stands, drafted in ((0, 1), (0, 0), (1, 0), (1, 0), (1, 1)):
-        inner._drafts = [guess(A, A)]
-        draft = constrained.propose(PROMPT, 20)
-        assert draft.tokens == (*lead, *[A, A][: 2 * drafted])
-        said = A if stands else B
-        constrained.observe(Round((*lead, said), draft, len(lead), 1.0, 0.0, 1.0))
+def test_drafts_of_how_values_begin_must_have_been_accepted() -> None:
+    """After a key comes another value than the last time: such drafts are given up, and tried again."""
+    grammar = GrammarDrafter(state_after("object"))
+    lead, drafts = grammar.lead(20), []
+    for accepted in (0, 0, 1, 1, 1):
+        grammar.lead(20)
+        drafts.append(len(grammar.completed(lead, guess(A, A), 20).tokens) - len(lead.tokens))
+        grammar.observe((A if accepted else B,))
+    assert drafts == [2, 0, 0, 0, 2]
+    for _ in range(5):
+        grammar.lead(20)
+        grammar.completed(lead, guess(A, A), 20)
+        grammar.observe((B,))
+    assert not grammar.trusts_values
+    for _ in range(40):  # none was made, and what is known fades
+        grammar.lead(20)
+        grammar.observe((B,))
+    assert grammar.trusts_values
 
 
 def test_the_end_takes_no_pass() -> None:
@@ -214,30 +226,17 @@ def test_a_real_model_writes_what_the_schema_asks_for(starter: LlamaModel) -> No
     prompt = vocab.tokenize("Paris is the capital of France. As JSON: ")
     costs = CostCurve(FLAT)
     texts, rounds = [], []
-    for making in (CONTROLLERS["nothing"], CONTROLLERS["suffix"]):
+    for making in (DRAFTERS["nothing"], DRAFTERS["suffix"]):
         sequence, state = starter.sequence(), grammar.start()
-        controller = making(costs)
-        if making is CONTROLLERS["suffix"]:
-            controller = GrammarDrafter(controller, state, lambda: costs)
+        controller = planner(state if making is DRAFTERS["suffix"] else None, *making(), costs=costs)
         context, sampler = list(prompt), Sampler(Sampling(), prompt, state)
-        done = until_finished(state, vocab.is_end)
-        rounds.append(len(list(generate(sequence, context, controller, sampler, done, 60))))
+        done, timed = until_finished(state, vocab.is_end), Timed(controller, costs)
+        rounds.append(len(list(generate(sequence, context, timed, sampler, done, 60))))
         sequence.close()
         texts.append(vocab.detokenize(context[len(prompt) :]))
     for text in texts:
         jsonschema.validate(json.loads(text), schema)
     assert rounds[1] < 0.7 * rounds[0]
-
-
-class Recorder(Alone):
-    def __init__(self, *drafts: Draft) -> None:
-        self._drafts = list(drafts)
-        self.asked: list[tuple[list[int], int]] = []
-        self.rounds = []
-
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
-        self.asked.append((list(context), limit))
-        return self._drafts.pop(0) if self._drafts else Draft()
 
 
 def state_after(grammar: str, text: str = "") -> GrammarState:
@@ -272,50 +271,45 @@ A, B, X = VOCAB.tokenize("a")[0], VOCAB.tokenize("b")[0], VOCAB.tokenize("\n")[0
         (guess(VOCAB.eos, A, sampled=2), (VOCAB.eos,)),
     ],
 )
-def test_a_guess_is_cut_where_the_grammar_refuses_it(draft: Draft, kept: tuple[int, ...]) -> None:
-    state = state_after("object", '{"name": "')
-    inner = Recorder(draft)
-    drafted = GrammarDrafter(inner, state, lambda: CostCurve(FLAT)).propose(PROMPT, 20)
+def test_a_draft_is_cut_where_the_grammar_refuses_it(draft: Draft, kept: tuple[int, ...]) -> None:
+    grammar = GrammarDrafter(state_after("object", '{"name": "'))
+    drafted = grammar.completed(grammar.lead(20), draft, 20)
     assert drafted.tokens == kept
-    assert drafted.probs == (None if draft.probs is None else draft.probs[: len(kept)])
-    assert drafted.rows in FLAT or drafted is draft
+    assert drafted.probs == (None if draft.probs is None or not kept else draft.probs[: len(kept)])
 
 
-def test_a_guess_without_fault_stays_as_it_is() -> None:
-    draft = guess(A, B, padding=1)
-    state = state_after("object", '{"name": "')
-    assert GrammarDrafter(Recorder(draft), state, lambda: CostCurve(FLAT)).propose(PROMPT, 20) is draft
+def test_what_others_draft_follows_what_is_forced() -> None:
+    asked: list[tuple[list[int], int]] = []
 
+    def propose(context: Sequence[int], limit: int) -> Sequence[int]:
+        asked.append((list(context), limit))
+        return [A, B]
 
-def test_the_other_controller_hears_of_its_own_part() -> None:
-    costs = CostCurve(FLAT)
-    inner = Recorder(guess(A, B))
     state = state_after("object")
-    constrained = GrammarDrafter(inner, state, lambda: costs)
     lead = (*state.forced(20), *state.spelled(state.forced(20)))
     assert len(lead) > 2
-    inner._drafts = [guess(A, B)]
-    draft = constrained.propose(PROMPT, 20)
+    one, costs = planner(state, ScriptedDrafter(propose)), CostCurve(FLAT)
+    draft = one.propose(PROMPT, 20)
     assert draft.tokens == (*lead, A, B)
-    assert inner.asked == [([*PROMPT, *lead], 20 - len(lead))]
-    pace = costs.seconds(draft.rows, len(PROMPT))
-    constrained.observe(Round((*lead, A, A), draft, len(lead) + 1, 3 * pace, 0.5, 2 * pace))
-    (told,) = inner.rounds
-    assert told.tokens == (A, A)
-    assert told.draft.tokens == (A, B)
-    assert told.accepted == 1
-    assert told.draft.rows in FLAT
-    assert told.waiting == costs.seconds(told.draft.rows, len(PROMPT) + len(lead))
-    assert told.seconds == pytest.approx(pace + told.waiting)
-    assert costs.seconds(draft.rows, len(PROMPT)) > pace  # the batch it was is what is learned of
+    assert asked == [([*PROMPT, *lead], 7)]  # as many as a text is trusted with at the start
+    seconds = costs.seconds(draft.rows)
+    one.observe(Round((*lead, A, A), draft, len(lead) + 1, seconds, 0.0, seconds))
+    assert one._acceptance.probability("scripted", 1.0) < 1.0  # B was drafted
 
 
 def test_a_text_that_ends_among_what_is_forced_teaches_nothing() -> None:
-    inner = Recorder()
-    constrained = GrammarDrafter(inner, state_after("object"), lambda: CostCurve(FLAT))
-    draft = constrained.propose(PROMPT, 20)
-    constrained.observe(Round(draft.tokens[:2], draft, 1, 1.0, 0.0, 1.0, True))
-    assert inner.rounds == []
+    one = planner(state_after("object"), ScriptedDrafter(lambda _context, _limit: [A]))
+    draft = one.propose(PROMPT, 20)
+    one.observe(Round(draft.tokens[:2], draft, 1, 1.0, 0.0, 1.0, True))
+    assert one._acceptance.probability("scripted", 1.0) == 1.0
+
+
+class Fixed(Drafter):
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+
+    def propose(self, context: Sequence[int], limit: int) -> Draft:
+        return self._draft
 
 
 def test_no_batch_is_larger_than_its_gain() -> None:
@@ -327,17 +321,17 @@ def test_no_batch_is_larger_than_its_gain() -> None:
         draft = Draft((quote,), (confidence,), ("other",))
         curve = steep if not more else CostCurve(FLAT)
         state = state_after("object", text)
-        drafted = GrammarDrafter(Recorder(draft), state, lambda curve=curve: curve).propose(PROMPT, 20)
+        drafted = planner(state, Fixed(draft), costs=curve).propose(PROMPT, 20)
         assert (len(drafted.tokens) > 1) is more
     tight = CostCurve({1: 1.0, 2: 1.5})
-    forced = GrammarDrafter(Recorder(), state_after("object"), lambda: tight).propose(PROMPT, 20)
+    forced = planner(state_after("object"), costs=tight).propose(PROMPT, 20)
     assert len(forced.tokens) == 1
-    none = GrammarDrafter(Recorder(), state_after("object"), lambda: CostCurve({1: 1.0})).propose(PROMPT, 20)
+    none = planner(state_after("object"), costs=CostCurve({1: 1.0})).propose(PROMPT, 20)
     assert none == Draft()
 
 
 def test_only_allowed_batches_are_made() -> None:
     costs = CostCurve(FLAT)
     costs.only([1, 8])
-    _, rounds = answer(GRAMMARS["list"], Sampling(), CONTROLLERS["nothing"], costs=costs)
+    _, rounds = answer(GRAMMARS["list"], Sampling(), DRAFTERS["nothing"], costs=costs)
     assert {round_.draft.rows for round_ in rounds} == {1, 8}

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from drafters import drafted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned import make_planner
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import Cancelled, EdgespecError, Logits
@@ -112,7 +114,7 @@ def test_drafts_are_those_of_a_drafter_that_never_ran_ahead(
     context = [1]
     for keep, more, limit, steps in edits:
         context = [*(context[:keep] or [1]), *more]
-        mine, other = ahead.propose(context, limit), plain.propose(context, limit)
+        mine, other = drafted(ahead, context, limit), drafted(plain, context, limit)
         assert mine.tokens == other.tokens
         assert mine.confidence == pytest.approx(other.confidence)
         if mine.probs is not None:
@@ -120,24 +122,24 @@ def test_drafts_are_those_of_a_drafter_that_never_ran_ahead(
                 np.testing.assert_array_equal(p.probs, q.probs)
         ahead.begin_ahead([*context, *mine.tokens], steps)
         context += mine.tokens
-    ahead.settle()
+    ahead.stop_ahead()
     assert threading.active_count() == before
 
 
 def test_what_was_drafted_ahead_is_not_read_again() -> None:
     model = ScriptedModel(SCRIPT)
     drafter = ModelDrafter(model, 1000)
-    draft = drafter.propose([1, 2, 3], 4)
+    draft = drafted(drafter, [1, 2, 3], 4)
     drafter.begin_ahead([1, 2, 3, *draft.tokens], 6)
     drafter._ahead.join()  # the target takes its time
     evaluated = len(model.evaluated)
     following = int(np.argmax(SCRIPT([1, 2, 3, *draft.tokens])))
-    again = drafter.propose([1, 2, 3, *draft.tokens, following], 5)
+    again = drafted(drafter, [1, 2, 3, *draft.tokens, following], 5)
     assert len(again.tokens) == 5
     assert len(model.evaluated) == evaluated  # all five were there
     assert (
         again.tokens
-        == ModelDrafter(ScriptedModel(SCRIPT), 1000).propose([1, 2, 3, *draft.tokens, following], 5).tokens
+        == drafted(ModelDrafter(ScriptedModel(SCRIPT), 1000), [1, 2, 3, *draft.tokens, following], 5).tokens
     )
 
 
@@ -147,8 +149,8 @@ def test_a_wrong_guess_is_thrown_away() -> None:
     drafter._ahead.join()
     wrong = (int(np.argmax(SCRIPT([1, 2, 3]))) + 1) % VOCAB
     assert (
-        drafter.propose([1, 2, 3, wrong], 4).tokens
-        == ModelDrafter(ScriptedModel(SCRIPT), 1000).propose([1, 2, 3, wrong], 4).tokens
+        drafted(drafter, [1, 2, 3, wrong], 4).tokens
+        == drafted(ModelDrafter(ScriptedModel(SCRIPT), 1000), [1, 2, 3, wrong], 4).tokens
     )
 
 
@@ -170,8 +172,8 @@ def test_a_pass_that_fails_ahead_fails_nothing_else(error: Exception) -> None:
     drafter = ModelDrafter(model, 1000)
     drafter.begin_ahead([1, 2, 3], 6)
     assert (
-        drafter.propose([1, 2, 3], 4).tokens
-        == ModelDrafter(ScriptedModel(SCRIPT), 1000).propose([1, 2, 3], 4).tokens
+        drafted(drafter, [1, 2, 3], 4).tokens
+        == drafted(ModelDrafter(ScriptedModel(SCRIPT), 1000), [1, 2, 3], 4).tokens
     )
 
 
@@ -195,12 +197,12 @@ def test_texts_are_those_of_plain_decoding(sampling: Sampling, guesses, monkeypa
             ScriptedModel(SCRIPT), context, planner, Sampler(sampling, context), lambda _: False, 80
         ):
             pass
-        planner.settle()
+        planner.stop_ahead()
         return context
 
     drafting = ScriptedModel(guesses)
     drafter = ModelDrafter(drafting, 1000)
-    ahead = Planner(FREE.copy(), Acceptance(), None, drafter, CHEAP.copy(), 7, ahead=4)
-    assert text(ahead) == text(Planner(FREE.copy(), Acceptance()))
+    ahead = make_planner(FREE.copy(), Acceptance(), None, drafter, CHEAP.copy(), 7, ahead=4)
+    assert text(ahead) == text(make_planner(FREE.copy(), Acceptance()))
     assert begun
     assert threading.active_count() == before

@@ -30,6 +30,7 @@ from planned import (
     copied,
     decode,
     interrupted,
+    make_planner,
     planner,
     random_text,
     took,
@@ -131,7 +132,7 @@ def test_where_rows_cost_in_proportion_hardly_anything_is_drafted() -> None:
 
 
 def test_what_no_drafter_guesses_is_decoded_plainly() -> None:
-    nothing = Planner(CostCurve(MACHINES["flat"]), Acceptance())
+    nothing = make_planner(CostCurve(MACHINES["flat"]), Acceptance())
     assert nothing.propose([1, 2, 1, 2], 9) == Draft()
     assert planner(MACHINES["flat"]).propose([1, 2, 3, 4], 9) == Draft()
     assert planner(MACHINES["flat"]).propose([7] * 50, 0) == Draft()
@@ -232,7 +233,7 @@ def test_no_other_sizes_than_allowed_are_used(sizes: set[int], period: int, limi
     settings_ = Sampling(1.0, seed=1) if draws else None
     model = ModelDrafter(ScriptedModel(noise_script(4)), 1000, settings_)
     for suffix in (SuffixDrafter(), None):
-        one = Planner(costs, Acceptance(), suffix, model, CostCurve({1: 1e-3}))
+        one = make_planner(costs, Acceptance(), suffix, model, CostCurve({1: 1e-3}))
         text = [*range(period)] * 9
         for _ in range(3):
             draft = one.propose(text, limit)
@@ -244,7 +245,7 @@ def test_no_other_sizes_than_allowed_are_used(sizes: set[int], period: int, limi
 
 def test_rounds_that_were_not_planned_teach_nothing() -> None:
     costs, acceptance = CostCurve(MACHINES["flat"]), Acceptance()
-    one = Planner(costs, acceptance, SuffixDrafter())
+    one = make_planner(costs, acceptance, SuffixDrafter())
     one.observe(Round((1,), Draft(), 0, 90.0, 0.0, 90.0))  # it read the prompt
     assert costs.as_json() == CostCurve(MACHINES["flat"]).as_json()
     one.propose([1, 2, 1], 5)
@@ -255,7 +256,7 @@ def test_rounds_that_were_not_planned_teach_nothing() -> None:
 
 def test_a_round_teaches_what_the_target_took() -> None:
     costs = CostCurve(MACHINES["flat"])
-    one = Planner(costs, Acceptance(), SuffixDrafter())
+    one = make_planner(costs, Acceptance(), SuffixDrafter())
     for _ in range(50):
         one.propose([1, 2, 1, 3, 1], 5)
         one.observe(Round((1,), Draft(), 0, 9.0, 8.8, 1.1 * MACHINES["flat"][1]))
@@ -273,7 +274,7 @@ def test_guesses_are_heard_up_to_the_first_wrong_one(tokens: list[int], heard: i
         def observe(self, source: str, confidence: float, accepted: bool) -> None:
             told.append(accepted)
 
-    one = Planner(CostCurve(MACHINES["flat"]), Told(), SuffixDrafter())
+    one = make_planner(CostCurve(MACHINES["flat"]), Told(), SuffixDrafter())
     draft = one.propose([1, 2, 3] * 5 + [1], 9)
     one.observe(Round(tuple(tokens), draft, len(tokens) - 1, 0.3, 0.0, 0.3))
     assert len(told) == heard
@@ -297,9 +298,9 @@ def test_a_wrong_curve_is_mended(wrong: str) -> None:
     costs, acceptance = CostCurve(believed), Acceptance()
     texts = [random_text(2, 1), copied(2, 40, 0.02), random_text(3, 3), copied(4, 40, 0.02)]
     for text in texts * 8:
-        assert figure(decode(text, Planner(costs, acceptance, SuffixDrafter()), seconds), seconds) > 0.4
+        assert figure(decode(text, make_planner(costs, acceptance, SuffixDrafter()), seconds), seconds) > 0.4
     for text in texts:
-        found = figure(decode(text, Planner(costs, acceptance, SuffixDrafter()), seconds), seconds)
+        found = figure(decode(text, make_planner(costs, acceptance, SuffixDrafter()), seconds), seconds)
         assert found > 0.85 * figure(decode(text, planner(seconds, acceptance=acceptance), seconds), seconds)
         assert found > 0.95
 
@@ -361,7 +362,7 @@ def with_model(
     seconds, text = MACHINES[machine], random_text(LETTERS, 5) if text is None else text
     model = ScriptedModel(oracle_script(text, right, confidence))
     costs = CostCurve({n: share * s for n, s in seconds.items()})
-    one = Planner(
+    one = make_planner(
         CostCurve(seconds),
         acceptance or Acceptance(),
         SuffixDrafter() if suffix else None,
@@ -423,7 +424,7 @@ def test_catching_up_is_counted() -> None:
 
     def asked(prompt: int, written: int, limit: int) -> Draft:
         """What a planner proposes after so many tokens, of which it saw the last ones written."""
-        one = Planner(CostCurve(MACHINES["flat"]), Acceptance(), None, drafter, costs)
+        one = make_planner(CostCurve(MACHINES["flat"]), Acceptance(), None, drafter, costs)
         one.propose(text[: prompt + 1], 0)
         return one.propose(text[: prompt + written], limit)
 
@@ -444,7 +445,7 @@ def test_a_model_that_disagrees_with_what_it_reads_is_not_asked_further() -> Non
     drafted = {}
     for agrees in (True, False):
         model = ScriptedModel(oracle_script(text, lambda i, yes=agrees: yes or i >= 90, 0.9))
-        one = Planner(
+        one = make_planner(
             CostCurve(MACHINES["flat"]), Acceptance(), None, ModelDrafter(model, 10_000, window=1000), costs
         )
         one.propose(text[:61], 0)
@@ -469,7 +470,7 @@ def test_a_model_whose_cost_is_known_wrongly_makes_nothing_slower(
         text = random_text(LETTERS, seed, START + 128)
         right = [rng.random() < confidence - 0.1 for _ in text]
         model = ScriptedModel(oracle_script(text, right.__getitem__, confidence))
-        one = Planner(
+        one = make_planner(
             CostCurve(seconds), acceptance, None, ModelDrafter(model, 10_000, window=1000), believed
         )
         figures.append(figure(decode(text, one, seconds, model, truth), seconds))
@@ -590,7 +591,7 @@ def test_asking_the_model_is_little_work() -> None:
     text = [1] * 600
     model = ScriptedModel(lambda context: [0.0, 6.0, 0.0])
     cheap = CostCurve({n: 0.01 * s for n, s in MACHINES["flat"].items()})
-    one = Planner(CostCurve(MACHINES["flat"]), Acceptance(), None, ModelDrafter(model, 10_000), cheap)
+    one = make_planner(CostCurve(MACHINES["flat"]), Acceptance(), None, ModelDrafter(model, 10_000), cheap)
     one.propose(text[:400], 0)
     made: list[Draft] = []
     count = calls(lambda: made.append(one.propose(text, 400)))
@@ -615,7 +616,7 @@ class Timed:
 
     def __init__(self, one: Planner, shape: Sequence[float]) -> None:
         self._planner, self._shape = one, shape
-        self.propose, self.beside = one.propose, one.beside
+        self.propose, self.stop_ahead = one.propose, one.stop_ahead
 
     def observe(self, round_: Round) -> None:
         seconds = self._shape[round_.draft.rows - 1]
@@ -651,7 +652,7 @@ def test_what_is_planned_never_changes_the_text(
     costs, acceptance = costs_of(shape), Acceptance()
     for _ in range(2):
         context, target = list(prompt), ScriptedModel(SCRIPT)
-        one = Planner(costs, acceptance, SuffixDrafter() if suffix else None, model, costs_of([1e-3]))
+        one = make_planner(costs, acceptance, SuffixDrafter() if suffix else None, model, costs_of([1e-3]))
         for round_ in generate(
             target, context, Timed(one, shape), Sampler(sampling, prompt), lambda _: False, count
         ):
@@ -665,7 +666,9 @@ def test_drafts_reach_the_real_loop(ends: bool) -> None:
     """The test above would hold if nothing was ever drafted. Where every token may end the text, one is."""
     target, context, shape = ScriptedModel(SCRIPT), [1, 2, 3], (1, 1.05, 1.3, 1.04, 1.3, 1.2)
     model = ModelDrafter(ScriptedModel(SCRIPT), 1000, is_end=lambda _: ends)
-    one = Planner(costs_of(shape), Acceptance(), None if ends else SuffixDrafter(), model, costs_of([1e-3]))
+    one = make_planner(
+        costs_of(shape), Acceptance(), None if ends else SuffixDrafter(), model, costs_of([1e-3])
+    )
     rounds = list(generate(target, context, Timed(one, shape), Sampler(Sampling()), lambda _: False, 60))
     assert {source for r in rounds for source in r.draft.sources} == ({MODEL} if ends else {MODEL, SUFFIX})
     assert len(rounds) < (40 if ends else 25)
@@ -724,7 +727,7 @@ def sampled(
     model = ModelDrafter(ScriptedModel(draft_script), 1000, q, is_end=lambda token: token == end)
     costs, cheap, acceptance = costs_of(shape), costs_of([1e-3]), Believing()
     for _ in range(TEXTS):
-        one = kind(costs, acceptance, SuffixDrafter() if suffix else None, model, cheap)
+        one = make_planner(costs, acceptance, SuffixDrafter() if suffix else None, model, cheap, kind=kind)
         context = list(prompt)
         for round_ in generate(
             ScriptedModel(target_script), context, Timed(one, shape), sampler, lambda _: False, written + 1
@@ -763,8 +766,8 @@ def test_draws_and_point_masses_in_one_draft() -> None:
 class Dropping(Planner):
     """Wrong: what was drawn is dropped where what came after it is not worth a batch."""
 
-    def _best(self, draft: Draft, limit: int, least: int = 0) -> Any:
-        return super()._best(draft, limit)
+    def _best(self, draft: Draft, limit: int, prices: Any, least: int = 0) -> Any:
+        return super()._best(draft, limit, prices)
 
 
 def test_dropping_what_was_drawn_is_seen() -> None:
@@ -777,7 +780,7 @@ def test_joined_drafts_say_what_was_drawn() -> None:
     for seed in range(60):
         model = ModelDrafter(ScriptedModel(sure_after_0), 1000, Sampling(1.0, seed=seed))
         shape = (1, 1.9, 1.95, 1.95, 1.96, 1.97)
-        one = Planner(costs_of(shape), Acceptance(), SuffixDrafter(), model, costs_of([1e-3]))
+        one = make_planner(costs_of(shape), Acceptance(), SuffixDrafter(), model, costs_of([1e-3]))
         draft = one.propose((*PROMPT, 1), 4)
         orders.add(tuple(source for source, _ in itertools.groupby(draft.sources)))
         if MODEL not in draft.sources:

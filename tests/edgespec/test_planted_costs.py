@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from planned import MACHINES, Seconds, copied, decode, interrupted, random_text, took
+from planned import MACHINES, Seconds, copied, decode, interrupted, make_planner, random_text, took
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import Round
 from edgespec.costs import CostCurve
 from edgespec.models.cost_priors import relative_costs
-from edgespec.planner import Planner
 from edgespec.retrieval import SuffixDrafter
 
 PRIORS = {
@@ -66,7 +65,7 @@ PLANTED: dict[str, Callable[[Seconds], dict[str, Any]]] = {
 
 def written(costs: CostCurve, text: Sequence[int], seconds: Seconds, seed: int) -> list[Round]:
     rng = random.Random(seed)
-    one = Planner(costs, Acceptance(), SuffixDrafter())
+    one = make_planner(costs, Acceptance(), SuffixDrafter())
     return decode(text, one, seconds, noise=lambda: rng.lognormvariate(0.0, 0.08))
 
 

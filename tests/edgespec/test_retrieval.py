@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from edgespec import retrieval
 from edgespec.core import Draft
 from edgespec.corpus import Continuation, Corpus, build
-from edgespec.retrieval import CORPUS, SUFFIX, MatchStep, SuffixAutomaton, SuffixDrafter
+from edgespec.planner import Chain
+from edgespec.retrieval import CORPUS, SUFFIX, CorpusDrafter, MatchStep, SuffixAutomaton, SuffixDrafter
 
 relaxed = settings(max_examples=250, deadline=None, derandomize=True)
 texts = st.integers(0, 4).flatmap(lambda letters: st.lists(st.integers(0, letters), max_size=60))
@@ -245,9 +246,13 @@ class Asked(Corpus):
 DOCUMENT = list(range(200, 260))
 
 
+def chain(corpus: Corpus) -> Chain:
+    return Chain(free=(SuffixDrafter(), CorpusDrafter(corpus)))
+
+
 def test_the_corpus_goes_on_where_the_text_knows_nothing() -> None:
     corpus = Asked([DOCUMENT])
-    draft = SuffixDrafter(corpus).propose([1, 2, 3, *DOCUMENT[:8]], 5)
+    draft = chain(corpus).best_free([1, 2, 3, *DOCUMENT[:8]], 5)
     assert draft.tokens == tuple(DOCUMENT[8:13])
     assert draft.sources == (CORPUS,) * 5
     assert draft.probs is None
@@ -259,28 +264,28 @@ def test_the_corpus_goes_on_where_the_text_knows_nothing() -> None:
 def test_a_good_match_in_the_text_does_not_ask_the_corpus() -> None:
     corpus = Asked([DOCUMENT])
     text = [*DOCUMENT[:20], 7, *DOCUMENT[:19]]
-    assert SuffixDrafter(corpus).propose(text, 3).tokens == (DOCUMENT[19], 7, DOCUMENT[0])
+    assert chain(corpus).best_free(text, 3).tokens == (DOCUMENT[19], 7, DOCUMENT[0])
     assert corpus.limits == []
 
 
 def test_the_surer_of_text_and_corpus_is_taken() -> None:
     corpus = Asked([DOCUMENT])
     weak = [DOCUMENT[7], 7, 1, 2, *DOCUMENT[:8]]  # one token matches in the text, eight in the corpus
-    assert SuffixDrafter(corpus).propose(weak, 2).sources == (CORPUS, CORPUS)
+    assert chain(corpus).best_free(weak, 2).sources == (CORPUS, CORPUS)
     torn = Asked([[1, 2, 3, 4, i] for i in range(30, 38)])
     text = [9, 3, 4, 5, 8, 1, 2, 3, 4]  # two tokens match in the text; the corpus knows eight continuations
-    assert SuffixDrafter(torn).propose(text, 2).sources == (SUFFIX, SUFFIX)
+    assert chain(torn).best_free(text, 2).sources == (SUFFIX, SUFFIX)
     assert torn.limits == [2]
 
 
 def test_neither_text_nor_corpus_knows() -> None:
-    assert SuffixDrafter(Asked([DOCUMENT])).propose([1, 2, 3], 4) == Draft()
-    assert SuffixDrafter(Asked([])).propose([1, 2, 3, 1], 2).tokens == (2, 3)
+    assert chain(Asked([DOCUMENT])).best_free([1, 2, 3], 4) == Draft()
+    assert chain(Asked([])).best_free([1, 2, 3, 1], 2).tokens == (2, 3)
 
 
 def test_extending_asks_the_text_alone() -> None:
     corpus = Asked([DOCUMENT])
-    drafter = SuffixDrafter(corpus)
-    drafter.read([1, 2, 3])
-    assert drafter.extend(DOCUMENT[:8], 4) == Draft()
-    assert corpus.limits == []
+    for drafter in chain(corpus).free:
+        drafter.propose([1, 2, 3], 1)
+        assert drafter.extend(DOCUMENT[:8], 4) == Draft()
+    assert corpus.limits == [1]

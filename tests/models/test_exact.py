@@ -11,7 +11,7 @@ import pytest
 
 from edgespec.app.bench.measure import answer, read_suite
 from edgespec.app.engine import calibration
-from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.assembly import open_engine
 from edgespec.core import EdgespecError, Logits
 from edgespec.models.exact import equal_sizes, exact_options
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions
@@ -57,7 +57,7 @@ def test_sizes_are_those_that_single_rows_confirm(
 
 def test_exact_answers_are_plain_decodings(starter_path: Path) -> None:
     drafted = 0
-    with Engine(starter_path, exact=True, options=LlamaOptions(context=2048)) as engine:
+    with open_engine(starter_path, exact=True, options=LlamaOptions(context=2048)) as engine:
         assert any("to the bit" in note for note in engine.notes)
         for prompt in read_suite(None, 1)[:PROMPTS]:
             plain, guessed = (answer(engine, prompt, 96, Sampling(), speculate=yes) for yes in (False, True))

@@ -13,7 +13,7 @@ from commands import EDGESPEC, one_line_error
 from tiny import write_tiny
 from tiny_onnx import write_tiny_onnx
 
-from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.assembly import open_engine
 from edgespec.core import EdgespecError
 from edgespec.models import memory
 from edgespec.models.gguf.check import GgufSummary, Tensor
@@ -198,7 +198,7 @@ def test_a_draft_model_that_does_not_fit_is_left_out(
     answers = iter([1 << 40, 1000])
     monkeypatch.setattr(memory, "memory_available", lambda: next(answers))
     draft = write_tiny(tmp_path / "draft.gguf", "llama", extra=3)
-    with Engine(tiny_llama, draft, suffix=False) as engine:
+    with open_engine(tiny_llama, draft, suffix=False) as engine:
         assert engine.draft is None
         assert any(
             note.startswith("Decoding without a draft model: draft.gguf needs about 18 MB")

@@ -405,14 +405,14 @@ def test_a_damaged_entry_is_not_there(folder, tiny_llama, damage):
 def test_something_is_told_once_and_again_after_tuning(folder, tiny_llama):
     summary = check_gguf(tiny_llama)
     key = calibration.tuned_key(summary)
-    assert [calibration.untold(key) for _ in range(3)] == [True, False, False]
+    assert [calibration.first_time(key) for _ in range(3)] == [True, False, False]
     calibration.keep_tuned(summary, TUNED)
-    assert calibration.untold(key)
+    assert calibration.first_time(key)
 
 
 def test_what_cannot_be_remembered_is_not_told_every_time(folder):
     folder.write_text("a file where the folder should be")
-    assert not calibration.untold("key")
+    assert not calibration.first_time("key")
 
 
 # Use

@@ -14,7 +14,7 @@ from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.chat_model import TokenTrace
 from edgespec.app.chat.history_worker import HistoryWorker
 from edgespec.app.chat.widgets.input import MessageInput
-from edgespec.app.engine.request import Request
+from edgespec.app.engine.request import Request, Step
 from edgespec.core import Draft, Reading, Round
 from edgespec.machine.governor import Decision, Governor, Mode
 
@@ -58,10 +58,10 @@ class FakeEngine:
             if isinstance(piece, Exception):
                 raise piece
             self.before_piece(number)
-            result.tokens.append(number)
             suffix = number % 2 == 1
             draft = Draft((number, number), (0.9, 0.9), ("suffix", "suffix"))
-            result.count(Round((number,), draft, int(suffix), 0.01, 0.0, 0.01))
+            round_ = Round((number,), draft, int(suffix), 0.01, 0.0, 0.01)
+            result.add(Step(piece, (number,), round=round_))
             self.given += 1
             yield piece
             sleep(self.pause)

@@ -21,8 +21,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import Request
 from edgespec.models.gguf.native import LlamaOptions
 
 CODE = "".join(
@@ -54,14 +55,14 @@ def write(
     os.environ["EDGESPEC_CACHE"] = str(cache)
     others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * busy)]
     try:
-        with Engine(
+        with open_engine(
             path, suffix=True, mode="performance", options=LlamaOptions(engine=name, context=2048)
         ) as engine:  # type: ignore[arg-type]
             text = text_of(engine)
             planted(engine, text)
-            times, result = [], GenerationStats()
-            for _ in engine.answer(Request(text[:100], max_tokens=tokens), result):
-                times += [time.monotonic()] * (len(result.tokens) - len(times))
+            times = []
+            for step in engine.generate(Request(text[:100], max_tokens=tokens)):
+                times += [time.monotonic()] * len(step.tokens)
                 if len(times) > 100:
                     for one in others:
                         one.kill()

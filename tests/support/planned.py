@@ -10,8 +10,10 @@ from typing import Any
 from edgespec.acceptance import Acceptance
 from edgespec.core import Draft, Round
 from edgespec.costs import CostCurve
+from edgespec.drafting import ModelDrafter
 from edgespec.fakes import ScriptedModel
-from edgespec.planner import Planner
+from edgespec.grammar_drafting import GrammarDrafter
+from edgespec.planner import Chain, Planner
 from edgespec.retrieval import SuffixDrafter
 
 Seconds = Mapping[int, float]
@@ -84,11 +86,29 @@ def decode(
     return rounds
 
 
+def make_planner(
+    costs: CostCurve,
+    acceptance: Acceptance | None = None,
+    suffix: Any = None,
+    model: ModelDrafter | None = None,
+    model_costs: CostCurve | None = None,
+    most: int = 31,
+    ahead: int = 0,
+    grammar: GrammarDrafter | None = None,
+    kind: type[Planner] = Planner,
+) -> Planner:
+    if model is not None:
+        model.costs = model_costs or costs
+    free = () if suffix is None else (suffix,)
+    chain = Chain(grammar, free, () if model is None else (model,))
+    return kind(costs, acceptance or Acceptance(), chain, most, ahead)
+
+
 def planner(
     seconds: Seconds, suffix: Any = None, acceptance: Acceptance | None = None, **more: Any
 ) -> Planner:
     suffix = SuffixDrafter() if suffix is None else suffix
-    return Planner(CostCurve(seconds), acceptance or Acceptance(), suffix, **more)
+    return make_planner(CostCurve(seconds), acceptance, suffix, **more)
 
 
 def random_text(vocab: int, seed: int, size: int = 600) -> list[int]:

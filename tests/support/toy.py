@@ -21,6 +21,9 @@ class ToyVocab:
         self._ids = {piece: token for token, piece in enumerate(self._pieces) if piece}
         self._longest = max(map(len, self._pieces))
 
+    def piece(self, token: int) -> bytes:
+        return self._pieces[token]
+
     def pieces(self) -> list[bytes]:
         return self._pieces
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from edgespec.app.bench.agents import AgentScript, AgentStep, _report, agents_table, measure_agents
-from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.request import GenerationStats
 from edgespec.models.gguf.model import LlamaOptions
 from edgespec.models.prompting.tool_calls import Arguments, Called
@@ -28,8 +28,8 @@ def test_conversations_grow_by_a_call_and_its_result_and_keep_the_first_call():
 def test_two_agents_on_a_real_model(starter_path):
     said: list[str] = []
     options = LlamaOptions(context=2048)
-    one = Engine(starter_path, options=options)
-    many = Engine(starter_path, parallel=2, options=options)
+    one = open_engine(starter_path, options=options)
+    many = open_engine(starter_path, parallel=2, options=options)
     report = measure_agents(one, many, said.append, agents=2, steps=2)
     assert report["answers"] == 4
     assert report["ratio"] > 0
@@ -54,7 +54,7 @@ def test_what_is_reported(tiny_llama):
         "alone": [step(0, 0, 4.0), step(0, 1, 1.0), step(0, 2, 1.0)],
         "together": [step(0, 0, 4.0), step(0, 1, 1.0), step(0, 2, 2.0)],
     }
-    with Engine(tiny_llama, max_draft=0) as engine:
+    with open_engine(tiny_llama, max_draft=0) as engine:
         cold = [(found["together"][1], 10.0), (found["together"][2], 8.0)]
         report = _report(engine, found, {"alone": 6.0, "together": 3.0}, cold, [])
     assert report["tokens_per_second"] == {"alone": 1.5, "together": 3.0}

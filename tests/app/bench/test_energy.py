@@ -13,6 +13,7 @@ from edgespec.app.bench import busy as bench_busy
 from edgespec.app.bench.energy import WAYS, energy_report, energy_table, measure_energy
 from edgespec.app.bench.measure import measure, read_suite
 from edgespec.app.cli import main
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats
 from edgespec.machine.energy import Energy
@@ -21,7 +22,7 @@ from edgespec.models.gguf.model import LlamaOptions
 
 @pytest.fixture(scope="module")
 def engine(starter_path) -> Iterator[Engine]:
-    with Engine(starter_path, mode="performance", options=LlamaOptions(context=1024)) as loaded:
+    with open_engine(starter_path, mode="performance", options=LlamaOptions(context=1024)) as loaded:
         yield loaded
 
 

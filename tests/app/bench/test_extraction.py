@@ -17,7 +17,7 @@ from edgespec.app.bench.extraction import (
     measure_json,
 )
 from edgespec.app.bench.measure import Prompt
-from edgespec.app.engine.engine import Engine
+from edgespec.app.engine.assembly import open_engine
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.model import LlamaOptions
 
@@ -44,7 +44,7 @@ def test_prompts_with_a_text_take_the_schemas_in_turn():
 
 def test_every_answer_keeps_to_its_schema_with_and_without_guessing(starter_path):
     asked = extractions([Prompt("rag", str(i), TEXT) for i in range(3)])
-    with Engine(starter_path, options=LlamaOptions(context=2048)) as engine:
+    with open_engine(starter_path, options=LlamaOptions(context=2048)) as engine:
         report = measure_json(engine, asked)
     assert report["valid"] == {"edgespec": 1.0, "edgespec plain": 1.0}
     assert report["answers"] == 3
@@ -76,7 +76,7 @@ def test_an_answer_that_is_no_json_counts_as_wrong(tiny_llama):
             },
         ),
     ]
-    with Engine(tiny_llama, max_draft=0) as engine:
+    with open_engine(tiny_llama, max_draft=0) as engine:
         report = json_report(engine, ["edgespec", "peer"], turns)
     assert report["valid"] == {"edgespec": 1.0, "peer": pytest.approx(2 / 3)}
     assert report["ratio_by_schema"]["peer"] == {"0": 1.5, "1": 4.0}

@@ -16,6 +16,7 @@ from peer_servers import SERVER, needs_server, peer
 from edgespec.app.bench.measure import first_difference
 from edgespec.app.bench.peers import MODES, LlamaServer, choose_modes, parse_peer
 from edgespec.app.bench.systems import UNKNOWN, EdgespecSystem
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.model import LlamaOptions
@@ -256,7 +257,7 @@ def test_memory_and_flags(tmp_path, model):
 @pytest.fixture(scope="module")
 def one_thread(starter_path: Path) -> Iterator[Engine]:
     """With one thread neither side waits at a barrier for a core that a busy machine does not give."""
-    with Engine(starter_path, options=LlamaOptions(context=1024, threads=1)) as engine:
+    with open_engine(starter_path, options=LlamaOptions(context=1024, threads=1)) as engine:
         yield engine
 
 

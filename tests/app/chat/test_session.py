@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from edgespec.app.chat.chat_model import TokenTrace
 from edgespec.app.chat.messages import BranchMessage, ChatEvent, Ended, TextAppended, joined, told
+from edgespec.app.engine.request import Step
 from edgespec.core import Draft, Round
 
 
@@ -68,14 +69,14 @@ def test_sources_are_those_of_the_tokens_that_stood() -> None:
     result = TokenTrace()
     result.piece = pieces.__getitem__
 
-    def round_(tokens: tuple[int, ...], drafted: int, accepted: int, ended: bool = False) -> None:
-        result.tokens.extend(tokens[: len(tokens) - ended])
+    def add(tokens: tuple[int, ...], drafted: int, accepted: int, ended: bool = False) -> None:
         draft = Draft((7,) * drafted, (0.5,) * drafted, ("suffix",) + ("model",) * (drafted - 1))
-        result.count(Round(tokens, draft, accepted, 0.5, 0.1, 0.1, ended))
+        round_ = Round(tokens, draft, accepted, 0.5, 0.1, 0.1, ended)
+        result.add(Step(tokens=tokens[: len(tokens) - ended], round=round_))
 
-    round_((1,), 0, 0)
-    round_((2, 3, 4), 3, 2)
-    round_((4, 9), 2, 1, ended=True)
+    add((1,), 0, 0)
+    add((2, 3, 4), 3, 2)
+    add((4, 9), 2, 1, ended=True)
     assert result.spans == [("target", 1), ("suffix", 0), ("model", 1), ("target", 3), ("suffix", 3)]
     assert list(result.sources()) == [
         ("target", [1]), ("suffix", [0]), ("model", [1]), ("target", [3]), ("suffix", [3])

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.app.bench.measure import Pair, answer, read_suite
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.costs import CostCurve
 from edgespec.models.hub.store import resolve
@@ -36,7 +37,7 @@ def gap_between_the_best(engine: Engine, pair: Pair, position: int) -> float:
     """How far apart the two best logits are where the answers part, evaluated one token at a time."""
     engine.forget()
     prompt = engine.chat_prompt([{"role": "user", "content": pair.prompt.text}])
-    sequence = engine._sequence
+    sequence = engine.pool.slots[0].sequence
     row = sequence.forward(prompt)[0]
     for token in pair.plain.tokens[:position]:
         row = sequence.forward([token])[0]
@@ -46,10 +47,10 @@ def gap_between_the_best(engine: Engine, pair: Pair, position: int) -> float:
 
 def make_guessing_look_free(engine: Engine) -> None:
     """Here the draft model would not be asked: what it costs is more than it brings."""
-    engine.costs = CostCurve({1: 0.03, 8: 0.0303})
-    engine.draft_costs = CostCurve({1: 1e-6, 32: 1e-5})
+    if engine.drafters.draft is not None:
+        engine.drafters.draft.costs = CostCurve({1: 1e-6, 32: 1e-5})
     # Beside other programs the governor would go to other threads, with a curve of theirs.
-    engine.resources._costs = engine.costs
+    engine.resources._costs = CostCurve({1: 0.03, 8: 0.0303})
     engine.resources.steer = lambda *_: None
 
 
@@ -65,7 +66,7 @@ def make_guessing_look_free(engine: Engine) -> None:
     ],
 )
 def test_greedy_answers_part_only_at_near_ties(target, draft, prompts, exported, capsys, monkeypatch):
-    monkeypatch.setattr("edgespec.app.engine.engine.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     monkeypatch.setattr("edgespec.app.engine.calibration.save", lambda *_: None)
 
     def find(name: str) -> Path:
@@ -77,7 +78,7 @@ def test_greedy_answers_part_only_at_near_ties(target, draft, prompts, exported,
     chosen = (suite[1::2] if draft == "suffix" else suite[::2])[:: 16 // prompts]
     divergences = []
     drafted = 0
-    with Engine(find(target), small, suffix=draft == "suffix", mode="performance") as engine:
+    with open_engine(find(target), small, suffix=draft == "suffix", mode="performance") as engine:
         for prompt in chosen:
             make_guessing_look_free(engine)
             plain = answer(engine, prompt, 128, Sampling(), speculate=False)

@@ -15,13 +15,14 @@ import pytest
 from edgespec.acceptance import Acceptance
 from edgespec.app import settings
 from edgespec.app.engine import resources
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve
 from edgespec.machine.monitor import SensorMonitor
 from edgespec.models.gguf.model import LlamaOptions
-from edgespec.planner import Planner
+from edgespec.planner import Chain, Planner
 
 CALM = {"celsius": 50.0, "plugged": True, "charge": 90.0, "others": 0.0, "load": 0.5}
 
@@ -48,7 +49,7 @@ def sensors(monkeypatch) -> Iterator[Sensors]:
 
 @pytest.fixture
 def engine(sensors, starter_path) -> Iterator[Engine]:
-    with Engine(starter_path, options=LlamaOptions(context=1024)) as loaded:
+    with open_engine(starter_path, options=LlamaOptions(context=1024)) as loaded:
         yield loaded
 
 
@@ -58,10 +59,10 @@ def ask(
     """A greedy answer; `meanwhile` is called after each piece with their count."""
     engine.forget()
     prompt = engine.chat_prompt([{"role": "user", "content": "Count from one to forty in words."}])
-    result = GenerationStats()
-    for i, _ in enumerate(engine.answer(Request(prompt, max_tokens=tokens), result)):
+    answering = engine.generate(Request(prompt, max_tokens=tokens))
+    for i, _ in enumerate(answering):
         meanwhile(i)
-    return result
+    return answering.stats
 
 
 def raised(error: Exception) -> Callable[[], Mapping[str, Any]]:
@@ -207,7 +208,7 @@ def test_fixed_threads_stay(sensors, starter, fixed):
     steered = resources.ResourceController(sequence, costs, "saver", fixed_threads=fixed)
     steered.governor.threads = {} if fixed else {"saver": (1, 1)}
     try:
-        steered.begin(Planner(costs, Acceptance()), None)
+        steered.begin(Planner(costs, Acceptance(), Chain()), None)
         assert starter.threads == (before if fixed else (1, 1))
     finally:
         steered.close()

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
+from edgespec.app.bench.measure import answered
 from edgespec.app.chat.chat_model import LocalModel, TokenTrace
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import ContextFullError, Engine
 from edgespec.app.engine.prompt_cache import PromptCache
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import BusyError, Scheduler
-from edgespec.core import EdgespecError, TokenLogprob, common_prefix
+from edgespec.core import EdgespecError, common_prefix
 from edgespec.models.gguf.model import LlamaOptions
 
 QUESTIONS = [
@@ -37,15 +39,15 @@ class Asker:
         self.error: Exception | None = None
         self.begun, self._over = threading.Event(), threading.Event()
 
-    def wrote(self, text: str, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
-        self.text += text
-        self.tokens += tokens
+    def stepped(self, step: Step) -> None:
+        self.text += step.text
+        self.tokens += step.tokens
         self.pieces += 1
         self.begun.set()
 
-    def ended(self, result: GenerationStats, error: Exception | None) -> None:
+    def ended(self, stats: GenerationStats, error: Exception | None) -> None:
         assert self.result is None
-        self.result, self.error = result, error
+        self.result, self.error = stats, error
         self._over.set()
 
     def wait(self) -> GenerationStats:
@@ -56,7 +58,7 @@ class Asker:
 
 @pytest.fixture(scope="module")
 def engine(starter_path) -> Iterator[Engine]:
-    with Engine(starter_path, parallel=4, options=LlamaOptions(context=512)) as loaded:
+    with open_engine(starter_path, parallel=4, options=LlamaOptions(context=512)) as loaded:
         yield loaded
 
 
@@ -83,10 +85,7 @@ def prompt_of(engine: Engine, question: str) -> list[int]:
 
 def alone(engine: Engine, question: str, tokens: int = 60) -> list[int]:
     engine.forget()
-    result = GenerationStats()
-    for _ in engine.answer(Request(prompt_of(engine, question), max_tokens=tokens), result):
-        pass
-    return result.tokens
+    return answered(engine, Request(prompt_of(engine, question), max_tokens=tokens)).tokens
 
 
 def test_each_answer_is_what_it_is_alone(engine, scheduler):
@@ -112,7 +111,7 @@ def assert_same_but_for_near_ties(
     if at == min(len(written), len(expected)):
         return
     engine.forget()
-    row = engine.slots[0].sequence.forward([*prompt, *expected[:at]])[0]
+    row = engine.pool.slots[0].sequence.forward([*prompt, *expected[:at]])[0]
     # This model's logits differ by up to 0.5 between batches of different sizes.
     assert abs(float(row[written[at]] - row[expected[at]])) < 1.0
     assert row.max() - row[expected[at]] < 1.0
@@ -120,7 +119,7 @@ def assert_same_but_for_near_ties(
 
 def test_an_engine_without_shared_passes_answers_several_too(ik, starter_path):
     options = LlamaOptions(context=512, engine=ik)
-    with Engine(starter_path, parallel=2, options=options) as engine:
+    with open_engine(starter_path, parallel=2, options=options) as engine:
         expected = [alone(engine, question, 30) for question in QUESTIONS[:2]]
         engine.forget()
         scheduler, askers = Borrowed(engine), [Asker(), Asker()]
@@ -178,10 +177,7 @@ def test_a_system_prompt_is_read_once_for_all(engine, scheduler):
         messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
         prompts.append(engine.chat_prompt(messages))
         engine.forget()
-        result = GenerationStats()
-        for _ in engine.answer(Request(prompts[-1], max_tokens=30), result):
-            pass
-        expected.append(result.tokens)
+        expected.append(answered(engine, Request(prompts[-1], max_tokens=30)).tokens)
     engine.forget()
     first, second = Asker(), Asker()
     scheduler.submit(Request(prompts[0], max_tokens=30), first)
@@ -236,52 +232,43 @@ def test_one_whose_leader_goes_away_reads_for_itself(engine, scheduler):
 
 def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tmp_path):
     """One slot, two long conversations in turn: the second turn of each reads only what is new."""
-    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
-        engine.prompt_cache = PromptCache(folder=tmp_path)
+    with open_engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.pool.snapshots = PromptCache(folder=tmp_path)
         prompts = [prompt_of(engine, f"{topic}. " * 120) for topic in ("Apples fall", "Rain is wet")]
-        answers = []
-        for prompt in prompts:
-            result = GenerationStats()
-            for _ in engine.answer(Request(prompt, max_tokens=4), result):
-                pass
-            answers.append(result.tokens)
+        answers = [answered(engine, Request(prompt, max_tokens=4)).tokens for prompt in prompts]
         assert len(list(tmp_path.rglob("*.state"))) == 1
         for prompt, tokens in zip(prompts, answers, strict=True):
-            again, cold = GenerationStats(), GenerationStats()
             longer = [*prompt, *tokens, 5]
-            for _ in engine.answer(Request(longer, max_tokens=8), again):
-                pass
+            again = answered(engine, Request(longer, max_tokens=8))
             assert again.cached_tokens >= len(prompt)
-            engine.prompt_cache, prompt_cache = None, engine.prompt_cache
+            engine.pool.snapshots, prompt_cache = None, engine.pool.snapshots
             engine.forget()
-            for _ in engine.answer(Request(longer, max_tokens=8), cold):
-                pass
-            engine.prompt_cache = prompt_cache
+            cold = answered(engine, Request(longer, max_tokens=8))
+            engine.pool.snapshots = prompt_cache
             assert cold.cached_tokens == 0
             assert again.tokens == cold.tokens
     assert list(tmp_path.rglob("*.state")) == []
 
 
 def test_a_lasting_shelf_is_found_again_and_forgets_when_told(starter_path, tmp_path):
-    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
-        engine.prompt_cache = PromptCache(folder=tmp_path, lasting=True)
+    with open_engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.pool.snapshots = PromptCache(folder=tmp_path, lasting=True)
         prompt = prompt_of(engine, "Apples fall. " * 120)
-        for _ in engine.answer(Request(prompt, max_tokens=4), GenerationStats()):
-            pass
-        engine.prompt_cache.keep(engine.slots[0])
-        engine.prompt_cache.keep(engine.slots[0])
+        answered(engine, Request(prompt, max_tokens=4))
+        engine.pool.snapshots.keep(engine.pool.slots[0])
+        engine.pool.snapshots.keep(engine.pool.slots[0])
     assert len(list(tmp_path.glob("*.state"))) == 1
-    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
-        engine.prompt_cache = PromptCache(folder=tmp_path, lasting=True)
-        again = GenerationStats()
-        for _ in engine.answer(Request([*prompt, 5], max_tokens=4), again):
-            pass
+    with open_engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.pool.snapshots = PromptCache(folder=tmp_path, lasting=True)
+        again = answered(engine, Request([*prompt, 5], max_tokens=4))
         assert again.cached_tokens >= len(prompt) - 1
-        engine.prompt_cache.forget(engine.model.vocab.tokenize("Something else. " * 100), engine.slots[0])
-        assert engine.slots[0].sequence.tokens
+        engine.pool.snapshots.forget(
+            engine.model.vocab.tokenize("Something else. " * 100), engine.pool.slots[0]
+        )
+        assert engine.pool.slots[0].sequence.tokens
         assert len(list(tmp_path.glob("*.state"))) == 1
-        engine.prompt_cache.forget(prompt, engine.slots[0])
-        assert not engine.slots[0].sequence.tokens
+        engine.pool.snapshots.forget(prompt, engine.pool.slots[0])
+        assert not engine.pool.slots[0].sequence.tokens
         assert list(tmp_path.glob("*.state")) == []
 
 
@@ -289,7 +276,7 @@ def test_a_chat_opened_again_has_its_conversation_read(starter_path, tmp_path):
     messages = [{"role": "user", "content": "Apples fall. " * 120}]
     cached = []
     for _ in range(2):
-        engine = LocalModel(Engine(starter_path, options=LlamaOptions(context=1024)), tmp_path)
+        engine = LocalModel(open_engine(starter_path, options=LlamaOptions(context=1024)), tmp_path)
         result = TokenTrace()
         request = Request(engine.prompt(messages), max_tokens=6)
         messages_after = "".join(engine.answer(messages, request, result))
@@ -318,13 +305,10 @@ def test_what_a_killed_program_left_is_swept(starter_path, tmp_path):
 
 
 def test_the_disk_keeps_what_was_used_last(starter_path, tmp_path):
-    with Engine(starter_path, options=LlamaOptions(context=1024)) as engine:
-        engine.prompt_cache = PromptCache(most=1, folder=tmp_path)
+    with open_engine(starter_path, options=LlamaOptions(context=1024)) as engine:
+        engine.pool.snapshots = PromptCache(most=1, folder=tmp_path)
         for topic in ("Apples fall", "Rain is wet", "Snow melts"):
-            for _ in engine.answer(
-                Request(prompt_of(engine, f"{topic}. " * 120), max_tokens=2), GenerationStats()
-            ):
-                pass
+            answered(engine, Request(prompt_of(engine, f"{topic}. " * 120), max_tokens=2))
             assert list(tmp_path.rglob("*.state")) == []
 
 
@@ -418,9 +402,9 @@ def test_clients_take_turns(engine):
             super().__init__()
             self.name = name
 
-        def ended(self, result: GenerationStats, error: Exception | None) -> None:
+        def ended(self, stats: GenerationStats, error: Exception | None) -> None:
             order.append(self.name)
-            super().ended(result, error)
+            super().ended(stats, error)
 
     try:
         first = Named("first")

@@ -112,11 +112,12 @@ def test_a_draft_is_tested_as_well_and_the_line_is_said_once(
 import sys
 from pathlib import Path
 from edgespec.app.engine import calibration
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.costs import CostCurve
 calibration.curve = lambda one, *_, **__: CostCurve({1: 1.0 if one.model.path == target else 0.01, 8: 1.0})
 target, draft = map(Path, sys.argv[1:])
-with Engine(target, draft) as engine:
+with open_engine(target, draft) as engine:
     print(engine.draft.path.name, engine.draft.options.repack, *engine.notes, sep=chr(10))
 """
     done = crashing.run(["-c", code, str(target), str(draft)])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from edgespec.app.bench.measure import answered
 from edgespec.app.cli import main
-from edgespec.app.engine.engine import Engine
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.assembly import open_engine
+from edgespec.app.engine.request import Request
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.model import LlamaOptions
 from edgespec.models.hub import selection
@@ -36,13 +37,12 @@ QUESTIONS = [
 def test_the_starter_answers_simple_questions(capsys: pytest.CaptureFixture[str]) -> None:
     """Greedy, through the chat template; an answer that rambles on is wrong."""
     right = 0
-    with Engine(
+    with open_engine(
         resolve(STARTER.name), suffix=False, max_draft=0, options=LlamaOptions(context=512)
     ) as engine:
         for question, wanted in QUESTIONS:
-            result = GenerationStats()
             prompt = engine.chat_prompt([{"role": "user", "content": question}])
-            "".join(engine.answer(Request(prompt, max_tokens=48), result))
+            result = answered(engine, Request(prompt, max_tokens=48))
             good = result.stop_reason == "end" and re.search(wanted, result.text, re.IGNORECASE) is not None
             right += good
             with capsys.disabled():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from tiny import write_tiny
 from tiny_onnx import write_tiny_onnx
 from typer.testing import CliRunner
 
+from edgespec.app.bench.fixed_length import FixedLength
+from edgespec.app.bench.measure import answered
 from edgespec.app.cli import main
 from edgespec.app.engine import calibration
+from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import EdgespecError
@@ -44,12 +48,8 @@ def plain(tmp_path_factory) -> Path:
 def written(engine: Engine, prompt: list[int], speculate: bool, sampling: Sampling) -> GenerationStats:
     """Five guesses a round, whether they pay or not."""
     engine.forget()
-    result = GenerationStats()
-    fixed = 5 if speculate else None
-    request = Request(prompt, sampling, max_tokens=60, speculate=speculate, fixed_draft=fixed)
-    for _ in engine.answer(request, result):
-        pass
-    return result
+    fixed = partial(FixedLength, 5) if speculate else None
+    return answered(engine, Request(prompt, sampling, max_tokens=60, speculate=speculate, controller=fixed))
 
 
 PROMPT = [ord(c) - 33 for c in "abcabcabcabcabdabcabc"]
@@ -64,10 +64,10 @@ PROMPT = [ord(c) - 33 for c in "abcabcabcabcabdabcabc"]
     ],
 )  # fmt: skip
 def test_a_text_is_the_same_whoever_guesses(shared, plain, tiny_llama, target, draft, sampling, monkeypatch):
-    monkeypatch.setattr("edgespec.app.engine.engine.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     paths = {"shared": shared, "plain": plain, "gguf": tiny_llama, None: None}
     options = LlamaOptions(context=128) if target == "gguf" else OnnxOptions(context=128)
-    with Engine(paths[target], paths[draft], suffix=draft is None, options=options) as engine:
+    with open_engine(paths[target], paths[draft], suffix=draft is None, options=options) as engine:
         assert (engine.draft is None) == (draft is None)
         alone = written(engine, PROMPT, False, sampling)
         guessed = written(engine, PROMPT, True, sampling)
@@ -79,55 +79,54 @@ def test_a_text_is_the_same_whoever_guesses(shared, plain, tiny_llama, target, d
 
 
 def test_several_texts_at_once_each_in_a_cache_of_its_own(shared):
-    with Engine(shared, parallel=3, options=OnnxOptions(context=128)) as engine:
+    with open_engine(shared, parallel=3, options=OnnxOptions(context=128)) as engine:
         assert engine.context_length == 128
         prompts = [[*PROMPT, i] for i in range(3)]
         alone = [written(engine, prompt, False, Sampling()).tokens for prompt in prompts]
         engine.forget()
-        results = [GenerationStats() for _ in prompts]
-        free = list(engine.slots)
-        writings = []
-        for prompt, result in zip(prompts, results, strict=True):
-            writings.append(engine.begin(Request(prompt, Sampling(), max_tokens=60), result, free))
-            free.remove(writings[-1].slot)
-        while running := [one for one in writings if not one.over]:
-            engine.advance(running)
-        for writing in writings:
-            engine.finish(writing)
-        assert [result.tokens for result in results] == alone
+        free = list(engine.pool.slots)
+        running = []
+        for prompt in prompts:
+            running.append(engine.begin(Request(prompt, Sampling(), max_tokens=60), free))
+            free.remove(running[-1].slot)
+        while going := [one for one in running if not one.over]:
+            engine.step(going)
+        for one in running:
+            engine.finish(one)
+        assert [one.stats.tokens for one in running] == alone
 
 
 @pytest.mark.parametrize(("target", "draft"), [("onnx", "gguf"), ("gguf", "onnx")])
 def test_draft_and_target_have_room_for_the_same_texts(shared, tiny_llama, target, draft, monkeypatch):
-    monkeypatch.setattr("edgespec.app.engine.engine.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     paths = {"onnx": shared, "gguf": tiny_llama}
     options = OnnxOptions(context=256) if target == "onnx" else LlamaOptions(context=256)
-    with Engine(paths[target], paths[draft], parallel=2, options=options) as engine:
+    with open_engine(paths[target], paths[draft], parallel=2, options=options) as engine:
         assert engine.context_length == 256
         assert engine.draft.context_length == 256
         assert engine.draft.options.sequences == 2
 
 
 def test_a_draft_of_another_vocabulary_is_refused(tmp_path, shared, tiny_llama, monkeypatch):
-    monkeypatch.setattr("edgespec.app.engine.engine.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     other = write_tiny_onnx(tmp_path / "other", replaced=(65, "Zebra"))
     larger = write_tiny_onnx(tmp_path / "larger", extra=3)
     message = r"other cannot draft for .*: token 65 is '.' in the target, 'Zebra' in the draft"
     for target, options in ((shared, OnnxOptions(128)), (tiny_llama, LlamaOptions(128))):
         with pytest.raises(EdgespecError, match=message):
-            Engine(target, other, options=options)
+            open_engine(target, other, options=options)
     with pytest.raises(EdgespecError, match="the target has 257 tokens and the draft 260"):
-        Engine(shared, larger, options=OnnxOptions(128))
+        open_engine(shared, larger, options=OnnxOptions(128))
 
 
 @pytest.mark.usefixtures("_own_cache")
 def test_vocabularies_are_compared_token_by_token_once(shared, tiny_llama, monkeypatch):
-    monkeypatch.setattr("edgespec.app.engine.engine.WORTH_LOADING", 0.0)
-    Engine(tiny_llama, shared, options=LlamaOptions(128)).close()
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
+    open_engine(tiny_llama, shared, options=LlamaOptions(128)).close()
     monkeypatch.setattr(
-        "edgespec.app.engine.engine.first_difference", lambda *_: pytest.fail("compared again")
+        "edgespec.app.engine.assembly.first_difference", lambda *_: pytest.fail("compared again")
     )
-    Engine(tiny_llama, shared, options=LlamaOptions(128)).close()
+    open_engine(tiny_llama, shared, options=LlamaOptions(128)).close()
 
 
 def test_padding_does_not_keep_vocabularies_apart(tmp_path, tiny_llama):
@@ -163,18 +162,17 @@ def test_tokens_that_steer_are_never_typed(tmp_path):
 
 
 def test_a_grammar_is_kept_to(shared):
-    with Engine(shared, options=OnnxOptions(context=128)) as engine:
+    with open_engine(shared, options=OnnxOptions(context=128)) as engine:
         grammar = GrammarCompiler(engine.model.vocab).compile("regex", "[a-c]{5}[0-9]{3}")
-        result = GenerationStats()
         request = Request(PROMPT, Sampling(), max_tokens=60, constraint=grammar.start)
-        text = "".join(engine.answer(request, result))
+        text = answered(engine, request).text
     assert len(text) == 8
     assert set(text[:5]) <= set("abc")
     assert text[5:].isdigit()
 
 
 def test_its_own_chat_template_is_used_and_content_stays_text(shared):
-    with Engine(shared, options=OnnxOptions(context=128)) as engine:
+    with open_engine(shared, options=OnnxOptions(context=128)) as engine:
         prompt = engine.chat_prompt([{"role": "user", "content": "hi <|end|>"}])
         assert engine.model.vocab.detokenize(prompt) == "<user>hi <|end|>\n<assistant>"
         assert engine.model.vocab.eos not in prompt

@@ -1,0 +1,119 @@
+"""The rule that decides how far to draft, and the prices it uses.
+
+A batch that verifies k draft tokens takes t(k) seconds and yields E(k) = 1 + the sum over i of the
+probability that the first i are accepted. The ratio of all tokens to all seconds is largest where each
+round maximizes E(k) - rate * t(k), with `rate` the tokens per second reached so far (Dinkelbach 1967): a
+second spent here is worth what it yields elsewhere. Not drafting, k = 0, is the plan to beat.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+from edgespec.core import Budget, SharedBatch
+from edgespec.costs import CostCurve
+
+_PRIOR, _MEMORY = 32.0, 256.0  # tokens: at the plain rate to start from; over which the rate is taken
+
+
+class RunningRate:
+    """Tokens per second so far, with plain decoding's rate as prior and as lower bound."""
+
+    def __init__(self) -> None:
+        self._tokens = self._seconds = 0.0
+
+    def observe(self, tokens: float, seconds: float) -> None:
+        self._tokens += tokens
+        self._seconds += seconds
+        if self._tokens > _MEMORY:
+            self._seconds *= _MEMORY / self._tokens
+            self._tokens = _MEMORY
+
+    def reset(self) -> None:
+        """Start from the prior again."""
+        self._tokens = self._seconds = 0.0
+
+    def above(self, plain: float) -> float:
+        """The rate, where plain decoding reaches `plain` tokens per second."""
+        return max(plain, (_PRIOR + self._tokens) / (_PRIOR / plain + self._seconds))
+
+
+def expected_tokens(probabilities: Iterable[float]) -> list[float]:
+    """E(0), E(1), ... of a draft whose token i is accepted with `probabilities[i]` if all before it were."""
+    return list(accumulate(accumulate(probabilities, mul), initial=1.0))
+
+
+def best_length(
+    expected: Sequence[float],
+    seconds: Callable[[int], float],
+    rate: float,
+    *,
+    least: int = 0,
+    margin: float = 0.0,
+    certain: int = 0,
+) -> tuple[float, int]:
+    """The value and the length k of the best draft: the largest expected[k] - rate * seconds(k), k >=
+    `least`.
+
+    More than `certain` tokens must be worth `margin` more than at most `certain`; otherwise the value
+    returned is that of the shorter draft plus `margin`, the bar for any other plan. `seconds` is infinite
+    where no batch fits.
+    """
+
+    def best(lengths: range) -> tuple[float, int]:
+        values = ((expected[k] - rate * seconds(k), k) for k in lengths)
+        return max(values, key=lambda one: one[0], default=(-math.inf, least))
+
+    safe = best(range(least, min(certain + 1, len(expected))))
+    longer = best(range(max(least, certain + 1), len(expected)))
+    bar = safe[0] + margin
+    return longer if longer[0] > bar else (bar, safe[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What a round of one generation may cost: `length` tokens are in its cache, `rate` is what a second is
+    worth.
+
+    Prices are in seconds, or in processor seconds where `budget` saves energy: compute threads wait busily,
+    so that all of them use a second of a pass.
+    """
+
+    costs: CostCurve
+    budget: Budget
+    shared: SharedBatch
+    length: int
+    rate: float
+
+    @property
+    def plain_rate(self) -> float:
+        """Tokens per second of all generations in the batch if none of them drafts."""
+        rows = 1 + self.shared.generations
+        return rows / (self.weight(rows) * self.costs.seconds(rows, self.length))
+
+    def weight(self, rows: int) -> float:
+        """The price of a second in which a batch of `rows` is evaluated."""
+        one_row, many_rows = self.budget.threads
+        if self.budget.objective != "energy":
+            return 1.0
+        return float(max(1, one_row if rows == 1 else many_rows))
+
+    def size(self, rows: int, most: int) -> int:
+        """The cheapest batch of at least `rows` and at most `most` rows, 0 if there is none."""
+        return self.costs.size(rows, most, self.shared.rows)
+
+    def price(self, rows: int, drafting: float = 0.0) -> float:
+        """The price of verifying in a batch with `rows` of this generation, after `drafting` seconds."""
+        if not rows:
+            return math.inf
+        all_rows = rows + self.shared.rows
+        seconds = self.costs.seconds(all_rows, self.length) * self.costs.caution(all_rows)
+        return self.weight(all_rows) * seconds + self.weight(1) * drafting
+
+    def value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
+        """Tokens `expected` of a round beyond what its time is worth elsewhere; 0 rows: no such batch."""
+        return expected - self.rate * self.price(rows, drafting)
