@@ -1,6 +1,6 @@
-"""What every way of asking comes down to: an `Ask` is made ready beside the engine, answered, told as events.
+"""From a request to a stream of deltas: rendering, compiling, queueing, parsing.
 
-Used by the server and by `edgespec mcp`. Knows no HTTP.
+Used by the HTTP server and by `edgespec mcp`. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ from edgespec.app.engine.scheduler import QueuedRequest, Scheduler, StoppingErro
 from edgespec.app.engine.worker import SerialWorker
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.prompting.chat_template import Message
-from edgespec.models.prompting.tool_calls import (
-    OutputEvent,
-    ToolChoice,
-    read_tools,
-)
+from edgespec.models.prompting.tool_calls import OutputEvent, ToolChoice, read_tools
 from edgespec.sampling import Sampling
 
 T = TypeVar("T")
@@ -34,10 +30,10 @@ _NO_TOOLS = ToolChoice("none")
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A conversation to answer, or a `prompt` (text, or token ids) to continue, `count` times.
+    """A conversation to continue, or a `prompt` (text, or token ids), `count` times.
 
-    `tools` are in OpenAI's form. `format` is what the answer must keep to. `max_draft` bounds what is guessed
-    in a round, 0 guesses nothing. `user` takes turns with others.
+    `tools` are in OpenAI's form. `format` is the grammar of the output. `max_draft` bounds the draft tokens
+    of a round; 0 turns drafting off. Requests of different `user`s take turns.
     """
 
     messages: Sequence[Message] | None = None
@@ -55,16 +51,16 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """An Ask made ready: its prompt as tokens, its grammar compiled."""
+    """A GenerationRequest with its prompt as token ids and its grammar compiled."""
 
-    ask: GenerationRequest
+    request: GenerationRequest
     prompt: list[int]
-    shape: OutputConstraint = FREE
+    constraint: OutputConstraint = FREE
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More of answer number `index`. `tokens` are those final since the last part, with `logprobs`."""
+    """An addition to output number `index`. `tokens` are those that became final, with their `logprobs`."""
 
     index: int
     events: Sequence[OutputEvent]
@@ -74,85 +70,96 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Answer number `index` is complete."""
+    """Output number `index` is complete, or has failed with `error`."""
 
     index: int
-    result: GenerationStats
+    stats: GenerationStats
     error: Exception | None = None
 
 
-class Watcher(Protocol):
-    """Hears how answers went, for the metrics."""
+class CompletionObserver(Protocol):
+    """Is notified of every finished generation, for the metrics."""
 
-    def answered(self, result: GenerationStats, error: Exception | None, waited: float) -> None: ...
+    def finished(self, stats: GenerationStats, error: Exception | None, seconds: float) -> None: ...
 
 
 class CompletionService:
-    """Takes requests to the engine. All but `stop` is called in one event loop."""
+    """Prepares and submits requests. All methods but `stop` are called in one event loop."""
 
-    def __init__(self, scheduler: Scheduler, watcher: Watcher | None = None) -> None:
+    def __init__(self, scheduler: Scheduler, observer: CompletionObserver | None = None) -> None:
         self.scheduler = scheduler
         self._engine = scheduler.engine
         self._vocab = scheduler.engine.model.vocab
-        self._watcher = watcher
-        self._tickets: set[QueuedRequest] = set()
-        # A thread each, so that neither a slow template nor a slow grammar keeps others waiting for long.
+        self._observer = observer
+        self._queued: set[QueuedRequest] = set()
+        # One thread each, so that neither a slow template nor a slow grammar delays other requests for long.
         self._rendering, self._compiling = SerialWorker(), SerialWorker()
-        self._shaper = ConstraintCompiler(self._vocab, scheduler.engine.model.chat_template)
+        self._compiler = ConstraintCompiler(self._vocab, scheduler.engine.model.chat_template)
         self._stopped = False
 
     @property
     def context_length(self) -> int:
         return self._engine.context_length
 
-    async def prepare(self, ask: GenerationRequest) -> PreparedRequest:
-        """Render, tokenize and compile, away from the event loop. Raises EdgespecError."""
-        self.check_tokens(list(ask.sampling.logit_bias))
-        named = read_tools(ask.tools)
-        tools = ask.tools if ask.choice.mode != "none" else ()
-        prompt = await _aside(self._rendering, lambda: self._prompt(ask, tools))
+    async def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        """Render, tokenize and compile `request` outside the event loop.
+
+        Raises ContextFullError if the prompt does not fit, EdgespecError for other invalid requests.
+        """
+        self.check_tokens(list(request.sampling.logit_bias))
+        described = read_tools(request.tools)
+        tools = request.tools if request.choice.mode != "none" else ()
+        prompt = await _in_thread(self._rendering, lambda: self._prompt(request, tools))
         if len(prompt) >= self.context_length:
             raise ContextFullError(
                 f"This model's maximum context length is {self.context_length} tokens and the prompt has "
                 f"{len(prompt)}: shorten it, or start the server with a larger --context."
             )
-        if ask.choice.mode == "none" and ask.format is None:
-            return PreparedRequest(ask, prompt)
-        wanted = named if tools else []
-        shape = await _aside(self._compiling, lambda: self._shaper.shape(wanted, ask.choice, ask.format))
-        return PreparedRequest(ask, prompt, shape)
+        if request.choice.mode == "none" and request.format is None:
+            return PreparedRequest(request, prompt)
+        allowed = described if tools else []
+        constraint = await _in_thread(
+            self._compiling, lambda: self._compiler.shape(allowed, request.choice, request.format)
+        )
+        return PreparedRequest(request, prompt, constraint)
 
-    def submit(self, job: PreparedRequest, client: str = "") -> ResponseStream:
-        """Queue `job`: iterate over what this returns, and close it. Raises BusyError when too many wait."""
+    def submit(self, prepared: PreparedRequest, client: str = "") -> ResponseStream:
+        """Queue `prepared` for `client`. The caller closes the result.
+
+        Raises BusyError if the queue is full, StoppingError after `stop`.
+        """
         if self._stopped:
             raise StoppingError("The server is stopping.")
-        answer = ResponseStream(self, job)
+        response = ResponseStream(self, prepared)
         try:
-            for index in range(job.ask.count):
-                request, ear = self._request(job, index), _StreamListener(answer, index)
-                ticket = self.scheduler.submit(request, ear, f"{client}/{job.ask.user}")
-                answer.tickets.append(ticket)
-                self._tickets.add(ticket)
+            for index in range(response.count):
+                queued = self.scheduler.submit(
+                    self._request(prepared, index),
+                    _StreamListener(response, index),
+                    f"{client}/{prepared.request.user}",
+                )
+                response.queued.append(queued)
+                self._queued.add(queued)
         except BaseException:
-            answer.close()
+            response.close()
             raise
-        return answer
+        return response
 
-    def forget(self, tickets: Sequence[QueuedRequest]) -> None:
-        self._tickets.difference_update(tickets)
+    def forget(self, queued: Sequence[QueuedRequest]) -> None:
+        self._queued.difference_update(queued)
 
-    def heard(self, result: GenerationStats, error: Exception | None, waited: float) -> None:
-        if self._watcher is not None:
-            self._watcher.answered(result, error, waited)
+    def observe(self, finished: Finished, seconds: float) -> None:
+        if self._observer is not None:
+            self._observer.finished(finished.stats, finished.error, seconds)
 
     def stop(self) -> None:
-        """Cancel every answer, and take no more."""
+        """Cancel every request and take no more."""
         self._stopped = True
-        for ticket in list(self._tickets):
-            ticket.cancel()
+        for queued in list(self._queued):
+            queued.cancel()
 
     def close(self) -> None:
-        """Stop, and wait for the threads that read the model's vocabulary: it may be freed after that."""
+        """Stop, and wait for the threads that use the model's vocabulary: it may be freed after that."""
         self.stop()
         for thread in (self._rendering, self._compiling):
             thread.close()
@@ -168,48 +175,52 @@ class CompletionService:
         return self._vocab.piece(token)
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raises EdgespecError for ids that are none of the model's."""
+        """Raises EdgespecError for ids that the vocabulary does not have."""
         size = self._vocab.size
         for token in tokens:
             if not 0 <= token < size:
-                raise EdgespecError(f"{token} is no token of this model: it has 0 to {size - 1}.")
+                raise EdgespecError(f"{token} is not a token of this model, which has 0 to {size - 1}.")
 
-    def _request(self, job: PreparedRequest, index: int) -> Request:
-        ask = job.ask
-        sampling = ask.sampling
+    def _request(self, prepared: PreparedRequest, index: int) -> Request:
+        request = prepared.request
+        sampling = request.sampling
         if index and sampling.seed is not None:
             sampling = replace(sampling, seed=sampling.seed + index)
         return Request(
-            job.prompt,
+            prepared.prompt,
             sampling,
-            ask.max_tokens,
-            ask.stops,
-            speculate=ask.max_draft != 0,
-            max_draft=ask.max_draft,
-            constraint=job.shape.start,
+            request.max_tokens,
+            request.stops,
+            speculate=request.max_draft != 0,
+            max_draft=request.max_draft,
+            constraint=prepared.constraint.start,
         )
 
-    def _prompt(self, ask: GenerationRequest, tools: Sequence[Mapping[str, Any]]) -> list[int]:
-        if ask.messages is not None:
-            return self._engine.chat_prompt(ask.messages, [*tools] or None)
-        if isinstance(ask.prompt, str):
-            return self._vocab.tokenize(ask.prompt, begin=True)
-        self.check_tokens(ask.prompt)
-        return list(ask.prompt)
+    def _prompt(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]]) -> list[int]:
+        if request.messages is not None:
+            return self._engine.chat_prompt(request.messages, [*tools] or None)
+        if isinstance(request.prompt, str):
+            return self._vocab.tokenize(request.prompt, begin=True)
+        self.check_tokens(request.prompt)
+        return list(request.prompt)
 
 
 class ResponseStream:
-    """The answers to one job, as they come. To be closed; what is not complete then is cancelled."""
+    """An async iterator over what is generated for one prepared request, which has `count` outputs.
 
-    def __init__(self, service: CompletionService, job: PreparedRequest) -> None:
-        self._service, self.job = service, job
+    The last item of each output is a Finished. The caller closes the stream, which cancels the rest.
+    """
+
+    def __init__(self, service: CompletionService, prepared: PreparedRequest) -> None:
+        self.count = prepared.request.count
+        self.queued: list[QueuedRequest] = []
+        self._service = service
         self._loop = asyncio.get_running_loop()
-        self._news: asyncio.Queue[_Wrote | Finished] = asyncio.Queue()
+        self._items: asyncio.Queue[_Stepped | Finished] = asyncio.Queue()
         self._ready: deque[Delta | Finished] = deque()
-        self._readers = [OutputParser(job.shape, service.text_of) for _ in range(job.ask.count)]
-        self._open = job.ask.count
+        self._parsers = [OutputParser(prepared.constraint, service.text_of) for _ in range(self.count)]
+        self._open = self.count
         self._started = monotonic()
-        self.tickets: list[QueuedRequest] = []
 
     def __enter__(self) -> Self:
         return self
@@ -224,67 +235,66 @@ class ResponseStream:
         while not self._ready:
             if not self._open:
                 raise StopAsyncIteration
-            self._take(await self._news.get())
+            self._parse(await self._items.get())
         return self._ready.popleft()
 
     def close(self) -> None:
-        for ticket in self.tickets:
-            ticket.cancel()
-        self._service.forget(self.tickets)
+        for queued in self.queued:
+            queued.cancel()
+        self._service.forget(self.queued)
 
-    def tell(self, news: _Wrote | Finished) -> None:
-        """From the engine's thread, which has better things to do than to look at it."""
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody listens
-            self._loop.call_soon_threadsafe(self._heard, news)
+    def send(self, item: _Stepped | Finished) -> None:
+        """Called in the engine's thread, which does not spend its time on parsing."""
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            self._loop.call_soon_threadsafe(self._receive, item)
 
-    def _heard(self, news: _Wrote | Finished) -> None:
-        self._news.put_nowait(news)
-        if isinstance(news, Finished):
-            self._service.heard(news.result, news.error, monotonic() - self._started)
+    def _receive(self, item: _Stepped | Finished) -> None:
+        self._items.put_nowait(item)
+        if isinstance(item, Finished):
+            self._service.observe(item, monotonic() - self._started)
 
-    def _take(self, news: _Wrote | Finished) -> None:
-        reader = self._readers[news.index]
-        if isinstance(news, Finished):
+    def _parse(self, item: _Stepped | Finished) -> None:
+        parser = self._parsers[item.index]
+        if isinstance(item, Finished):
             self._open -= 1
-            if rest := reader.finish():
-                self._ready.append(Delta(news.index, rest, (), ()))
-            self._ready.append(news)
+            if rest := parser.finish():
+                self._ready.append(Delta(item.index, rest, (), ()))
+            self._ready.append(item)
             return
-        events = reader.feed(news.text, news.tokens)
-        if events or news.logprobs:
-            self._ready.append(Delta(news.index, events, news.tokens, news.logprobs))
+        step = item.step
+        events = parser.feed(step.text, step.tokens)
+        if events or step.logprobs:
+            self._ready.append(Delta(item.index, events, step.tokens, step.logprobs))
 
 
 @dataclass(frozen=True, slots=True)
-class _Wrote:
+class _Stepped:
     index: int
-    text: str
-    tokens: Sequence[int]
-    logprobs: Sequence[TokenLogprob]
+    step: Step
 
 
 class _StreamListener:
-    """A Listener that forwards what the engine generates to a ResponseStream."""
+    """A scheduler's Listener: sends what is generated for output number `index` to a ResponseStream."""
 
-    def __init__(self, answer: ResponseStream, index: int) -> None:
-        self._answer, self._index = answer, index
+    def __init__(self, response: ResponseStream, index: int) -> None:
+        self._response, self._index = response, index
 
     def stepped(self, step: Step) -> None:
-        self._answer.tell(_Wrote(self._index, step.text, step.tokens, step.logprobs))
+        self._response.send(_Stepped(self._index, step))
 
     def ended(self, stats: GenerationStats, error: Exception | None) -> None:
-        self._answer.tell(Finished(self._index, stats, error))
+        self._response.send(Finished(self._index, stats, error))
 
 
-async def _aside(thread: SerialWorker, call: Callable[[], T]) -> T:
-    """What `call` returns, in `thread`; nobody has to wait for it, and if nobody does it is not begun."""
+async def _in_thread(thread: SerialWorker, call: Callable[[], T]) -> T:
+    """Await `call` in `thread`. A call whose caller is canceled before it has begun is skipped."""
     future: Future[T] = Future()
 
     def job() -> None:
         if future.set_running_or_notify_cancel():
             try:
                 future.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            except BaseException as error:  # noqa: BLE001 - raised where it is awaited
                 future.set_exception(error)
 
     thread.submit(job)

@@ -1,9 +1,9 @@
-"""What every request passes before anything of it runs: who asks, from where, and how much is sent.
+"""The checks that every request passes first: client, host, origin, token, and the size of what it sends.
 
-A web page that the user visits can make their browser send requests here, also under a name that its owner
-lets point to this machine (DNS rebinding). So over TCP the name in Host must be one of this server's own, no
-other origin is served, and the token, which a page does not know, is always asked for. Over the Unix socket
-the system says who asks.
+A web page that the user visits can make the browser send requests to this server, also under a host name that
+the owner of the page resolves to this machine (DNS rebinding). Over TCP, therefore, the Host has to be one of
+this server's names, other origins are rejected, and the token, which a page does not know, is required. Over
+the Unix socket the operating system identifies the client.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY = 8_000_000  # bytes of one request
-MAX_BODIES = 64_000_000  # of all that are held at once
-MAX_HEAD = 32_768  # bytes of headers, and of the request's target
+MAX_BODIES = 64_000_000  # bytes of all requests in memory
+MAX_HEAD = 32_768  # bytes of the headers, and of the request target
 _UNIX = "unix"
 _DRAIN_SECONDS = 3.0
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Guard:
-    """ASGI middleware. `token` is what TCP clients must show; None refuses them all."""
+    """ASGI middleware. TCP clients have to send `token`; without one all of them are rejected."""
 
     def __init__(self, app: ASGIApp, token: str | None = None, hosts: Iterable[str] = ()) -> None:
         self._app = app
@@ -37,7 +37,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":  # no web sockets here
+        if scope["type"] != "http":  # web sockets are not supported
             return
         size = 0
         try:
@@ -48,15 +48,15 @@ class Guard:
             _check_json(body)
         except ApiError as error:
             self._held -= size
-            await _refuse(error, scope["path"], send)
+            await _reject(error, scope["path"], send)
             return
-        told = False
+        sent = False
 
         async def replay() -> Message:
-            nonlocal told
-            if told:
+            nonlocal sent
+            if sent:
                 return await receive()
-            told = True
+            sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         try:
@@ -68,38 +68,40 @@ class Guard:
         origin = headers.get("origin")
         if (scope.get("client") or ("",))[0] == _UNIX:
             if origin is not None:
-                raise _forbidden(f"Requests of web pages are not served here (Origin {_shown(origin)}).")
+                raise _forbidden(f"Requests from web pages are not allowed (Origin {_shown(origin)}).")
             return
         host = headers.get("host", "")
         here = scope.get("server") or ("",)
         if _name(host) not in self._hosts and _name(host) != str(here[0]).lower():
             raise _forbidden(
-                f"This server is not known as {_shown(host)}: "
-                "ask for localhost, or start it with --host-name for another name."
+                f"The host {_shown(host)} is not allowed: "
+                "use localhost, or start the server with --host-name for another name."
             )
         if origin is not None and origin.lower() != f"http://{host.lower()}":
-            raise _forbidden(f"Requests of other origins are not served (Origin {_shown(origin)}).")
+            raise _forbidden(f"Requests from other origins are not allowed (Origin {_shown(origin)}).")
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-            raise _forbidden("Requests of other sites are not served.")
+            raise _forbidden("Requests from other sites are not allowed.")
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = headers.get("x-api-key", "")  # Anthropic's clients
-        sent = given.strip().encode("utf-8", "replace")
-        if self._token is None or not hmac.compare_digest(sent, self._token):
+        received = given.strip().encode("utf-8", "replace")
+        if self._token is None or not hmac.compare_digest(received, self._token):
             raise ApiError(
                 401,
-                "The token is missing or wrong: send the one that `edgespec serve` names the file of, "
-                "as the API key.",
+                "The token is missing or wrong: send the content of the token file, "
+                "which `edgespec serve` prints the path of, as the API key.",
                 kind="authentication_error",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
             )
 
     async def _read(self, scope: Scope, headers: dict[str, str], receive: Receive) -> bytes:
-        """The whole body, counted in `_held` once it is returned."""
+        """Read the whole body. Its size is added to `_held`."""
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > MAX_BODY:
-            if headers.get("expect", "").lower() != "100-continue":  # who waits for it sends nothing
+            if (
+                headers.get("expect", "").lower() != "100-continue"
+            ):  # such a client waits before it sends the body
                 await _drain(receive)
             raise _too_large()
         parts: list[bytes] = []
@@ -131,36 +133,40 @@ class Guard:
 
 
 def own_names() -> set[str]:
-    """How other machines may call this one."""
+    """Return the host names of this machine on its network."""
     name = socket.gethostname().lower()
     return {name, f"{name.partition('.')[0]}.local"}
 
 
 def _single(scope: Scope) -> dict[str, str]:
-    """Headers by name, bounded. What decides who asks must not come twice: two readers could differ."""
+    """Return the headers by name.
+
+    Raises ApiError if they are too long, or if one that the checks depend on occurs twice: parsers could
+    differ in which they use.
+    """
     if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
         raise ApiError(431, f"The headers are longer than {MAX_HEAD:,} bytes.")
     if len(scope.get("raw_path", b"")) + len(scope.get("query_string", b"")) > MAX_HEAD:
-        raise ApiError(431, f"The request's target is longer than {MAX_HEAD:,} bytes.")
+        raise ApiError(431, f"The request target is longer than {MAX_HEAD:,} bytes.")
     found: dict[str, str] = {}
     for raw, value in scope["headers"]:
         name = raw.decode("latin-1").lower()
         if name in found and name in ("host", "origin", "authorization", "x-api-key", "content-type"):
-            raise ApiError(400, f"The header {name} comes twice.")
+            raise ApiError(400, f"The header {name} occurs twice.")
         found[name] = value.decode("latin-1")
     if not scope["path"].startswith("/"):
-        raise ApiError(400, "The request's target must be a path.")
+        raise ApiError(400, "The request target must be a path.")
     if scope.get("http_version") not in ("1.0", "1.1"):
-        raise ApiError(400, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        raise ApiError(400, "Only HTTP/1.0 and HTTP/1.1 are supported.")
     if "transfer-encoding" in found and "content-length" in found:
-        raise ApiError(400, "The body's length is told in two ways.")
+        raise ApiError(400, "The request has both Content-Length and Transfer-Encoding.")
     return found
 
 
 def _check_json(body: bytes) -> None:
-    """Refuse a body that is not JSON, before anything slower or deeper reads it.
+    """Reject a body that is not JSON, before any slower or recursive parser reads it.
 
-    This parser goes 200 levels deep at most and takes neither NaN nor lone surrogates.
+    This parser stops at 200 levels and accepts neither NaN nor lone surrogates.
     """
     from pydantic_core import from_json
 
@@ -169,11 +175,11 @@ def _check_json(body: bytes) -> None:
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise ApiError(400, f"The body is not JSON that can be read: {error}.", code="invalid_json") from None
+        raise ApiError(400, f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 async def _drain(receive: Receive) -> None:
-    """Read on for a while: who is still sending when the connection closes may never see the answer."""
+    """Read on for a while: a client that still sends when the connection closes may lose the response."""
     try:
         async with asyncio.timeout(_DRAIN_SECONDS):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):
@@ -182,7 +188,7 @@ async def _drain(receive: Receive) -> None:
         pass
 
 
-async def _refuse(error: ApiError, path: str, send: Send) -> None:
+async def _reject(error: ApiError, path: str, send: Send) -> None:
     body = dumps(error_body(error, path)).encode()
     fields = {
         "content-type": "application/json",
@@ -197,7 +203,7 @@ async def _refuse(error: ApiError, path: str, send: Send) -> None:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """Return the name in a Host header, without the port."""
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")
         return name.lower() if bracket and (not rest or (rest[1:].isdigit() and rest[0] == ":")) else ""

@@ -1,7 +1,7 @@
 """The HTTP application: endpoints of OpenAI's and Anthropic's APIs on one loaded model.
 
-Every request has passed the Guard, so bodies here are bounded JSON. What goes wrong is an ApiError, told in
-the words of the API that was asked.
+Every request has passed the Guard, so that bodies here are JSON of a bounded size. Every error is an ApiError
+and is sent in the format of the API that the path belongs to.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ from starlette.responses import PlainTextResponse, Response
 import edgespec
 from edgespec.app.engine.completions import CompletionService
 from edgespec.app.serve.access_control import Guard
-from edgespec.app.serve.apis.chat_completions import chat, complete
+from edgespec.app.serve.apis import chat_completions, messages, responses
 from edgespec.app.serve.apis.errors import ApiError, as_api_error, error_body, first_fault
-from edgespec.app.serve.apis.messages import CountRequest, MessagesRequest, count, messages
-from edgespec.app.serve.apis.responses import ResponsesRequest, respond
-from edgespec.app.serve.apis.schemas import Body, ChatRequest, CompletionRequest
-from edgespec.app.serve.apis.streaming import Json, Served
+from edgespec.app.serve.apis.schemas import Body
+from edgespec.app.serve.apis.streaming import Json, Routes, ServedModel
 from edgespec.app.serve.metrics import Metrics
 from edgespec.core import EdgespecError
 
 _ERRORS = {
-    400: "The request is wrong.",
+    400: "The request is invalid.",
     401: "The token is missing or wrong.",
-    403: "Host or Origin is not served.",
-    404: "There is nothing of that name.",
-    405: "Not with this method.",
+    403: "The Host or Origin is not allowed.",
+    404: "The path or the model does not exist.",
+    405: "The method is not allowed.",
     413: "The request is too large.",
     415: "The body is not JSON.",
-    429: "Too many requests wait: ask again after Retry-After seconds.",
-    431: "The headers, or the request's target, are too long.",
-    500: "A mistake of the server.",
+    429: "The queue is full: retry after Retry-After seconds.",
+    431: "The headers or the request target are too long.",
+    500: "Internal error.",
     503: "The server is stopping, or short of memory.",
 }
 _ERROR_SCHEMA = {
@@ -61,7 +59,7 @@ _ERROR_SCHEMA = {
 
 
 class TokenizeRequest(Body):
-    """`special`: control tokens written in `content` count as such."""
+    """`/tokenize`. With `parse_special`, control tokens written in `content` become these tokens."""
 
     content: str
     add_special: bool = False
@@ -73,7 +71,10 @@ class DetokenizeRequest(Body):
     tokens: list[int]
 
 
-_STREAMS: Any = {200: {"description": "The answer.", "content": {"text/event-stream": {}}}}
+AddRoutes = Callable[[Routes, ServedModel], None]
+
+APIS: tuple[AddRoutes, ...] = (chat_completions.add_routes, responses.add_routes, messages.add_routes)
+"""The APIs that are served. Each registers its endpoints."""
 
 
 def make_app(
@@ -83,10 +84,11 @@ def make_app(
     *,
     token: str | None = None,
     hosts: Iterable[str] = (),
+    apis: Iterable[AddRoutes] = APIS,
 ) -> Callable[..., Awaitable[None]]:
-    """The ASGI application. `names` are what the model is called, the first of them in answers.
+    """Build the ASGI application. The model is served under each of `names`.
 
-    TCP clients must show `token` and ask for one of `hosts`; clients of a Unix socket need neither.
+    TCP clients have to send `token` and one of `hosts` as Host; clients of a Unix socket need neither.
     """
     app = FastAPI(
         title="Edgespec",
@@ -99,45 +101,21 @@ def make_app(
         },
         telemetry=None,
     )
-    served = Served(service, names)
+    served = ServedModel(service, names)
     _add_errors(app)
-    _add_openai(app, served)
-    _add_anthropic(app, served)
+    for add_routes in apis:
+        add_routes(app, served)
     _add_rest(app, served, metrics)
     _describe(app)
     return metrics.counting(Guard(app, token, hosts), {route.path for route in app.routes})  # type: ignore[attr-defined]
 
 
-def _add_openai(app: FastAPI, served: Served) -> None:
-    @app.post("/v1/chat/completions", responses=_STREAMS)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await chat(served, body, request)
-
-    @app.post("/v1/completions", responses=_STREAMS)
-    async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await complete(served, body, request)
-
-    @app.post("/v1/responses", responses=_STREAMS)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await respond(served, body, request)
-
-
-def _add_anthropic(app: FastAPI, served: Served) -> None:
-    @app.post("/v1/messages", responses=_STREAMS)
-    async def create_message(body: MessagesRequest, request: Request) -> Response:
-        return await messages(served, body, request)
-
-    @app.post("/v1/messages/count_tokens")
-    async def count_tokens(body: CountRequest, request: Request) -> Response:
-        return await count(served, body, request)
-
-
-def _add_rest(app: FastAPI, served: Served, metrics: Metrics) -> None:
+def _add_rest(app: FastAPI, served: ServedModel, metrics: Metrics) -> None:
     service = served.service
     started = int(time())
 
     def model(name: str) -> dict[str, Any]:
-        """One entry that both families of clients can read."""
+        """Return one entry, with the fields of OpenAI's and of Anthropic's API."""
         return {
             "id": name,
             "object": "model",
@@ -157,7 +135,7 @@ def _add_rest(app: FastAPI, served: Served, metrics: Metrics) -> None:
 
     @app.get("/v1/models/{name}")
     async def one_model(name: str) -> Response:
-        served.check_model(name)
+        served.check_name(name)
         return Json(model(name))
 
     @app.post("/tokenize")
@@ -192,13 +170,13 @@ def _add_rest(app: FastAPI, served: Served, metrics: Metrics) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def told(request: Request, error: ApiError) -> Response:
+    def send(request: Request, error: ApiError) -> Response:
         body = error_body(error, request.url.path)
         return Json(body, status_code=error.status, headers=error.headers)
 
-    async def fault(request: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return told(request, first_fault(error.errors(), error.body))
+        return send(request, first_fault(error.errors(), error.body))
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -206,12 +184,12 @@ def _add_errors(app: FastAPI) -> None:
         where = f"{request.method} {request.url.path[:200]}"
         kind = "invalid_request_error" if error.status_code < 500 else "server_error"
         given = ApiError(error.status_code, f"{phrase}: {where}", kind=kind, headers=error.headers)
-        return told(request, given)
+        return send(request, given)
 
     async def other(request: Request, error: Exception) -> Response:
-        return told(request, as_api_error(error))
+        return send(request, as_api_error(error))
 
-    app.add_exception_handler(RequestValidationError, fault)
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ApiError, other)
     app.add_exception_handler(EdgespecError, other)
@@ -219,14 +197,14 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI) -> None:
-    """FastAPI's own description says 422 of what is 400 here."""
-    made = app.openapi
+    """Remove 422 from FastAPI's description: invalid requests are 400 here."""
+    generate = app.openapi
 
-    def described() -> dict[str, Any]:
-        schema = made()
+    def openapi() -> dict[str, Any]:
+        schema = generate()
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
         return schema
 
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign]

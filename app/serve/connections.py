@@ -1,7 +1,6 @@
-"""uvicorn's HTTP connections with what it leaves open: who connects, how many, and how long they may take.
+"""uvicorn's HTTP connections, with checks of the peer, a maximum number of connections, and timeouts.
 
-A connection that takes too long or that is one too many is closed without a word: there is nobody to reason
-with, and an answer costs more than the refusal.
+A connection that exceeds a limit is closed without a response, which would cost more than the rejection.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from edgespec.app.serve.sockets import peer_of
 
 REQUEST_SECONDS = 10.0  # from the first byte of a request to the end of its headers
 BODY_SECONDS = 60.0  # from there to the end of its body
-WRITE_SECONDS = 60.0  # that a client may leave an answer unread
+WRITE_SECONDS = 60.0  # for which a client may leave a response unread
 IDLE_SECONDS = 60  # between two requests
-_BURST = 32  # connections that are taken at once, before the first of them is looked at
-_RESERVED = 64 + 3 * _BURST  # descriptors that are not for connections
-UNIX = "unix"  # in place of the client's address, with the number of its process
+_BURST = 32  # connections accepted at once, before the first of them is checked
+_RESERVED = 64 + 3 * _BURST  # file descriptors kept for other purposes
+UNIX = "unix"  # the client's address on a Unix socket; its port is the process id
 
 
 class Connection(H11Protocol):
-    """One connection. `limit` is how many there may be."""
+    """One connection. `limit` is the maximum number of connections."""
 
     limit: ClassVar[int] = 1024
     _deadline: asyncio.TimerHandle | None = None
@@ -50,8 +49,8 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            # Nothing may follow a request that is not answered yet: while it waits here, nobody hears
-            # that the client went away. Some end a request with an empty line too many.
+            # Nothing may follow a request before its response: pipelined data would hide that the client
+            # disconnects. Some clients end a request with an empty line too many.
             if data.strip(b"\r\n"):
                 self.transport.abort()
             return
@@ -98,7 +97,7 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which tells `stopping` before it waits for the answers under way."""
+    """uvicorn's server, which calls `stopping` before it waits for the responses under way."""
 
     def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
         super().__init__(config)
@@ -107,7 +106,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
         for one in sockets or ():
-            one.listen(4096)  # how many may wait; asyncio takes one number for that and for _BURST
+            one.listen(4096)  # the length of the accept queue, for which asyncio uses _BURST too
 
     async def shutdown(self, sockets: Any = None) -> None:
         self._stopping()
@@ -117,8 +116,8 @@ class Server(uvicorn.Server):
 def make_server(
     app: Callable[..., Awaitable[None]], stopping: Callable[[], None], most: int = 2048
 ) -> Server:
-    """A server of `app` for at most `most` connections, and no more than there are descriptors for."""
-    # Anyone could fill it with requests that are none.
+    """Build a server of `app` for `most` connections, or as many as there are file descriptors for."""
+    # Any client could fill the log with invalid requests.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     Connection.limit = min(most, _descriptors() - _RESERVED)
     config = uvicorn.Config(
@@ -130,7 +129,7 @@ def make_server(
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nobody in front of it is trusted to say who asks
+        proxy_headers=False,  # no proxy is trusted to name the client
         backlog=_BURST,
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=5,
@@ -140,7 +139,7 @@ def make_server(
 
 
 def _descriptors() -> int:
-    """How many this process may open, after asking for as many as it may ask for."""
+    """Return how many file descriptors this process may open, after raising the limit as far as allowed."""
     try:
         import resource
     except ImportError:

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""The server's metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MODES = ("performance", "balanced", "saver")
 
 
 class Metrics:
-    """The figures of one service, all of them kept in one event loop."""
+    """The metrics of one scheduler. All methods are called in one event loop."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._service = scheduler
+        self._scheduler = scheduler
         self._registry = registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -37,52 +37,54 @@ class Metrics:
             return Histogram(f"edgespec_{name}", text, buckets=buckets, registry=registry)
 
         self._requests = counter("requests", "HTTP requests", "path", "status")
-        self._answers = counter("answers", "Answers by what ended them", "reason")
-        self._prompt = counter("prompt_tokens", "Tokens of prompts")
-        self._cached = counter("cached_prompt_tokens", "Tokens of prompts that were not read again")
-        self._written = counter("generated_tokens", "Tokens of answers")
-        self._rounds = counter("rounds", "Passes of the target model after which tokens were final")
-        self._drafted = counter("drafted_tokens", "Tokens guessed", "drafter")
-        self._accepted = counter("accepted_tokens", "Guessed tokens that stood", "drafter")
+        self._answers = counter("answers", "Generations by stop reason", "reason")
+        self._prompt = counter("prompt_tokens", "Prompt tokens")
+        self._cached = counter("cached_prompt_tokens", "Prompt tokens taken from the KV cache")
+        self._written = counter("generated_tokens", "Tokens generated")
+        self._rounds = counter("rounds", "Forward passes of the target that made tokens final")
+        self._drafted = counter("drafted_tokens", "Draft tokens", "drafter")
+        self._accepted = counter("accepted_tokens", "Draft tokens accepted", "drafter")
         self._first = histogram(
             "time_to_first_token_seconds", "From the request to the first token", _SECONDS
         )
-        self._speed = histogram("tokens_per_second", "Speed of answers after their first token", _SPEEDS)
-        self._length = histogram("draft_length", "Tokens guessed a round, mean of each answer", _LENGTHS)
-        self._cpu = counter("cpu_seconds", "Processor time of answers after their first token")
-        self._joules = counter("energy_joules", "Metered energy of the same, where there is a meter")
-        self._running = gauge("running", "Answers under way")
-        self._waiting = gauge("waiting", "Requests that wait")
-        self._mode = gauge("mode", "1 for what the machine may give now", "mode")
-        self._celsius = gauge("temperature_celsius", "Of the processor's hottest sensor")
+        self._speed = histogram("tokens_per_second", "Speed of generations after their first token", _SPEEDS)
+        self._length = histogram("draft_length", "Draft tokens per round, mean of each generation", _LENGTHS)
+        self._cpu = counter("cpu_seconds", "Processor time of generations after their first token")
+        self._joules = counter(
+            "energy_joules", "Metered energy of generations after their first token, if reported"
+        )
+        self._running = gauge("running", "Generations under way")
+        self._waiting = gauge("waiting", "Requests in the queue")
+        self._mode = gauge("mode", "1 for the current mode of the governor", "mode")
+        self._celsius = gauge("temperature_celsius", "Temperature of the hottest processor sensor")
         self._charge = gauge("battery_percent", "Charge of the battery")
 
-    def answered(self, result: GenerationStats, error: Exception | None, waited: float) -> None:
-        """One answer ended, `waited` seconds after it was asked for."""
-        self._answers.labels("error" if error is not None else result.stop_reason).inc()
-        self._prompt.inc(result.prompt_tokens)
-        self._cached.inc(result.cached_tokens)
-        self._written.inc(len(result.tokens))
-        self._rounds.inc(result.rounds)
-        for drafter, (drafted, accepted) in result.drafters.items():
+    def finished(self, stats: GenerationStats, error: Exception | None, seconds: float) -> None:
+        """Count a generation that ended `seconds` after its request was queued."""
+        self._answers.labels("error" if error is not None else stats.stop_reason).inc()
+        self._prompt.inc(stats.prompt_tokens)
+        self._cached.inc(stats.cached_tokens)
+        self._written.inc(len(stats.tokens))
+        self._rounds.inc(stats.rounds)
+        for drafter, (drafted, accepted) in stats.drafters.items():
             self._drafted.labels(drafter).inc(drafted)
             self._accepted.labels(drafter).inc(accepted)
-        if result.rounds:
-            queued = max(0.0, waited - result.seconds)
-            self._first.observe(queued + result.seconds_to_first_token)
-            self._length.observe(result.drafted / result.rounds)
-        if result.tokens_per_second:
-            self._speed.observe(result.tokens_per_second)
-        if result.energy is not None:
-            self._cpu.inc(max(0.0, result.energy.cpu_seconds))
-            self._joules.inc(max(0.0, result.energy.joules or 0.0))
+        if stats.rounds:
+            queued = max(0.0, seconds - stats.seconds)
+            self._first.observe(queued + stats.seconds_to_first_token)
+            self._length.observe(stats.drafted / stats.rounds)
+        if stats.tokens_per_second:
+            self._speed.observe(stats.tokens_per_second)
+        if stats.energy is not None:
+            self._cpu.inc(max(0.0, stats.energy.cpu_seconds))
+            self._joules.inc(max(0.0, stats.energy.joules or 0.0))
 
     def text(self) -> bytes:
-        """Everything, in the text format of Prometheus."""
-        load = self._service.load
+        """Return all metrics in the text format of Prometheus."""
+        load = self._scheduler.load
         self._running.set(load.running)
         self._waiting.set(load.waiting)
-        engine = self._service.engine
+        engine = self._scheduler.engine
         for mode in _MODES:
             self._mode.labels(mode).set(engine.decision.mode == mode)
         reading: Reading = engine.resources.watch.latest()
@@ -93,15 +95,15 @@ class Metrics:
     def counting(
         self, app: Callable[..., Awaitable[None]], known: set[str]
     ) -> Callable[..., Awaitable[None]]:
-        """`app`, with its requests counted by path (of those `known`) and status."""
+        """Wrap `app` to count its requests by status and path; paths that are not `known` are "other"."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
-            async def noted(message: Message) -> None:
+            async def counted_send(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     path = scope["path"] if scope["path"] in known else "other"
                     self._requests.labels(path, str(message["status"])).inc()
                 await send(message)
 
-            await app(scope, receive, noted)
+            await app(scope, receive, counted_send)
 
         return counted

@@ -1,16 +1,138 @@
-"""Answers of OpenAI's chat and text completions, whole and in chunks."""
+"""The contract of an API's response format, the one loop that fills it, and what OpenAI's formats share."""
 
 from __future__ import annotations
 
+import logging
 import secrets
-from collections.abc import Sequence
-from time import time
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
-from edgespec.app.engine.completions import CompletionService, Delta
+from edgespec.app.engine.completions import Delta, Finished, ResponseStream
 from edgespec.app.engine.request import GenerationStats
+from edgespec.app.serve.apis.errors import ApiError, as_api_error, dumps
 from edgespec.core import TokenLogprob
 from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece
+
+_LOG = logging.getLogger("edgespec")
+
+ServerEvent = Mapping[str, Any] | str
+"""A JSON object, whose `type` is also the name of the event, or literal text."""
+
+
+class Encoder(ABC):
+    """One API's form of a response. An encoder serves one HTTP request, streamed or not.
+
+    Each method adds to the response and returns the events that a stream sends for the addition, in order.
+    They are read one by one, each before the next addition. `index` numbers the choices of the response, and
+    `call` the tool calls of a choice.
+    """
+
+    def begin(self) -> Iterable[ServerEvent]:
+        """Return what a stream sends before anything is generated."""
+        return ()
+
+    @abstractmethod
+    def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> Iterable[ServerEvent]:
+        """Add `text`; it is empty where only `logprobs`, those of the tokens since the last text, are new."""
+
+    def call(self, index: int, call: int, name: str) -> Iterable[ServerEvent]:
+        """Begin a tool call."""
+        return ()
+
+    def arguments(self, index: int, call: int, text: str) -> Iterable[ServerEvent]:
+        """Add `text`, a part of a JSON object, to the arguments of a tool call."""
+        return ()
+
+    @abstractmethod
+    def end(self, index: int, stats: GenerationStats) -> Iterable[ServerEvent]:
+        """Complete a choice. Called once for each, in any order; the last call completes `body`."""
+
+    @abstractmethod
+    def fail(self, error: ApiError) -> Iterable[ServerEvent]:
+        """Return what a stream sends when a choice fails; nothing follows it."""
+
+    @property
+    @abstractmethod
+    def body(self) -> Mapping[str, Any]:
+        """The response as a whole, once every choice is complete."""
+
+
+async def stream(responses: Sequence[ResponseStream], encoder: Encoder) -> AsyncIterator[bytes]:
+    """Encode `responses`, one after the other, as server-sent events. An error is the last of the events."""
+    try:
+        async for event in _events(responses, encoder):
+            yield server_sent(event)
+    except ApiError as error:
+        for event in encoder.fail(error):
+            yield server_sent(event)
+
+
+async def collect(responses: Sequence[ResponseStream], encoder: Encoder) -> Mapping[str, Any]:
+    """Encode `responses` as one body. Raises ApiError if one of them fails."""
+    async for _ in _events(responses, encoder):
+        pass
+    return encoder.body
+
+
+async def _events(responses: Sequence[ResponseStream], encoder: Encoder) -> AsyncIterator[ServerEvent]:
+    for event in encoder.begin():
+        yield event
+    first = 0
+    for response in responses:
+        async for item in response:
+            for event in encode(item, encoder, first):
+                yield event
+        first += response.count
+
+
+def encode(item: Delta | Finished, encoder: Encoder, first: int = 0) -> Iterator[ServerEvent]:
+    """Add `item` to a response whose choices are numbered from `first`. Raises ApiError for a failure."""
+    index = first + item.index
+    if isinstance(item, Finished):
+        if (error := _failure(item)) is not None:
+            raise error
+        yield from encoder.end(index, item.stats)
+        return
+    # The token that ends a response has a log probability too, but is not part of it.
+    logprobs = item.logprobs[: len(item.tokens)] if item.logprobs else None
+    for event in item.events:
+        match event:
+            case TextPiece(text):
+                yield from encoder.text(index, text, logprobs)
+                logprobs = None
+            case Called(call, name):
+                yield from encoder.call(index, call, name)
+            case Arguments(call, text):
+                yield from encoder.arguments(index, call, text)
+    if logprobs is not None:
+        yield from encoder.text(index, "", logprobs)
+
+
+def server_sent(event: ServerEvent) -> bytes:
+    """One server-sent event."""
+    if isinstance(event, str):
+        return f"data: {event}\n\n".encode()
+    head = f"event: {event['type']}\n" if "type" in event else ""
+    return f"{head}data: {dumps(event)}\n\n".encode()
+
+
+def _failure(end: Finished) -> ApiError | None:
+    """Return the error with which a generation ended, None if the model or a limit ended it."""
+    if end.error is not None:
+        error = as_api_error(end.error)
+        if error.status == 500:
+            _LOG.error("a generation failed", exc_info=end.error)
+        return error
+    if end.stats.stop_reason == "cancelled":
+        return ApiError(503, "The server is stopping.", kind="server_error")
+    return None
+
+
+class Pieces(Protocol):
+    """A vocabulary: `piece` returns the bytes of a token, none for a control token."""
+
+    def piece(self, token: int) -> bytes: ...
 
 
 def new_id(prefix: str) -> str:
@@ -18,14 +140,14 @@ def new_id(prefix: str) -> str:
 
 
 def usage(results: Sequence[GenerationStats]) -> dict[str, Any]:
-    """What the answers to one prompt took. `speculation` is Edgespec's own."""
+    """Return the usage of all choices of one prompt. `speculation` is Edgespec's own."""
     prompt = max((one.prompt_tokens for one in results), default=0)
-    written = sum(len(one.tokens) for one in results)
+    generated = sum(len(one.tokens) for one in results)
     drafted, accepted = sum(one.drafted for one in results), sum(one.accepted for one in results)
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": written,
-        "total_tokens": prompt + written,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": max((one.cached_tokens for one in results), default=0)},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
@@ -44,172 +166,28 @@ def usage(results: Sequence[GenerationStats]) -> dict[str, Any]:
     }
 
 
-def finish_reason(result: GenerationStats, calls: bool) -> str:
-    if result.stop_reason in ("length", "context"):
+def finish_reason(stats: GenerationStats, calls: bool) -> str:
+    if stats.stop_reason in ("length", "context"):
         return "length"
     return "tool_calls" if calls else "stop"
 
 
-class Collected:
-    """One answer, put together from its parts."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.calls: list[dict[str, Any]] = []
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
-
-    def add(self, part: Delta) -> None:
-        for event in part.events:
-            match event:
-                case TextPiece(text):
-                    self.text += text
-                case Called(_, name):
-                    function = {"name": name, "arguments": ""}
-                    self.calls.append({"id": new_id("call_"), "type": "function", "function": function})
-                case Arguments(index, text):
-                    self.calls[index]["function"]["arguments"] += text
-        self.tokens += part.tokens
-        self.logprobs += part.logprobs
-
-
-def chat_choice(
-    service: CompletionService, index: int, answer: Collected, result: GenerationStats, logprobs: bool
-) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
-    if answer.calls:
-        message["tool_calls"] = answer.calls
-    else:
-        message["content"] = answer.text
-    return {
-        "index": index,
-        "message": message,
-        "logprobs": chat_logprobs(service, answer.tokens, answer.logprobs) if logprobs else None,
-        "finish_reason": finish_reason(result, bool(answer.calls)),
-    }
-
-
-def chat_body(
-    id_: str, model: str, choices: Sequence[Any], results: Sequence[GenerationStats]
-) -> dict[str, Any]:
-    return {
-        "id": id_,
-        "object": "chat.completion",
-        "created": int(time()),
-        "model": model,
-        "choices": list(choices),
-        "usage": usage(results),
-    }
-
-
-class ChatChunks:
-    """The chunks of a streamed chat completion. With `include_usage` each has a usage, null until the end."""
-
-    def __init__(self, service: CompletionService, model: str, logprobs: bool, include_usage: bool) -> None:
-        self._service, self._logprobs, self._usage = service, logprobs, include_usage
-        self._head = {
-            "id": new_id("chatcmpl-"),
-            "object": "chat.completion.chunk",
-            "created": int(time()),
-            "model": model,
-        }
-        self._calls: dict[int, int] = {}  # how many each answer has made
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "choices": choices, **({"usage": None} if self._usage else {})}
-
-    def _delta(
-        self, index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None
-    ) -> dict[str, Any]:
-        return self._chunk([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}])
-
-    def begin(self, index: int) -> dict[str, Any]:
-        return self._delta(index, {"role": "assistant", "content": "", "refusal": None})
-
-    def part(self, part: Delta) -> list[dict[str, Any]]:
-        chunks = []
-        logprobs = (
-            chat_logprobs(self._service, part.tokens, part.logprobs)
-            if self._logprobs and part.logprobs
-            else None
-        )
-        for event in part.events:
-            match event:
-                case TextPiece(text):
-                    chunks.append(self._delta(part.index, {"content": text}, logprobs=logprobs))
-                    logprobs = None
-                case Called(index, name):
-                    self._calls[part.index] = index + 1
-                    function = {"name": name, "arguments": ""}
-                    call = {"index": index, "id": new_id("call_"), "type": "function", "function": function}
-                    chunks.append(self._delta(part.index, {"tool_calls": [call]}))
-                case Arguments(index, text):
-                    call = {"index": index, "function": {"arguments": text}}
-                    chunks.append(self._delta(part.index, {"tool_calls": [call]}))
-        if logprobs is not None:
-            chunks.append(self._delta(part.index, {"content": ""}, logprobs=logprobs))
-        return chunks
-
-    def end(self, index: int, result: GenerationStats) -> dict[str, Any]:
-        return self._delta(index, {}, finish_reason(result, bool(self._calls.get(index))))
-
-    def usage(self, results: Sequence[GenerationStats]) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": usage(results)}
-
-
-def chat_logprobs(
-    service: CompletionService, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
-) -> dict[str, Any]:
-    content = [
+def token_logprobs(vocab: Pieces, logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Return log probabilities of tokens and their alternatives in the form of chat completions."""
+    return [
         {
-            **_token_logprob(service, one.token, one.logprob),
-            "top_logprobs": [_token_logprob(service, token, value) for token, value in one.top],
+            **_token_logprob(vocab, one.token, one.logprob),
+            "top_logprobs": [_token_logprob(vocab, token, value) for token, value in one.top],
         }
-        for one in logprobs[: len(tokens)]  # the token that ends an answer is not part of it
+        for one in logprobs
     ]
-    return {"content": content, "refusal": None}
 
 
-def _token_logprob(service: CompletionService, token: int, logprob: float) -> dict[str, Any]:
-    piece = service.piece(token)
-    return {
-        "token": piece.decode("utf-8", "replace"),
-        "logprob": max(logprob, -9999.0),
-        "bytes": list(piece),
-    }
+def finite(logprob: float) -> float:
+    """Return `logprob`, at least -9999, which is OpenAI's value for a probability of zero."""
+    return max(logprob, -9999.0)
 
 
-def completion_logprobs(
-    service: CompletionService, tokens: Sequence[int], logprobs: Sequence[TokenLogprob], offset: int = 0
-) -> dict[str, Any]:
-    """OpenAI's older form. `offset` is where in the text the first of `tokens` begins."""
-    texts = [service.piece(one).decode("utf-8", "replace") for one in tokens]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
-    kept = logprobs[: len(tokens)]
-    return {
-        "tokens": texts[: len(kept)],
-        "token_logprobs": [max(one.logprob, -9999.0) for one in kept],
-        "top_logprobs": [
-            {service.piece(token).decode("utf-8", "replace"): max(value, -9999.0) for token, value in one.top}
-            for one in kept
-        ],
-        "text_offset": offsets[: len(kept)],
-    }
-
-
-def completion_body(id_: str, model: str, choices: Sequence[Any]) -> dict[str, Any]:
-    """A whole text completion, or a chunk of one: they have the same form. Its usage comes on top."""
-    return {
-        "id": id_,
-        "object": "text_completion",
-        "created": int(time()),
-        "model": model,
-        "choices": list(choices),
-    }
-
-
-def completion_choice(index: int, text: str, finish: str | None, logprobs: Any = None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+def _token_logprob(vocab: Pieces, token: int, logprob: float) -> dict[str, Any]:
+    piece = vocab.piece(token)
+    return {"token": piece.decode("utf-8", "replace"), "logprob": finite(logprob), "bytes": list(piece)}

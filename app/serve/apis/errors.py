@@ -1,4 +1,4 @@
-"""What went wrong, in the words of the API that was asked: OpenAI's, or Anthropic's under /v1/messages."""
+"""Errors in the format of the API that is used: Anthropic's under /v1/messages, else OpenAI's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ANTHROPIC = {
 
 
 class ApiError(Exception):
-    """An answer that is an error. `param` names what is wrong with the request, as a path into it."""
+    """An error response. `param` is the invalid parameter, as a path into the request."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class ApiError(Exception):
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """`error` as an answer; nothing of the inside is told of what nobody expected."""
+    """Convert `error`. The message of an unexpected exception is not disclosed."""
     match error:
         case ApiError():
             return error
@@ -60,11 +60,11 @@ def as_api_error(error: BaseException) -> ApiError:
         case MemoryError():
             return ApiError(503, "Not enough memory for this request.", kind="server_error")
     name = type(error).__name__
-    return ApiError(500, f"Edgespec made a mistake, please report it: {name}.", kind="server_error")
+    return ApiError(500, f"Internal error, please report it: {name}.", kind="server_error")
 
 
 def error_body(error: ApiError, path: str) -> dict[str, Any]:
-    """What an answer to a request for `path` says of `error`."""
+    """Return the body of the error response to a request for `path`."""
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
@@ -73,8 +73,8 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
 
 
 def first_fault(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
-    """The one error of a request's validation that says most, as pydantic lists them for `body`."""
-    # Of a union each member complains: the one that got furthest is what was meant.
+    """Return the most specific of the errors that pydantic lists for `body`."""
+    # Every member of a union reports errors: the one that matched deepest is the one that was meant.
     paths = [_path(one["loc"], body, one["type"] == "missing") for one in errors]
     path, worst = max(zip(paths, errors, strict=True), key=lambda pair: len(pair[0]))
     param = ""
@@ -86,15 +86,15 @@ def first_fault(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     if worst["type"] == "missing":
         message = f"Missing required parameter: {param}"
         return ApiError(400, message, param=param or None, code="missing_required_parameter")
-    said = str(worst["msg"]).removeprefix("Value error, ")
-    message = f"Invalid {param}: {said}" if param else said
+    reason = str(worst["msg"]).removeprefix("Value error, ")
+    message = f"Invalid {param}: {reason}" if param else reason
     return ApiError(400, message[:500], param=param or None, code="invalid_value")
 
 
 def dumps(value: Any) -> str:
-    """`value` as JSON of ASCII characters. A lone surrogate is no text to its reader: it is replaced."""
+    """Serialize `value` as ASCII JSON. Lone surrogates, which many parsers reject, are replaced."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    if "\\ud" in text:  # rarely: an emoji, or the lone half of one
+    if "\\ud" in text:  # rare: a surrogate pair, or a lone surrogate
         text = json.dumps(_paired(value), allow_nan=False, separators=(",", ":"))
     return text
 
@@ -110,7 +110,7 @@ def _paired(value: Any) -> Any:
 
 
 def _path(location: Sequence[int | str], body: Any, missing: bool) -> list[int | str]:
-    """A path into `body`: what pydantic says without the types that it tried on the way."""
+    """Return pydantic's `location` without the names of the types that it tried: a path into `body`."""
     path: list[int | str] = []
     for i, part in enumerate(location[1:], 2):
         inside = isinstance(body, Mapping) and part in body

@@ -1,28 +1,43 @@
-"""Anthropic's Messages: requests, answers whole and streamed, and counting tokens."""
+"""Anthropic's Messages API, and its endpoint that counts tokens."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgespec.app.engine.completions import Delta, Finished, GenerationRequest, ResponseStream
+from edgespec.app.engine.completions import GenerationRequest
 from edgespec.app.engine.request import GenerationStats
-from edgespec.app.serve.apis.encoding import new_id
-from edgespec.app.serve.apis.errors import error_body
+from edgespec.app.serve.apis.encoding import Encoder, ServerEvent, new_id
+from edgespec.app.serve.apis.errors import ApiError, error_body
 from edgespec.app.serve.apis.schemas import Body, Speculation, template_call
-from edgespec.app.serve.apis.streaming import Json, Served, Stream, event, failure, unless_gone
-from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece, ToolChoice
+from edgespec.app.serve.apis.streaming import STREAMS, Json, Routes, ServedModel
+from edgespec.core import TokenLogprob
+from edgespec.models.prompting.tool_calls import ToolChoice
 from edgespec.sampling import Sampling
 
 _PATH = "/v1/messages"
 
 
+def add_routes(app: Routes, served: ServedModel) -> None:
+    @app.post(_PATH, responses=STREAMS)
+    async def create_message(body: MessagesRequest, request: Request) -> Response:
+        return await served.respond(
+            body, request, lambda prepared: MessagesEncoder(body.model, len(prepared[0].prompt))
+        )
+
+    @app.post(f"{_PATH}/count_tokens")
+    async def count_tokens(body: CountRequest, request: Request) -> Response:
+        served.check_name(body.model)
+        (prepared,) = await served.prepare(lambda: [body.conversation()], request)
+        return Json({"input_tokens": len(prepared.prompt)})
+
+
 class Block(Body):
-    """`cache_control` has no effect: what was read before is always reused."""
+    """A content block. `cache_control` has no effect: the KV cache of earlier requests is always reused."""
 
     cache_control: dict[str, Any] | None = None
 
@@ -48,7 +63,7 @@ class ToolResultBlock(Block):
 
 
 class ThinkingBlock(Block):
-    """Of another model's answer. Has no effect."""
+    """A part of another model's response. Has no effect."""
 
     type: Literal["thinking"]
     thinking: str
@@ -107,15 +122,17 @@ class CountRequest(Body):
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = None
 
-    def ask(self, **wanted: Any) -> GenerationRequest:
-        """Raises ValueError for what contradicts itself."""
+    def conversation(self, **settings: Any) -> GenerationRequest:
+        """Return the conversation as a request. Raises ValueError for fields that contradict each other."""
         messages: list[dict[str, Any]] = []
         if self.system:
             messages.append({"role": "system", "content": _text(self.system)})
         for message in self.messages:
             messages += _plain(message)
         if messages[-1]["role"] == "assistant":
-            raise ValueError("messages must end with one of the user: answers cannot be begun for the model")
+            raise ValueError(
+                "messages must end with a user message: prefilling the response is not supported"
+            )
         output = self.output_config.format if self.output_config is not None else None
         tools = [
             {
@@ -134,7 +151,7 @@ class CountRequest(Body):
             tools=tools,
             choice=self._choice(bool(tools)),
             format=("json_schema", output.schema_) if output is not None else None,
-            **wanted,
+            **settings,
         )
 
     def _choice(self, tools: bool) -> ToolChoice:
@@ -143,7 +160,7 @@ class CountRequest(Body):
             return ToolChoice("auto" if tools else "none")
         parallel = not given.disable_parallel_tool_use
         if (given.type == "tool") != (given.name is not None):
-            raise ValueError("tool_choice needs a name for the type tool, and for no other")
+            raise ValueError("tool_choice needs a name if its type is tool, and only then")
         if given.type == "tool":
             return ToolChoice("required", named=given.name, parallel=False)
         modes: dict[str, Literal["auto", "none", "required"]] = {"any": "required", "none": "none"}
@@ -151,7 +168,7 @@ class CountRequest(Body):
 
 
 class MessagesRequest(CountRequest):
-    """`/v1/messages`. `metadata` makes users take turns; `service_tier` has no effect."""
+    """`/v1/messages`. Users in `metadata` take turns; `service_tier` has no effect."""
 
     max_tokens: int = Field(ge=1, le=10_000_000)
     stream: bool | None = None
@@ -165,8 +182,8 @@ class MessagesRequest(CountRequest):
     service_tier: str | None = None
     speculation: Speculation | None = None
 
-    def full_ask(self) -> GenerationRequest:
-        return self.ask(
+    def requests(self) -> list[GenerationRequest]:
+        request = self.conversation(
             sampling=Sampling(
                 temperature=1.0 if self.temperature is None else self.temperature,
                 top_k=self.top_k or 0,
@@ -177,57 +194,14 @@ class MessagesRequest(CountRequest):
             max_draft=self.speculation.max_draft if self.speculation is not None else None,
             user=(self.metadata.user_id if self.metadata is not None else None) or "",
         )
+        return [request]
 
 
-async def count(served: Served, body: CountRequest, request: Request) -> Response:
-    served.check_model(body.model)
-    (job,) = await served.jobs(lambda: [body.ask()], request)
-    return Json({"input_tokens": len(job.prompt)})
-
-
-async def messages(served: Served, body: MessagesRequest, request: Request) -> Response:
-    served.check_model(body.model)
-    jobs = await served.jobs(lambda: [body.full_ask()], request)
-    (answer,) = served.submit(jobs, request)
-    message = _Message(body.model, len(jobs[0].prompt))
-    if body.stream:
-        return Stream(_events(answer, message), [answer])
-
-    async def whole() -> None:
-        async for news in answer:
-            if not isinstance(news, Finished):
-                for _ in message.part(news):
-                    pass
-            elif (error := failure(news)) is not None:
-                raise error
-            else:
-                message.end(news.result)
-
-    with answer:
-        await unless_gone(request, whole())
-    return Json(message.body)
-
-
-async def _events(answer: ResponseStream, message: _Message) -> AsyncIterator[bytes]:
-    yield _event({"type": "message_start", "message": message.body})
-    yield _event({"type": "ping"})
-    async for news in answer:
-        if not isinstance(news, Finished):
-            for one in message.part(news):
-                yield _event(one)
-        elif (error := failure(news)) is not None:
-            yield _event(error_body(error, _PATH))
-            return
-        else:
-            for one in message.end(news.result):
-                yield _event(one)
-
-
-class _Message:
-    """An answer as it grows: `part` and `end` give the events of what they add to `body`."""
+class MessagesEncoder(Encoder):
+    """A message. `body` is updated with every event."""
 
     def __init__(self, model: str, prompt_tokens: int) -> None:
-        self.body: dict[str, Any] = {
+        self._body: dict[str, Any] = {
             "id": new_id("msg_"),
             "type": "message",
             "role": "assistant",
@@ -242,57 +216,65 @@ class _Message:
                 "cache_read_input_tokens": 0,
             },
         }
-        self._content: list[dict[str, Any]] = self.body["content"]
-        self._json = ""  # of the input of the call under way
+        self._content: list[dict[str, Any]] = self._body["content"]
+        self._json = ""  # input of the current tool call
         self._open = False
 
-    def part(self, part: Delta) -> Iterator[dict[str, Any]]:
-        for one in part.events:
-            match one:
-                case TextPiece(text):
-                    if not self._open or self._content[-1]["type"] != "text":
-                        yield from self._begin({"type": "text", "text": ""})
-                    self._content[-1]["text"] += text
-                    yield self._delta({"type": "text_delta", "text": text})
-                case Called(_, name):
-                    yield from self._begin(
-                        {"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": {}}
-                    )
-                case Arguments(_, text):
-                    self._json += text
-                    yield self._delta({"type": "input_json_delta", "partial_json": text})
+    @property
+    def body(self) -> dict[str, Any]:
+        return self._body
 
-    def end(self, result: GenerationStats) -> list[dict[str, Any]]:
-        events = list(self._close())
-        if result.stop_reason in ("length", "context"):
-            reason = "max_tokens" if result.stop_reason == "length" else "model_context_window_exceeded"
-        elif any(block["type"] == "tool_use" for block in self._content):
-            reason = "tool_use"
-        else:
-            reason = "stop_sequence" if result.stop_reason == "stop" else "end_turn"
-        stopped = {"stop_reason": reason, "stop_sequence": result.stopped_by}
-        usage = self.body["usage"]
-        usage["input_tokens"] = result.prompt_tokens - result.cached_tokens
-        usage["cache_read_input_tokens"] = result.cached_tokens
-        usage["output_tokens"] = len(result.tokens)
-        usage["speculation"] = {"drafted": result.drafted, "accepted": result.accepted}
-        self.body |= stopped
-        return [
-            *events,
-            {"type": "message_delta", "delta": stopped, "usage": usage},
-            {"type": "message_stop"},
-        ]
+    def begin(self) -> Iterator[ServerEvent]:
+        yield {"type": "message_start", "message": self._body}
+        yield {"type": "ping"}
 
-    def _begin(self, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> Iterator[ServerEvent]:
+        if not self._open or self._content[-1]["type"] != "text":
+            yield from self._begin({"type": "text", "text": ""})
+        self._content[-1]["text"] += text
+        yield self._delta({"type": "text_delta", "text": text})
+
+    def call(self, index: int, call: int, name: str) -> Iterator[ServerEvent]:
+        yield from self._begin({"type": "tool_use", "id": new_id("toolu_"), "name": name, "input": {}})
+
+    def arguments(self, index: int, call: int, text: str) -> Iterator[ServerEvent]:
+        self._json += text
+        yield self._delta({"type": "input_json_delta", "partial_json": text})
+
+    def end(self, index: int, stats: GenerationStats) -> Iterator[ServerEvent]:
+        yield from self._close()
+        stopped = {"stop_reason": self._stop_reason(stats), "stop_sequence": stats.stopped_by}
+        usage = self._body["usage"]
+        usage["input_tokens"] = stats.prompt_tokens - stats.cached_tokens
+        usage["cache_read_input_tokens"] = stats.cached_tokens
+        usage["output_tokens"] = len(stats.tokens)
+        usage["speculation"] = {"drafted": stats.drafted, "accepted": stats.accepted}
+        self._body |= stopped
+        yield {"type": "message_delta", "delta": stopped, "usage": usage}
+        yield {"type": "message_stop"}
+
+    def fail(self, error: ApiError) -> Iterator[ServerEvent]:
+        yield error_body(error, _PATH)
+
+    def _stop_reason(self, stats: GenerationStats) -> str:
+        if stats.stop_reason == "length":
+            return "max_tokens"
+        if stats.stop_reason == "context":
+            return "model_context_window_exceeded"
+        if any(block["type"] == "tool_use" for block in self._content):
+            return "tool_use"
+        return "stop_sequence" if stats.stop_reason == "stop" else "end_turn"
+
+    def _begin(self, block: dict[str, Any]) -> Iterator[ServerEvent]:
         yield from self._close()
         self._content.append(block)
         self._open = True
         yield {"type": "content_block_start", "index": len(self._content) - 1, "content_block": {**block}}
 
-    def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
+    def _delta(self, delta: dict[str, Any]) -> ServerEvent:
         return {"type": "content_block_delta", "index": len(self._content) - 1, "delta": delta}
 
-    def _close(self) -> Iterator[dict[str, Any]]:
+    def _close(self) -> Iterator[ServerEvent]:
         if not self._open:
             return
         self._open = False
@@ -303,12 +285,8 @@ class _Message:
         yield {"type": "content_block_stop", "index": len(self._content) - 1}
 
 
-def _event(data: Mapping[str, Any]) -> bytes:
-    return event(data, data["type"])
-
-
 def _object(text: str) -> dict[str, Any]:
-    """The input of a call, as far as it was written: one that was cut short is not whole JSON."""
+    """Parse the input of a tool call, as far as it was generated."""
     from pydantic_core import from_json
 
     try:
@@ -325,20 +303,20 @@ def _text(content: str | list[TextBlock] | None) -> str:
 
 
 def _plain(message: MessageParam) -> list[dict[str, Any]]:
-    """A message as chat templates read it. There, results of tools are messages, which come first."""
+    """Convert a message for chat templates, in which tool results are separate messages before it."""
     blocks = [] if isinstance(message.content, str) else message.content
     texts = [message.content] if isinstance(message.content, str) else []
     texts += [block.text for block in blocks if isinstance(block, TextBlock)]
     calls = [block for block in blocks if isinstance(block, ToolUseBlock)]
     results = [block for block in blocks if isinstance(block, ToolResultBlock)]
     if (results and message.role == "assistant") or (calls and message.role == "user"):
-        raise ValueError("a tool_use is the assistant's and a tool_result the user's")
+        raise ValueError("tool_use belongs in assistant messages and tool_result in user messages")
     plain: list[dict[str, Any]] = [
         {"role": "tool", "content": _text(one.content), "tool_call_id": one.tool_use_id} for one in results
     ]
     if texts or calls or not results:
-        told: dict[str, Any] = {"role": message.role, "content": "\n".join(texts)}
+        converted: dict[str, Any] = {"role": message.role, "content": "\n".join(texts)}
         if calls:
-            told["tool_calls"] = [template_call(call.id, call.name, call.input) for call in calls]
-        plain.append(told)
+            converted["tool_calls"] = [template_call(call.id, call.name, call.input) for call in calls]
+        plain.append(converted)
     return plain

@@ -1,8 +1,8 @@
-"""OpenAI's Responses, without memory: nothing is stored, so every request carries its whole conversation."""
+"""OpenAI's Responses API, stateless: every request contains its whole conversation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from time import time
 from typing import Annotated, Any, Literal
 
@@ -10,15 +10,9 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from edgespec.app.engine.completions import (
-    CompletionService,
-    Delta,
-    Finished,
-    GenerationRequest,
-    ResponseStream,
-)
+from edgespec.app.engine.completions import GenerationRequest
 from edgespec.app.engine.request import GenerationStats
-from edgespec.app.serve.apis.encoding import chat_logprobs, new_id
+from edgespec.app.serve.apis.encoding import Encoder, Pieces, ServerEvent, new_id, token_logprobs
 from edgespec.app.serve.apis.errors import ApiError
 from edgespec.app.serve.apis.schemas import (
     Body,
@@ -29,14 +23,21 @@ from edgespec.app.serve.apis.schemas import (
     plain_text,
     template_call,
 )
-from edgespec.app.serve.apis.streaming import Json, Served, Stream, event, failure, unless_gone
+from edgespec.app.serve.apis.streaming import STREAMS, Routes, ServedModel
+from edgespec.core import TokenLogprob
 from edgespec.models.prompting.grammar import GrammarKind
-from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece, ToolChoice
+from edgespec.models.prompting.tool_calls import ToolChoice
 from edgespec.sampling import Sampling
 
 
+def add_routes(app: Routes, served: ServedModel) -> None:
+    @app.post("/v1/responses", responses=STREAMS)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        return await served.respond(body, request, lambda _: ResponsesEncoder(served.service, body))
+
+
 class OutputText(Body):
-    """A part of an earlier answer."""
+    """A content part of a message, of a user or of an earlier response."""
 
     type: Literal["output_text", "input_text"]
     text: str
@@ -102,7 +103,7 @@ class ResponseStreamOptions(Body):
 
 
 class ResponsesRequest(Body):
-    """`/v1/responses`. `metadata` is sent back; `store`, `service_tier`, `prompt_cache_key` do nothing."""
+    """`/v1/responses`. `metadata` is returned; `store`, `service_tier`, `prompt_cache_key` have no effect."""
 
     model: str
     input: str | list[CallItem | CallOutputItem | MessageItem]
@@ -134,8 +135,8 @@ class ResponsesRequest(Body):
     def wants_logprobs(self) -> bool:
         return "message.output_text.logprobs" in (self.include or []) or bool(self.top_logprobs)
 
-    def ask(self) -> GenerationRequest:
-        """Raises ValueError for a request that makes no sense."""
+    def requests(self) -> list[GenerationRequest]:
+        """Return the one request. Raises ValueError for fields that contradict each other."""
         messages: list[dict[str, Any]] = []
         if self.instructions:
             messages.append({"role": "system", "content": self.instructions})
@@ -150,7 +151,7 @@ class ResponsesRequest(Body):
             {"type": "function", "function": tool.model_dump(exclude_none=True, exclude={"type"})}
             for tool in self.tools or []
         ]
-        return GenerationRequest(
+        request = GenerationRequest(
             messages=messages,
             tools=tools,
             choice=self._choice(bool(tools)),
@@ -164,6 +165,7 @@ class ResponsesRequest(Body):
             max_draft=self.speculation.max_draft if self.speculation is not None else None,
             user=self.user or self.safety_identifier or "",
         )
+        return [request]
 
     def _choice(self, tools: bool) -> ToolChoice:
         parallel = self.parallel_tool_calls is not False
@@ -184,60 +186,14 @@ class ResponsesRequest(Body):
         return None
 
 
-async def respond(served: Served, body: ResponsesRequest, request: Request) -> Response:
-    served.check_model(body.model)
-    jobs = await served.jobs(lambda: [body.ask()], request)
-    (answer,) = served.submit(jobs, request)
-    response = _Response(served.service, body)
-    if body.stream:
-        return Stream(_stream(answer, response), [answer])
+class ResponsesEncoder(Encoder):
+    """A response. `body` is updated with every event."""
 
-    async def whole() -> None:
-        async for news in answer:
-            if not isinstance(news, Finished):
-                for _ in response.part(news):
-                    pass
-            elif (error := failure(news)) is not None:
-                raise error
-            else:
-                for _ in response.end(news.result):
-                    pass
-
-    with answer:
-        await unless_gone(request, whole())
-    return Json(response.body)
-
-
-async def _stream(answer: ResponseStream, response: _Response) -> AsyncIterator[bytes]:
-    number = 0
-
-    def numbered(events: Iterator[dict[str, Any]]) -> Iterator[bytes]:
-        nonlocal number
-        for one in events:
-            yield event({**one, "sequence_number": number}, one["type"])
-            number += 1
-
-    for data in numbered(response.begin()):
-        yield data
-    async for news in answer:
-        if not isinstance(news, Finished):
-            events = response.part(news)
-        elif (error := failure(news)) is not None:
-            events = response.fail(error)
-        else:
-            events = response.end(news.result)
-        for data in numbered(events):
-            yield data
-
-
-class _Response:
-    """An answer as it grows: each method gives the events of what it adds to `body`."""
-
-    def __init__(self, service: CompletionService, asked: ResponsesRequest) -> None:
-        self._service, self._logprobs = service, asked.wants_logprobs
-        text = asked.text.model_dump(by_alias=True, exclude_none=True) if asked.text is not None else {}
-        choice = asked.tool_choice
-        self.body: dict[str, Any] = {
+    def __init__(self, vocab: Pieces, body: ResponsesRequest) -> None:
+        self._vocab, self._logprobs = vocab, body.wants_logprobs
+        text = body.text.model_dump(by_alias=True, exclude_none=True) if body.text is not None else {}
+        choice = body.tool_choice
+        self._body: dict[str, Any] = {
             "id": new_id("resp_"),
             "object": "response",
             "created_at": int(time()),
@@ -245,109 +201,102 @@ class _Response:
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "model": asked.model,
+            "instructions": body.instructions,
+            "max_output_tokens": body.max_output_tokens,
+            "metadata": body.metadata or {},
+            "model": body.model,
             "output": [],
-            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
+            "temperature": 1.0 if body.temperature is None else body.temperature,
             "text": text or {"format": {"type": "text"}},
             "tool_choice": choice.model_dump() if isinstance(choice, NamedResponseTool) else choice or "auto",
             "tools": [
                 {"strict": False, "parameters": {}, **tool.model_dump(exclude_none=True)}
-                for tool in asked.tools or []
+                for tool in body.tools or []
             ],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,
-            "user": asked.user,
+            "user": body.user,
         }
-        self._output: list[dict[str, Any]] = self.body["output"]
+        self._output: list[dict[str, Any]] = self._body["output"]
         self._open = False
+        self._sent = 0  # number of events
 
-    def begin(self) -> Iterator[dict[str, Any]]:
-        yield {"type": "response.created", "response": self.body}
-        yield {"type": "response.in_progress", "response": self.body}
+    @property
+    def body(self) -> dict[str, Any]:
+        return self._body
 
-    def part(self, part: Delta) -> Iterator[dict[str, Any]]:
-        logprobs: Sequence[Any] = ()
-        if self._logprobs and part.logprobs:
-            logprobs = chat_logprobs(self._service, part.tokens, part.logprobs)["content"]
-        for one in part.events:
-            match one:
-                case TextPiece(text):
-                    yield from self._write(text, logprobs)
-                    logprobs = ()
-                case Called(_, name):
-                    call = {
-                        "type": "function_call",
-                        "call_id": new_id("call_"),
-                        "name": name,
-                        "arguments": "",
-                    }
-                    yield from self._add({"id": new_id("fc_"), **call})
-                case Arguments(_, text):
-                    self._output[-1]["arguments"] += text
-                    yield {"type": "response.function_call_arguments.delta", **self._place(), "delta": text}
+    def begin(self) -> Iterator[ServerEvent]:
+        yield self._event("response.created", response=self._body)
+        yield self._event("response.in_progress", response=self._body)
 
-    def end(self, result: GenerationStats) -> Iterator[dict[str, Any]]:
-        cut = result.stop_reason in ("length", "context")
-        if not self._output:  # an answer without a word
-            yield from self._write("", ())
-        yield from self._close("incomplete" if cut else "completed")
-        self.body["status"] = "incomplete" if cut else "completed"
-        self.body["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
-        self.body["completed_at"] = None if cut else int(time())
-        self.body["usage"] = {
-            "input_tokens": result.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": result.cached_tokens, "cache_write_tokens": 0},
-            "output_tokens": len(result.tokens),
-            "output_tokens_details": {
-                "reasoning_tokens": 0,
-                "accepted_prediction_tokens": result.accepted,
-                "rejected_prediction_tokens": result.drafted - result.accepted,
-            },
-            "total_tokens": result.prompt_tokens + len(result.tokens),
-            "speculation": {"drafted": result.drafted, "accepted": result.accepted},
-        }
-        yield {"type": f"response.{self.body['status']}", "response": self.body}
-
-    def fail(self, error: ApiError) -> Iterator[dict[str, Any]]:
-        self.body["status"] = "failed"
-        self.body["error"] = {"code": "server_error", "message": error.message}
-        yield {"type": "response.failed", "response": self.body}
-
-    def _write(self, text: str, logprobs: Sequence[Any]) -> Iterator[dict[str, Any]]:
-        if not self._open or self._output[-1]["type"] != "message":
-            message = {"type": "message", "role": "assistant", "content": []}
-            yield from self._add({"id": new_id("msg_"), **message})
-            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-            self._output[-1]["content"].append(part)
-            yield {"type": "response.content_part.added", **self._place(), "content_index": 0, "part": part}
+    def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> Iterator[ServerEvent]:
+        if not text:
+            return  # no event contains log probabilities alone
+        yield from self._open_message()
+        shown = token_logprobs(self._vocab, logprobs or ()) if self._logprobs else []
         part = self._output[-1]["content"][0]
         part["text"] += text
-        part["logprobs"] += logprobs
-        if text:
-            yield {
-                "type": "response.output_text.delta",
-                **self._place(),
-                "content_index": 0,
-                "delta": text,
-                "logprobs": list(logprobs),
-            }
+        part["logprobs"] += shown
+        place = {**self._place(), "content_index": 0}
+        yield self._event("response.output_text.delta", **place, delta=text, logprobs=shown)
 
-    def _add(self, item: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def call(self, index: int, call: int, name: str) -> Iterator[ServerEvent]:
+        begun = {"type": "function_call", "call_id": new_id("call_"), "name": name, "arguments": ""}
+        yield from self._add({"id": new_id("fc_"), **begun})
+
+    def arguments(self, index: int, call: int, text: str) -> Iterator[ServerEvent]:
+        self._output[-1]["arguments"] += text
+        yield self._event("response.function_call_arguments.delta", **self._place(), delta=text)
+
+    def end(self, index: int, stats: GenerationStats) -> Iterator[ServerEvent]:
+        cut = stats.stop_reason in ("length", "context")
+        status = "incomplete" if cut else "completed"
+        if not self._output:  # a response without text contains one empty message
+            yield from self._open_message()
+        yield from self._close(status)
+        self._body["status"] = status
+        self._body["incomplete_details"] = {"reason": "max_output_tokens"} if cut else None
+        self._body["completed_at"] = None if cut else int(time())
+        self._body["usage"] = {
+            "input_tokens": stats.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": stats.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": len(stats.tokens),
+            "output_tokens_details": {
+                "reasoning_tokens": 0,
+                "accepted_prediction_tokens": stats.accepted,
+                "rejected_prediction_tokens": stats.drafted - stats.accepted,
+            },
+            "total_tokens": stats.prompt_tokens + len(stats.tokens),
+            "speculation": {"drafted": stats.drafted, "accepted": stats.accepted},
+        }
+        yield self._event(f"response.{status}", response=self._body)
+
+    def fail(self, error: ApiError) -> Iterator[ServerEvent]:
+        self._body["status"] = "failed"
+        self._body["error"] = {"code": "server_error", "message": error.message}
+        yield self._event("response.failed", response=self._body)
+
+    def _open_message(self) -> Iterator[ServerEvent]:
+        if self._open and self._output[-1]["type"] == "message":
+            return
+        yield from self._add({"id": new_id("msg_"), "type": "message", "role": "assistant", "content": []})
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        self._output[-1]["content"].append(part)
+        yield self._event("response.content_part.added", **self._place(), content_index=0, part=part)
+
+    def _add(self, item: dict[str, Any]) -> Iterator[ServerEvent]:
         yield from self._close("completed")
         self._output.append({**item, "status": "in_progress"})
         self._open = True
         index = len(self._output) - 1
-        yield {"type": "response.output_item.added", "output_index": index, "item": self._output[-1]}
+        yield self._event("response.output_item.added", output_index=index, item=self._output[-1])
 
-    def _close(self, status: str) -> Iterator[dict[str, Any]]:
+    def _close(self, status: str) -> Iterator[ServerEvent]:
         if not self._open:
             return
         self._open = False
@@ -357,19 +306,23 @@ class _Response:
             (part,) = item["content"]
             place["content_index"] = 0
             done = {"text": part["text"], "logprobs": part["logprobs"]}
-            yield {"type": "response.output_text.done", **place, **done}
-            yield {"type": "response.content_part.done", **place, "part": part}
+            yield self._event("response.output_text.done", **place, **done)
+            yield self._event("response.content_part.done", **place, part=part)
         else:
             done = {"arguments": item["arguments"], "name": item["name"]}
-            yield {"type": "response.function_call_arguments.done", **place, **done}
-        yield {"type": "response.output_item.done", "output_index": place["output_index"], "item": item}
+            yield self._event("response.function_call_arguments.done", **place, **done)
+        yield self._event("response.output_item.done", output_index=place["output_index"], item=item)
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
 
+    def _event(self, type_: str, **fields: Any) -> ServerEvent:
+        number, self._sent = self._sent, self._sent + 1
+        return {"type": type_, **fields, "sequence_number": number}
+
 
 def _add(messages: list[dict[str, Any]], item: CallItem | CallOutputItem | MessageItem) -> None:
-    """Add an item to `messages` as chat templates read them: calls belong to the message before them."""
+    """Append `item` to `messages` in the form of chat templates, which have tool calls within a message."""
     match item:
         case CallItem():
             if not messages or messages[-1]["role"] != "assistant":

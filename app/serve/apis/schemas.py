@@ -1,6 +1,6 @@
-"""OpenAI's chat and text completions: requests as they come, answers as they go.
+"""The bodies of OpenAI's chat and text completions.
 
-Every parameter of a request is honoured, or listed here as accepted without effect, or refused by its name.
+Every parameter is either implemented, or documented here as accepted without effect, or rejected by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgespec.sampling import Sampling
 
 
 class Body(BaseModel):
-    """A part of a request. What it does not name is refused."""
+    """A part of a request. Unknown fields are rejected."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
@@ -51,11 +51,11 @@ class ToolCall(Body):
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
-    index: int | None = None  # of streamed calls, which some clients send back as they are
+    index: int | None = None  # of streamed calls, which some clients send back unchanged
 
 
 class AssistantMessage(Body):
-    """An answer that is sent back. `refusal`, `annotations`, `audio` and `function_call` have no effect."""
+    """An earlier response. `refusal`, `annotations`, `audio` and `function_call` have no effect."""
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -120,14 +120,14 @@ class JsonSchemaFormat(Body):
 
 
 class GrammarParam(Body):
-    """Edgespec's own: what the answer must keep to, as llama.cpp's GBNF, a regular expression, or Lark."""
+    """Edgespec's own: a grammar of the output, in llama.cpp's GBNF, as a regular expression, or in Lark."""
 
     type: Literal["gbnf", "regex", "lark", "choice"]
     value: str | list[str]
 
 
 class Speculation(Body):
-    """Edgespec's own: at most so many tokens are guessed in a round, 0 for none. Changes speed, not text."""
+    """Edgespec's own: the maximum number of draft tokens in a round. It changes speed, not text."""
 
     max_draft: int = Field(ge=0, le=31)
 
@@ -138,10 +138,10 @@ class StreamOptions(Body):
 
 
 class Common(Body):
-    """What chat and text completions share.
+    """The parameters that chat and text completions share.
 
-    `user`, `metadata`, `store`, `service_tier`, `safety_identifier` and `prompt_cache_key` have no effect but
-    that users take turns; nothing is stored.
+    `metadata`, `store`, `service_tier` and `prompt_cache_key` have no effect. Requests of different users, as
+    named by `user` or `safety_identifier`, take turns.
     """
 
     model: str
@@ -202,8 +202,12 @@ class Common(Body):
             logprobs=logprobs,
         )
 
+    @property
+    def includes_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
     def shared(self, logprobs: int | None) -> dict[str, Any]:
-        """The fields of an Ask that come from here."""
+        """Return the fields of a GenerationRequest that these parameters define."""
         return {
             "sampling": self.sampling(logprobs),
             "max_tokens": self.max_tokens or 0,
@@ -237,22 +241,23 @@ class ChatRequest(Common):
     modalities: list[Literal["text"]] | None = None
     prediction: dict[str, Any] | None = None
 
-    def ask(self) -> GenerationRequest:
-        """Raises ValueError for parameters that contradict each other."""
+    def requests(self) -> list[GenerationRequest]:
+        """Return the one request. Raises ValueError for parameters that contradict each other."""
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        wanted = self.shared(logprobs)
+        settings = self.shared(logprobs)
         if self.max_completion_tokens is not None:
-            wanted["max_tokens"] = self.max_completion_tokens
+            settings["max_tokens"] = self.max_completion_tokens
         tools = [tool.model_dump(exclude_none=True) for tool in self.tools or []]
-        return GenerationRequest(
+        request = GenerationRequest(
             messages=[plain_message(message) for message in self.messages],
             tools=tools,
             choice=self._choice(bool(tools)),
             format=self._format(),
-            **wanted,
+            **settings,
         )
+        return [request]
 
     def _choice(self, tools: bool) -> ToolChoice:
         parallel = self.parallel_tool_calls is not False
@@ -277,7 +282,7 @@ class ChatRequest(Common):
 
 
 class CompletionRequest(Common):
-    """`/v1/completions`. Control tokens written in `prompt` are text: give token ids where they are meant."""
+    """`/v1/completions`. Control tokens written in a text prompt are text; token ids stay control tokens."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -285,8 +290,8 @@ class CompletionRequest(Common):
     best_of: Literal[1] | None = None
     suffix: None = None
 
-    def asks(self) -> list[GenerationRequest]:
-        """One for each prompt. Raises ValueError for none, and for too many."""
+    def requests(self) -> list[GenerationRequest]:
+        """Return one request for each prompt. Raises ValueError for no prompt and for too many."""
         prompts: list[Any] = [self.prompt]
         if isinstance(self.prompt, list) and not (self.prompt and isinstance(self.prompt[0], int)):
             prompts = list(self.prompt)
@@ -294,11 +299,11 @@ class CompletionRequest(Common):
             raise ValueError("prompt must be 1 to 16 prompts")
         if not all(prompts):
             raise ValueError("a prompt is empty")
-        wanted = self.shared(self.logprobs)
-        if not wanted["max_tokens"]:
-            wanted["max_tokens"] = 16  # OpenAI's default for this endpoint
+        settings = self.shared(self.logprobs)
+        if not settings["max_tokens"]:
+            settings["max_tokens"] = 16  # OpenAI's default for this endpoint
         return [
-            GenerationRequest(prompt=prompt, format=self.grammar_format(), **wanted) for prompt in prompts
+            GenerationRequest(prompt=prompt, format=self.grammar_format(), **settings) for prompt in prompts
         ]
 
 
@@ -309,7 +314,7 @@ def plain_text(content: str | Sequence[TextPart] | None) -> str:
 
 
 def plain_message(message: Any) -> dict[str, Any]:
-    """A message as chat templates read it: text instead of parts, arguments as what they are, not as JSON."""
+    """Convert a message for chat templates: content parts become one text, JSON arguments an object."""
     role = "system" if message.role == "developer" else message.role
     plain: dict[str, Any] = {"role": role, "content": plain_text(message.content)}
     if isinstance(message, AssistantMessage) and message.tool_calls:
@@ -322,10 +327,10 @@ def plain_message(message: Any) -> dict[str, Any]:
 
 
 def template_call(id_: str, name: str, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A call of an earlier answer, for a template. Raises ValueError unless its arguments are an object."""
+    """Convert a tool call for chat templates. Raises ValueError unless its arguments are a JSON object."""
     from pydantic_core import from_json
 
     given = from_json(arguments or "{}", allow_inf_nan=False) if isinstance(arguments, str) else arguments
     if not isinstance(given, Mapping):
-        raise ValueError(f"the arguments of the call {id_} are no JSON object")
+        raise ValueError(f"the arguments of the call {id_} are not a JSON object")
     return {"id": id_, "type": "function", "function": {"name": name, "arguments": given}}

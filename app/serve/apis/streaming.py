@@ -1,11 +1,10 @@
-"""How answers leave the server: whole or as a stream of events, and what if the client goes away."""
+"""HTTP around encoded responses: JSON, server-sent events, and clients that leave."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -14,23 +13,43 @@ from starlette.types import Receive, Scope, Send
 
 from edgespec.app.engine.completions import (
     CompletionService,
-    Finished,
     GenerationRequest,
     PreparedRequest,
     ResponseStream,
 )
-from edgespec.app.engine.request import GenerationStats
-from edgespec.app.serve.apis.encoding import Collected
-from edgespec.app.serve.apis.errors import ApiError, as_api_error, dumps
+from edgespec.app.serve.apis.encoding import Encoder, collect, stream
+from edgespec.app.serve.apis.errors import ApiError, dumps
 
 KEEP_ALIVE_SECONDS = 15.0
+STREAMS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The response.", "content": {"text/event-stream": {}}}
+}
+"""The OpenAPI description of an endpoint that can stream."""
 
 T = TypeVar("T")
-_LOG = logging.getLogger("edgespec")
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Coroutine[Any, Any, Response]])
+
+
+class Routes(Protocol):
+    """Where an API registers its endpoints: the FastAPI application."""
+
+    def post(
+        self, path: str, *, responses: dict[int | str, dict[str, Any]] | None = None
+    ) -> Callable[[Endpoint], Endpoint]: ...
+
+
+class GenerationBody(Protocol):
+    """The body of an HTTP request for a generation."""
+
+    model: str
+    stream: bool | None
+
+    def requests(self) -> list[GenerationRequest]:
+        """One request for each prompt. Raises ValueError for fields that contradict each other."""
 
 
 class Json(Response):
-    """A JSON answer in ASCII characters."""
+    """A JSON response in ASCII characters."""
 
     media_type = "application/json"
 
@@ -38,119 +57,108 @@ class Json(Response):
         return dumps(content).encode()
 
 
-class Served:
-    """What the endpoints share: the desk, and the names that the model answers to."""
+class ServedModel:
+    """The model that the endpoints serve, under each of `names`."""
 
     def __init__(self, service: CompletionService, names: Sequence[str]) -> None:
         self.service, self.names = service, list(names)
 
-    def check_model(self, name: str) -> None:
-        """Raises ApiError for another model: its answers are not to be had here."""
+    def check_name(self, name: str) -> None:
+        """Raise ApiError for another model."""
         if name not in self.names:
             known = ", ".join(self.names)
             raise ApiError(
                 404,
-                f"The model {name[:200]!r} is not served here; there is: {known}.",
+                f"The model {name[:200]!r} does not exist here. Available: {known}.",
                 param="model",
                 code="model_not_found",
             )
 
-    async def jobs(
-        self, asks: Callable[[], Sequence[GenerationRequest]], request: Request
-    ) -> list[PreparedRequest]:
-        """`asks` made ready; a client that goes away meanwhile is not waited for."""
+    async def respond(
+        self,
+        body: GenerationBody,
+        request: Request,
+        encoder: Callable[[Sequence[PreparedRequest]], Encoder],
+    ) -> Response:
+        """Generate what `body` asks for: a stream of events, or one JSON object."""
+        self.check_name(body.model)
+        prepared = await self.prepare(body.requests, request)
+        encoding = encoder(prepared)
+        responses = self._submit(prepared, request)
+        if body.stream:
+            return EventStream(stream(responses, encoding), responses)
         try:
-            given = asks()
+            return Json(await while_connected(request, collect(responses, encoding)))
+        finally:
+            _close(responses)
+
+    async def prepare(
+        self, requests: Callable[[], Sequence[GenerationRequest]], request: Request
+    ) -> list[PreparedRequest]:
+        """Prepare `requests`, unless the client leaves meanwhile. Raises ApiError and EdgespecError."""
+        try:
+            wanted = requests()
         except ValueError as error:
             raise ApiError(400, f"Invalid request: {error}.", code="invalid_value") from None
 
-        async def all_() -> list[PreparedRequest]:
-            return [await self.service.prepare(ask) for ask in given]
+        async def prepared() -> list[PreparedRequest]:
+            return [await self.service.prepare(one) for one in wanted]
 
-        return await unless_gone(request, all_())
+        return await while_connected(request, prepared())
 
-    def submit(self, jobs: Sequence[PreparedRequest], request: Request) -> list[ResponseStream]:
-        """Queue all of `jobs` or none. Raises BusyError."""
+    def _submit(self, prepared: Sequence[PreparedRequest], request: Request) -> list[ResponseStream]:
+        """Queue all of `prepared` or none. Raises BusyError."""
         host, number = request.scope.get("client") or ("", 0)
         client = f"{host}:{number}" if host == "unix" else host
-        answers: list[ResponseStream] = []
+        responses: list[ResponseStream] = []
         try:
-            for job in jobs:
-                answers.append(self.service.submit(job, client))  # noqa: PERF401 - what was let in must be known
+            for one in prepared:
+                responses.append(self.service.submit(one, client))  # noqa: PERF401 - closed below
         except BaseException:
-            for answer in answers:
-                answer.close()
+            _close(responses)
             raise
-        return answers
+        return responses
 
 
-class Stream(EventSourceResponse):
-    """Server-sent events of `answers`, which end with it, whatever ends it."""
+class EventStream(EventSourceResponse):
+    """Server-sent events of `responses`, which are closed with it, whatever ends it."""
 
-    def __init__(self, events: AsyncIterator[bytes], answers: Sequence[ResponseStream]) -> None:
+    def __init__(self, events: AsyncIterator[bytes], responses: Sequence[ResponseStream]) -> None:
         super().__init__(
             events,
             sep="\n",
             ping=KEEP_ALIVE_SECONDS,
             ping_message_factory=lambda: ServerSentEvent(comment="keep-alive", sep="\n"),
         )
-        self._answers = answers
+        self._responses = responses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            for answer in self._answers:
-                answer.close()
+            _close(self._responses)
 
 
-def event(data: Any, name: str = "") -> bytes:
-    """One server-sent event."""
-    head = f"event: {name}\n" if name else ""
-    return f"{head}data: {data if isinstance(data, str) else dumps(data)}\n\n".encode()
+def _close(responses: Sequence[ResponseStream]) -> None:
+    for response in responses:
+        response.close()
 
 
-def failure(end: Finished) -> ApiError | None:
-    """What an answer's end means if it was not the model's."""
-    if end.error is not None:
-        error = as_api_error(end.error)
-        if error.status == 500:
-            _LOG.error("An answer failed.", exc_info=end.error)
-        return error
-    if end.result.stop_reason == "cancelled":
-        return ApiError(503, "The server is stopping.", kind="server_error")
-    return None
-
-
-async def collect(answer: ResponseStream) -> tuple[list[Collected], list[GenerationStats]]:
-    """All of one job's answers, which the caller closes. Raises ApiError if one fails."""
-    count = answer.job.ask.count
-    texts, results = [Collected() for _ in range(count)], [GenerationStats() for _ in range(count)]
-    async for news in answer:
-        if not isinstance(news, Finished):
-            texts[news.index].add(news)
-        elif (error := failure(news)) is not None:
-            raise error
-        else:
-            results[news.index] = news.result
-    return texts, results
-
-
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """`work`'s result. It is cancelled, and ApiError raised, as soon as the client goes away."""
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`. As soon as the client leaves, it is canceled and ApiError is raised."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ApiError(400, "The client went away.")  # nobody reads it
+            raise ApiError(400, "The client disconnected.")  # nobody reads it
         return task.result()
     finally:
-        for one in (task, gone):
+        for one in (task, disconnected):
             one.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,4 +1,4 @@
-"""Who is let in: every combination of host, origin, token and user that is known to matter."""
+"""Access: every combination of host, origin, token and user that is known to matter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield one
 
 
-def ask(server: Running, tcp: bool, what: str, lines: list[str]) -> tuple[int, dict[str, str], bytes]:
+def send(server: Running, tcp: bool, what: str, lines: list[str]) -> tuple[int, dict[str, str], bytes]:
     """Send a request with exactly these header lines; TOKEN and PORT in them are filled in."""
     body = BODY if what.startswith("POST") else b""
     if body:
@@ -67,7 +67,7 @@ TCP = [
     ("GET /nothing", [HERE], 401),
     (POST, [HERE], 401),
     (POST, [HERE, BEARER], 200),
-    # the host: names that an attacker's DNS may point here
+    # the host: names that an attacker's DNS may resolve to this machine
     (GET, ["Host: localhost", BEARER], 200),
     (GET, ["Host: LOCALHOST:1", BEARER], 200),
     (GET, ["Host: localhost.", BEARER], 200),
@@ -106,7 +106,7 @@ TCP = [
     (GET, [HERE, BEARER, "Sec-Fetch-Site: none"], 200),
     ("OPTIONS /v1/chat/completions", [HERE, "Origin: https://evil.example"], 403),
     ("OPTIONS /v1/chat/completions", [HERE, BEARER], 405),
-    # what a page may send without asking first
+    # what a page may send without a preflight request
     (POST, [HERE, BEARER, "Content-Type: text/plain"], 415),
     (POST, [HERE, BEARER, "Content-Type: application/x-www-form-urlencoded"], 415),
     (POST, [HERE, BEARER, "Content-Type: application/json; charset=utf-8"], 200),
@@ -127,7 +127,7 @@ UNIX = [
 
 @pytest.mark.parametrize(("what", "lines", "status"), TCP)
 def test_over_tcp(what: str, lines: list[str], status: int, server: Running) -> None:
-    found, headers, body = ask(server, True, what, lines)
+    found, headers, body = send(server, True, what, lines)
     assert found == status, body
     assert not any(name.startswith("access-control") for name in headers)
     if status == 401:
@@ -139,7 +139,7 @@ def test_over_tcp(what: str, lines: list[str], status: int, server: Running) -> 
 
 @pytest.mark.parametrize(("what", "lines", "status"), UNIX)
 def test_over_the_unix_socket(what: str, lines: list[str], status: int, server: Running) -> None:
-    assert ask(server, False, what, lines)[0] == status
+    assert send(server, False, what, lines)[0] == status
 
 
 def test_there_are_enough_rows() -> None:
@@ -157,7 +157,7 @@ def test_the_socket_is_its_owners(server: Running) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
-def test_another_user_is_not_heard(server: Running) -> None:
+def test_another_user_is_disconnected(server: Running) -> None:
     code = (
         "import os, socket, sys\n"
         "s = socket.socket(socket.AF_UNIX); s.settimeout(10)\n"
@@ -169,16 +169,16 @@ def test_another_user_is_not_heard(server: Running) -> None:
         "except ConnectionResetError: print(b'')\n"
     )
 
-    def ask_as(uid: int) -> str:
+    def send_as(uid: int) -> str:
         command = [sys.executable, "-c", code, str(server.path.parent), str(uid)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout
 
-    server.path.chmod(0o666)  # so that only the server itself is left to refuse
+    server.path.chmod(0o666)  # so that only the server itself can reject the connection
     server.path.parent.chmod(0o711)
     try:
-        assert ask_as(0) == "b'HTTP/1.1 200 OK'\n"
-        assert ask_as(65534) == "b''\n"
+        assert send_as(0) == "b'HTTP/1.1 200 OK'\n"
+        assert send_as(65534) == "b''\n"
     finally:
         server.path.chmod(0o600)
         server.path.parent.chmod(0o700)
@@ -191,7 +191,7 @@ def test_a_keep_alive_connection_is_checked_at_every_request(server: Running) ->
         assert [exchange(connection, one)[0] for one in (good, good, bad)] == [200, 200, 401]
 
 
-def test_anthropic_clients_hear_of_it_in_their_words(server: Running) -> None:
+def test_anthropic_clients_get_errors_in_their_format(server: Running) -> None:
     with server.client(tcp=True) as client:
         answer = client.post("/v1/messages", json=question(), headers={"authorization": "Bearer wrong"})
     assert answer.status_code == 401
@@ -200,7 +200,7 @@ def test_anthropic_clients_hear_of_it_in_their_words(server: Running) -> None:
 
 def test_web_sockets_are_not_served(server: Running) -> None:
     upgrade = ["Host: localhost", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
-    assert ask(server, False, GET, [*upgrade, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="])[0] == 200
+    assert send(server, False, GET, [*upgrade, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="])[0] == 200
 
 
 def test_the_names_of_this_machine() -> None:

@@ -1,4 +1,4 @@
-"""Anthropic's client and curl, unchanged; models, tokens, metrics; what is said of wrong requests."""
+"""Anthropic's client and curl, unchanged; models, tokens, metrics; errors of invalid requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serving import (
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    # A curve measured beside other programs may say that no guess pays, whatever the text is.
+    # A curve measured while other programs run may mean that no draft pays, whatever the text is.
     cheap = "from edgespec.app.engine import calibration; from edgespec.costs import CostCurve; "
     cheap += "calibration.known_curve = lambda *_: CostCurve({1: 0.03, 8: 0.0303})"
     options = ("--parallel", "2", "--alias", "gpt-test")
@@ -84,12 +84,12 @@ def test_tools_in_messages(claude: anthropic.Anthropic) -> None:
         "tool_use_id": block.id,
         "content": [{"type": "text", "text": "20"}],
     }
-    told: Any = [
+    continued: Any = [
         *PARIS,
         {"role": "assistant", "content": answer.content},
         {"role": "user", "content": [result]},
     ]
-    end = claude.messages.create(messages=told, model=MODEL, max_tokens=10, tools=tools)
+    end = claude.messages.create(messages=continued, model=MODEL, max_tokens=10, tools=tools)
     assert end.content
 
 
@@ -102,7 +102,7 @@ def test_a_schema_in_messages(claude: anthropic.Anthropic) -> None:
     assert set(json.loads(answer.content[0].text)) == {"city", "degrees"}
 
 
-def test_a_message_that_is_given_up_ends(claude: anthropic.Anthropic, server: Running) -> None:
+def test_a_generation_ends_when_its_client_disconnects(claude: anthropic.Anthropic, server: Running) -> None:
     wanted: Any = {"model": MODEL, "messages": COLOUR, "max_tokens": 3000}
     numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 900}  # seconds of work
     wanted["extra_body"] = {"output_config": {"format": {"type": "json_schema", "schema": numbers}}}
@@ -153,7 +153,9 @@ FAULTS: list[tuple[dict[str, Any], str, str | None]] = [
 
 
 @pytest.mark.parametrize(("change", "named", "code"), FAULTS, ids=lambda value: str(value)[:40])
-def test_faults_are_named(change: dict[str, Any], named: str, code: str | None, server: Running) -> None:
+def test_invalid_parameters_are_named(
+    change: dict[str, Any], named: str, code: str | None, server: Running
+) -> None:
     with server.client() as client:
         answer = client.post("/v1/chat/completions", json=question() | change)
     error = answer.json()["error"]
@@ -171,13 +173,13 @@ IGNORED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_what_does_nothing_is_accepted(server: Running) -> None:
+def test_parameters_without_effect_are_accepted(server: Running) -> None:
     with server.client() as client:
         answer = client.post("/v1/chat/completions", json=question(2) | IGNORED)
     assert answer.status_code == 200, answer.text
 
 
-def test_the_context_is_never_cut_silently(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
+def test_the_context_is_never_truncated_silently(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
     long: Any = [{"role": "user", "content": "word " * 5000}]
     with pytest.raises(openai.BadRequestError) as caught:
         gpt.chat.completions.create(messages=long, model=MODEL)
@@ -227,8 +229,8 @@ def test_tokens_and_back(server: Running) -> None:
 def test_metrics(server: Running) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    constant = {"const": "a text so long that guessing it, which the grammar makes certain, pays anywhere"}
-    schema = {"type": "object", "properties": {"said": constant}, "required": ["said"]}
+    constant = {"const": "a text so long that drafting it, which the grammar makes certain, pays anywhere"}
+    schema = {"type": "object", "properties": {"text": constant}, "required": ["text"]}
     forced = {"type": "json_schema", "json_schema": {"name": "forced", "schema": schema}}
     with server.client() as client:
         client.post("/v1/chat/completions", json=question(4))
@@ -256,8 +258,8 @@ def test_curl(server: Running) -> None:
     path = str(server.path)
     assert json.loads(curl("--unix-socket", path, "http://localhost/health"))["status"] == "ok"
     here = f"http://127.0.0.1:{server.port}"
-    told = ["-H", f"Authorization: Bearer {server.token}", "-H", "Content-Type: application/json"]
-    stream = curl("-N", *told, "-d", json.dumps(question(4, stream=True)), f"{here}/v1/chat/completions")
+    headers = ["-H", f"Authorization: Bearer {server.token}", "-H", "Content-Type: application/json"]
+    stream = curl("-N", *headers, "-d", json.dumps(question(4, stream=True)), f"{here}/v1/chat/completions")
     lines = [line for line in stream.split("\n\n") if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"

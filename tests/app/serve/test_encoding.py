@@ -1,4 +1,4 @@
-"""From requests to what the engine is asked, and back: without a model."""
+"""From HTTP bodies to generation requests, and from deltas to responses: without a model."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from typing import Any
 
 import pytest
+from fake_service import FakeVocab
 from hypothesis import given
 from hypothesis import strategies as st
 from imports import importers
 from pydantic import ValidationError
 
-from edgespec.app.engine.completions import Delta, GenerationRequest
+from edgespec.app.engine.completions import Delta, Finished, GenerationRequest
 from edgespec.app.engine.engine import ContextFullError
 from edgespec.app.engine.request import GenerationStats
 from edgespec.app.engine.scheduler import BusyError
 from edgespec.app.serve.apis import encoding
+from edgespec.app.serve.apis.chat_completions import ChatEncoder
 from edgespec.app.serve.apis.errors import ApiError, as_api_error, dumps, error_body, first_fault
-from edgespec.app.serve.apis.messages import MessagesRequest
-from edgespec.app.serve.apis.messages import _Message as Message
-from edgespec.app.serve.apis.responses import ResponsesRequest
-from edgespec.app.serve.apis.responses import _Response as ResponseBody
+from edgespec.app.serve.apis.messages import MessagesEncoder, MessagesRequest
+from edgespec.app.serve.apis.responses import ResponsesEncoder, ResponsesRequest
 from edgespec.app.serve.apis.schemas import ChatRequest, CompletionRequest
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece
@@ -29,42 +29,54 @@ HI: Any = {"role": "user", "content": "hi"}
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 
 
+def chat_body(**fields: Any) -> ChatRequest:
+    return ChatRequest.model_validate({"model": "m", "messages": [HI], **fields})
+
+
 def chat(**fields: Any) -> GenerationRequest:
-    return ChatRequest.model_validate({"model": "m", "messages": [HI], **fields}).ask()
+    (request,) = chat_body(**fields).requests()
+    return request
 
 
 def messages(**fields: Any) -> GenerationRequest:
-    return MessagesRequest.model_validate(
-        {"model": "m", "max_tokens": 5, "messages": [HI], **fields}
-    ).full_ask()
+    body = MessagesRequest.model_validate({"model": "m", "max_tokens": 5, "messages": [HI], **fields})
+    (request,) = body.requests()
+    return request
 
 
 def responses(**fields: Any) -> GenerationRequest:
-    return ResponsesRequest.model_validate({"model": "m", "input": "hi", **fields}).ask()
+    (request,) = ResponsesRequest.model_validate({"model": "m", "input": "hi", **fields}).requests()
+    return request
 
 
 def test_the_defaults_are_openais() -> None:
-    ask = chat()
-    assert ask.messages == [{"role": "user", "content": "hi"}]
-    assert (ask.sampling.temperature, ask.sampling.top_p, ask.sampling.seed) == (1.0, 1.0, None)
-    assert (ask.max_tokens, ask.count, ask.max_draft, ask.stops) == (0, 1, None, [])
-    assert ask.choice.mode == "none"
-    assert ask == chat(
+    request = chat()
+    assert request.messages == [{"role": "user", "content": "hi"}]
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.seed) == (1.0, 1.0, None)
+    assert (request.max_tokens, request.count, request.max_draft, request.stops) == (0, 1, None, [])
+    assert request.choice.mode == "none"
+    assert request == chat(
         temperature=None, top_p=None, n=None, stop=None, seed=None, max_tokens=None, tools=None
     )
 
 
 def test_every_setting_arrives() -> None:
-    ask = chat(
+    request = chat(
         temperature=0.5, top_p=0.9, top_k=3, min_p=0.1, seed=5, frequency_penalty=1, presence_penalty=-1,
         repetition_penalty=1.1, logit_bias={"7": -100}, logprobs=True, top_logprobs=4, n=2, stop="x",
         max_tokens=9, speculation={"max_draft": 0}, user="me",
     )  # fmt: skip
-    s = ask.sampling
+    s = request.sampling
     assert (s.temperature, s.top_p, s.top_k, s.min_p, s.seed, s.logprobs) == (0.5, 0.9, 3, 0.1, 5, 4)
     assert (s.frequency_penalty, s.presence_penalty, s.repetition_penalty) == (1, -1, 1.1)
     assert s.logit_bias == {7: -100}
-    assert (ask.count, ask.stops, ask.max_tokens, ask.max_draft, ask.user) == (2, ["x"], 9, 0, "me")
+    assert (request.count, request.stops, request.max_tokens, request.max_draft, request.user) == (
+        2,
+        ["x"],
+        9,
+        0,
+        "me",
+    )
     assert chat(max_tokens=9, max_completion_tokens=4).max_tokens == 4
     assert chat(seed=-3).sampling.seed == 2**63 - 3
 
@@ -115,7 +127,7 @@ def test_formats() -> None:
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
-STORY: list[dict[str, Any]] = [
+CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "S"},
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -124,10 +136,10 @@ STORY: list[dict[str, Any]] = [
 ]
 
 
-def test_one_story_in_three_languages() -> None:
-    """What templates get is the same: parts joined, developers as the system, arguments as what they are."""
+def test_one_conversation_in_three_apis() -> None:
+    """Chat templates get the same: parts joined, developers as the system, arguments as objects."""
     function = {"name": "f", "arguments": '{"a": 1}'}
-    ask = chat(
+    request = chat(
         messages=[
             {"role": "developer", "content": [{"type": "text", "text": "S"}]},
             HI,
@@ -136,9 +148,9 @@ def test_one_story_in_three_languages() -> None:
             {"role": "user", "content": [{"type": "text", "text": "s"}, {"type": "text", "text": "o"}]},
         ]
     )
-    assert ask.messages == STORY
+    assert request.messages == CONVERSATION
     result = {"type": "tool_result", "tool_use_id": "c", "content": [{"type": "text", "text": "R"}]}
-    ask = messages(
+    request = messages(
         system=[{"type": "text", "text": "S", "cache_control": {"type": "ephemeral"}}],
         messages=[
             HI,
@@ -149,8 +161,8 @@ def test_one_story_in_three_languages() -> None:
             {"role": "user", "content": [result, {"type": "text", "text": "so"}]},
         ],
     )
-    assert ask.messages == STORY
-    ask = responses(
+    assert request.messages == CONVERSATION
+    request = responses(
         instructions="S",
         input=[
             HI,
@@ -159,7 +171,7 @@ def test_one_story_in_three_languages() -> None:
             {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "so"}]},
         ],
     )
-    assert ask.messages == STORY
+    assert request.messages == CONVERSATION
 
 
 def called(arguments: str) -> dict[str, str]:
@@ -181,17 +193,17 @@ def test_contradictions(fields: dict[str, Any]) -> None:
 
 
 def test_prompts_of_completions() -> None:
-    def asks(prompt: Any) -> list[Any]:
+    def prompts(prompt: Any) -> list[Any]:
         body = CompletionRequest.model_validate({"model": "m", "prompt": prompt})
-        return [ask.prompt for ask in body.asks()]
+        return [request.prompt for request in body.requests()]
 
-    assert asks("a") == ["a"]
-    assert asks(["a", "b"]) == ["a", "b"]
-    assert asks([1, 2]) == [[1, 2]]
-    assert asks([[1], [2, 3]]) == [[1], [2, 3]]
+    assert prompts("a") == ["a"]
+    assert prompts(["a", "b"]) == ["a", "b"]
+    assert prompts([1, 2]) == [[1, 2]]
+    assert prompts([[1], [2, 3]]) == [[1], [2, 3]]
     for wrong in ("", [], [""], [[]], ["a"] * 17):
         with pytest.raises(ValueError, match="prompt"):
-            asks(wrong)
+            prompts(wrong)
 
 
 def test_prefilled_answers_are_refused() -> None:
@@ -206,24 +218,33 @@ PARTS = [
 ]
 
 
-def test_collected() -> None:
-    answer = encoding.Collected()
-    for part in PARTS:
-        answer.add(part)
-    assert answer.text == "Let me see."
-    assert [call["function"] for call in answer.calls] == [
+def encoded(encoder: encoding.Encoder, *items: Delta | Finished) -> list[Any]:
+    return [event for item in items for event in encoding.encode(item, encoder)]
+
+
+def test_a_chat_completion_is_put_together_from_its_deltas() -> None:
+    encoder = ChatEncoder(FakeVocab(), chat_body())
+    events = encoded(encoder, *PARTS, Finished(0, GenerationStats(stop_reason="end")))
+    (choice,) = encoder.body["choices"]
+    message = choice["message"]
+    assert message["content"] == "Let me see."
+    assert [call["function"] for call in message["tool_calls"]] == [
         {"name": "f", "arguments": '{"a": 1}'},
         {"name": "g", "arguments": "{}"},
     ]
-    assert answer.tokens == [1, 2, 3, 4]
+    assert choice["finish_reason"] == "tool_calls"
+    sent = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert "".join(delta.get("content", "") for delta in sent) == message["content"]
+    calls = [call for delta in sent for call in delta.get("tool_calls", ())]
+    assert "".join(call["function"]["arguments"] for call in calls if call["index"] == 0) == '{"a": 1}'
+    assert [call["id"] for call in calls if "id" in call] == [call["id"] for call in message["tool_calls"]]
+    assert events[-1] == "[DONE]"
 
 
 def test_an_anthropic_message_grows_as_its_events_say() -> None:
-    message = Message("m", 9)
-    events = [event for part in PARTS for event in message.part(part)]
-    events += message.end(
-        GenerationStats(stop_reason="end", prompt_tokens=9, cached_tokens=4, tokens=[1, 2, 3, 4])
-    )
+    message = MessagesEncoder("m", 9)
+    stats = GenerationStats(stop_reason="end", prompt_tokens=9, cached_tokens=4, tokens=[1, 2, 3, 4])
+    events = encoded(message, *PARTS, Finished(0, stats))
     kinds = [(event["type"], event.get("index")) for event in events]
     assert kinds == [
         ("content_block_start", 0), ("content_block_delta", 0), ("content_block_delta", 0),
@@ -242,17 +263,17 @@ def test_an_anthropic_message_grows_as_its_events_say() -> None:
 
 
 def test_a_call_that_is_cut_short() -> None:
-    message = Message("m", 9)
-    list(message.part(Delta(0, [Called(0, "f"), Arguments(0, '{"a": "xy')], [], [])))
-    message.end(GenerationStats(stop_reason="length"))
+    message = MessagesEncoder("m", 9)
+    cut = Delta(0, [Called(0, "f"), Arguments(0, '{"a": "xy')], [], [])
+    encoded(message, cut, Finished(0, GenerationStats(stop_reason="length")))
     assert message.body["content"][0]["input"] == {"a": "xy"}
     assert message.body["stop_reason"] == "max_tokens"
 
 
 def test_a_response_grows_as_its_events_say() -> None:
-    response = ResponseBody(None, ResponsesRequest.model_validate({"model": "m", "input": "x"}))  # type: ignore[arg-type]
-    events = [event for part in PARTS for event in response.part(part)]
-    events += response.end(GenerationStats(stop_reason="end"))
+    body = ResponsesRequest.model_validate({"model": "m", "input": "x"})
+    response = ResponsesEncoder(FakeVocab(), body)
+    events = encoded(response, *PARTS, Finished(0, GenerationStats(stop_reason="end")))
     places = [event["output_index"] for event in events if "output_index" in event]
     assert places == sorted(places)
     assert [item["type"] for item in response.body["output"]] == ["message", "function_call", "function_call"]
@@ -261,19 +282,19 @@ def test_a_response_grows_as_its_events_say() -> None:
     done = [event for event in events if event["type"] == "response.output_item.done"]
     assert len(added) == len(done) == 3
     assert events[-1]["type"] == "response.completed"
-    empty = ResponseBody(None, ResponsesRequest.model_validate({"model": "m", "input": "x"}))  # type: ignore[arg-type]
-    list(empty.end(GenerationStats(stop_reason="length")))
+    empty = ResponsesEncoder(FakeVocab(), body)
+    encoded(empty, Finished(0, GenerationStats(stop_reason="length")))
     assert empty.body["output"][0]["content"][0]["text"] == ""
     assert empty.body["status"] == "incomplete"
 
 
 @pytest.mark.parametrize(
-    ("reason", "calls", "told"),
+    ("reason", "calls", "expected"),
     [("end", False, "stop"), ("stop", False, "stop"), ("end", True, "tool_calls"),
      ("length", True, "length"), ("context", False, "length")],
 )  # fmt: skip
-def test_finish_reasons(reason: Any, calls: bool, told: str) -> None:
-    assert encoding.finish_reason(GenerationStats(stop_reason=reason), calls) == told
+def test_finish_reasons(reason: Any, calls: bool, expected: str) -> None:
+    assert encoding.finish_reason(GenerationStats(stop_reason=reason), calls) == expected
 
 
 def test_usage_of_several_answers() -> None:
@@ -281,24 +302,26 @@ def test_usage_of_several_answers() -> None:
         GenerationStats(tokens=[1, 2], prompt_tokens=7, drafted=5, accepted=3),
         GenerationStats(tokens=[1], prompt_tokens=7, drafted=1),
     ]
-    told = encoding.usage(results)
-    assert (told["prompt_tokens"], told["completion_tokens"], told["total_tokens"]) == (7, 3, 10)
-    details = told["completion_tokens_details"]
+    found = encoding.usage(results)
+    assert (found["prompt_tokens"], found["completion_tokens"], found["total_tokens"]) == (7, 3, 10)
+    details = found["completion_tokens_details"]
     assert (details["accepted_prediction_tokens"], details["rejected_prediction_tokens"]) == (3, 3)
 
 
-class Desk:
+class Bytes:
     def piece(self, token: int) -> bytes:
         return {1: b"a", 2: "é".encode()[:1]}.get(token, b"")
 
 
 def test_logprobs_leave_out_the_end_and_are_finite() -> None:
     found = [TokenLogprob(1, -0.5, ((1, -0.5), (2, float("-inf")))), TokenLogprob(9, -1.0)]
-    told = encoding.chat_logprobs(Desk(), [1], found)  # type: ignore[arg-type]
-    (one,) = told["content"]
+    encoder = ChatEncoder(Bytes(), chat_body(logprobs=True))
+    (event,) = encoded(encoder, Delta(0, [TextPiece("a")], [1], found))
+    shown = event["choices"][0]["logprobs"]
+    (one,) = shown["content"]
     assert (one["token"], one["bytes"]) == ("a", [97])
     assert one["top_logprobs"][1] == {"token": "\ufffd", "logprob": -9999.0, "bytes": [0xC3]}
-    dumps(told)
+    dumps(shown)
 
 
 LEAVES = st.text() | st.integers() | st.none()
@@ -331,8 +354,8 @@ def test_errors_as_answers() -> None:
     assert inside.status == 500
     assert "secret" not in inside.message
     assert error_body(busy, "/v1/chat/completions")["error"]["code"] == "rate_limit_exceeded"
-    told = error_body(busy, "/v1/messages/count_tokens")
-    assert (told["type"], told["error"]["type"]) == ("error", "rate_limit_error")
+    body = error_body(busy, "/v1/messages/count_tokens")
+    assert (body["type"], body["error"]["type"]) == ("error", "rate_limit_error")
     assert error_body(ApiError(500, "x"), "/v1/messages")["error"]["type"] == "api_error"
 
 

@@ -1,4 +1,4 @@
-"""Clients that go away, are slow or many; and the server that goes away itself."""
+"""Clients that disconnect, are slow or many; and the server being stopped."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("when", ["prefill", "not streaming", "streaming", "waiting", "at once", "half"])
-def test_who_goes_away_leaves_nothing_behind(when: str, server: Running) -> None:
+def test_a_client_that_disconnects_leaves_nothing_behind(when: str, server: Running) -> None:
     before = server.descriptors()
     for _ in range(8):
         match when:
@@ -75,8 +75,8 @@ def test_who_goes_away_leaves_nothing_behind(when: str, server: Running) -> None
     server.wait_for_descriptors(before)
 
 
-def test_who_goes_away_does_not_disturb_the_others(server: Running) -> None:
-    # Of a text that is given, no rounding in a larger batch can change a word.
+def test_a_client_that_disconnects_does_not_disturb_others(server: Running) -> None:
+    # The grammar determines the text, so that rounding in a larger batch cannot change it.
     given = question(300, grammar={"type": "regex", "value": "(one two three ){30}"})
     with server.client() as client, ThreadPoolExecutor() as pool:
         other = pool.submit(lambda: client.post(CHAT, json=given).json())
@@ -99,7 +99,7 @@ SLOW = (
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with little patience."""
+    """A server with short timeouts."""
     with running(tmp_path_factory.mktemp("hasty"), "--draft", "none", tcp=False, patch=SLOW) as one:
         warm(one)
         yield one
@@ -111,7 +111,7 @@ def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
      (post(CHAT, LONG)[:-50], b" ", 2)],
     ids=["nothing", "a word", "headers", "body"],
 )  # fmt: skip
-def test_who_is_too_slow_is_let_go(first: bytes, drip: bytes, seconds: float, hasty: Running) -> None:
+def test_a_slow_client_is_disconnected(first: bytes, drip: bytes, seconds: float, hasty: Running) -> None:
     start = time.monotonic()
     with hasty.connect() as connection:
         connection.settimeout(0.2)
@@ -132,7 +132,7 @@ def test_an_idle_connection_may_come_back_in_time(hasty: Running) -> None:
     with hasty.connect() as connection:
         for _ in range(3):
             assert exchange(connection, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
-            time.sleep(1.2)  # longer than a request may take, shorter than a connection may idle
+            time.sleep(1.2)  # longer than the timeout of a request, shorter than that of an idle connection
         time.sleep(3)
         assert connection.recv(10) == b""
 
@@ -147,7 +147,7 @@ def test_a_stream_that_waits_is_kept_alive(hasty: Running) -> None:
     hasty.wait_until_free()
 
 
-def test_who_does_not_read_is_let_go(hasty: Running) -> None:
+def test_a_client_that_does_not_read_is_disconnected(hasty: Running) -> None:
     wordy = {"stream": True, "n": 2, "logprobs": True, "top_logprobs": 20}
     connection = hasty.connect()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -165,7 +165,7 @@ def test_200_slow_clients(hasty: Running) -> None:
     slow = [hasty.connect() for _ in range(200)]
     for connection in slow:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX: ")
-    health_times(hasty, 30)  # each is answered; how soon: load_server.py
+    health_times(hasty, 30)  # each gets a response; how soon: load_server.py
     hasty.wait_for_descriptors(before + 2)
     assert hasty.memory() - memory < 50 * MB
     for connection in slow:
@@ -177,7 +177,7 @@ def test_1000_connections(server: Running) -> None:
     request = post(CHAT, LONG | {"stream": True})
     storm = [server.connect() for _ in range(1000)]
     answers: list[int] = []
-    for connection in storm[:500]:  # half of them ask
+    for connection in storm[:500]:  # half of them send a request
         connection.sendall(request)
     health_times(server, 40)
     assert server.memory() - memory < 50 * MB
@@ -204,7 +204,7 @@ def test_more_connections_than_it_may_have(tmp_path: Path) -> None:
         assert exchange(first, ALIVE)[0] == 200
         storm = [server.connect() for _ in range(400)]
         time.sleep(0.5)
-        assert exchange(first, ALIVE)[0] == 200  # who is in is served
+        assert exchange(first, ALIVE)[0] == 200  # open connections are served
         closed = 0
         for connection in storm:
             connection.setblocking(False)
@@ -250,11 +250,11 @@ def test_stopping(number: signal.Signals, streaming: bool, tmp_path: Path) -> No
     "patch",
     [
         "import time, edgespec.app.engine.loading as o\no.load_engine = lambda *a, **k: time.sleep(60)\n",
-        # Within the callback of native code, which swallows what is raised there.
+        # In a callback of native code, which swallows exceptions.
         "import os, signal, edgespec.app.engine.loading as o\nreal = o.load_engine\n"
         "def load(*a, **k):\n"
-        "    said = a[5]\n"
-        "    def progress(share): os.kill(os.getpid(), signal.SIGTERM); return said(share)\n"
+        "    report = a[5]\n"
+        "    def progress(share): os.kill(os.getpid(), signal.SIGTERM); return report(share)\n"
         "    return real(*a[:5], progress, **k)\n"
         "o.load_engine = load\n",
     ],
@@ -273,10 +273,10 @@ def test_stopping_while_the_model_is_read(patch: str, tmp_path: Path) -> None:
             time.sleep(0.02)
         time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=10)
+    _, printed = process.communicate(timeout=10)
     assert process.returncode == 0
-    assert "Traceback" not in said
-    assert "ignored" not in said
+    assert "Traceback" not in printed
+    assert "ignored" not in printed
     assert not path.exists()
 
 
@@ -286,7 +286,7 @@ def test_a_second_server_is_refused(server: Running) -> None:
     )
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
-    assert "A server answers on" in second.stderr
+    assert "a server is running on" in second.stderr
     assert server.health()["status"] == "ok"
 
 
@@ -306,7 +306,7 @@ def test_threads_are_not_left_behind(server: Running) -> None:
 
 
 def test_a_socket_of_systemd_is_served_and_left(tmp_path: Path) -> None:
-    """As a unit with ListenStream= starts it: the socket is there before, and stays."""
+    """As a unit with ListenStream= starts it: the socket exists before and after."""
     path = tmp_path / "s"
     code = (
         "import os, sys\nos.dup2(int(sys.argv.pop(1)), 3)\n"
@@ -322,7 +322,7 @@ def test_a_socket_of_systemd_is_served_and_left(tmp_path: Path) -> None:
             pass_fds=[listening.fileno()], env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "no")},
         )  # fmt: skip
         server = Running(process, path)
-        assert server.health()["status"] == "ok"  # who connects early waits
+        assert server.health()["status"] == "ok"  # a client that connects early waits
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
     assert path.exists()

@@ -1,4 +1,4 @@
-"""What clients may not do to a server: too much, too slow, too deep, and going away."""
+"""Limits on clients: sizes, depth, number of requests, malformed HTTP."""
 
 from __future__ import annotations
 
@@ -108,12 +108,12 @@ def test_hostile_schemas_are_refused_or_answered_in_time(name: str, server: Runn
     }
     start = time.monotonic()
     with server.client() as client, ThreadPoolExecutor() as pool:
-        asked = [
+        responses = [
             pool.submit(client.post, CHAT, json=question(8, response_format=form)),
             pool.submit(client.post, CHAT, json=question(8, tools=[tool], tool_choice="required")),
         ]
-        health_times(server, 10)  # others are answered meanwhile
-        for one in asked:
+        health_times(server, 10)  # others are served meanwhile
+        for one in responses:
             answer = one.result()
             assert answer.status_code in (200, 400), answer.text
             assert answer.status_code == 200 or len(answer.json()["error"]["message"]) < 1000
@@ -126,7 +126,7 @@ def send_much(connection: socket.socket, size: int, chunked: bool) -> None:
         connection.sendall(b"%x\r\n%s\r\n" % (MB, part) if chunked else part)
 
 
-@pytest.mark.parametrize("how", ["said", "chunked", "continue"])
+@pytest.mark.parametrize("how", ["length", "chunked", "continue"])
 def test_a_body_of_100_megabytes(how: str, server: Running) -> None:
     before = server.memory()
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -142,7 +142,7 @@ def test_a_body_of_100_megabytes(how: str, server: Running) -> None:
                 send_much(connection, 100 * MB, how == "chunked")
                 connection.sendall(b"0\r\n\r\n" if how == "chunked" else b"")
             except (BrokenPipeError, ConnectionResetError):
-                pass  # it may stop listening: what it says is still there
+                pass  # the server may close the connection: its response can still be read
         status, _, body = read_answer(connection)
     assert status == 413
     assert json.loads(body)["error"]["code"] == "request_too_large"
@@ -150,7 +150,7 @@ def test_a_body_of_100_megabytes(how: str, server: Running) -> None:
     assert server.memory() - before < 50 * MB
 
 
-def test_a_body_shorter_than_said(server: Running) -> None:
+def test_a_body_shorter_than_its_length(server: Running) -> None:
     with server.connect() as connection:
         connection.sendall(post("/tokenize", b'{"content": "x"}').replace(b"Length: 16", b"Length: 17"))
         connection.shutdown(socket.SHUT_WR)
@@ -178,7 +178,7 @@ def test_many_large_bodies_at_once(server: Running) -> None:
         connection.settimeout(5)
         open_.append(connection)
         try:
-            connection.sendall(post(CHAT, body)[:-10])  # all but the end: the server has to keep it
+            connection.sendall(post(CHAT, body)[:-10])  # all but the end: the server has to hold it in memory
         except (BrokenPipeError, ConnectionResetError):
             break
     time.sleep(0.5)
@@ -186,7 +186,7 @@ def test_many_large_bodies_at_once(server: Running) -> None:
     assert server.health()["status"] == "ok"
     for connection in open_:
         connection.close()
-    with server.client() as client:  # and it is counted back
+    with server.client() as client:  # and its size is subtracted again
         time.sleep(0.2)
         assert client.post("/tokenize", json={"content": "x" * 7 * MB}).status_code == 200
 
@@ -225,7 +225,7 @@ def test_requests_before_the_answer_to_the_last_are_not_taken(server: Running) -
     server.wait_until_free()
 
 
-def test_a_full_queue_says_when_to_come_back(server: Running) -> None:
+def test_a_full_queue_reports_when_to_retry(server: Running) -> None:
     with contextlib.ExitStack() as held, server.client() as client:
         for _ in range(PARALLEL + QUEUE):
             held.enter_context(endless(server))
@@ -243,7 +243,7 @@ def test_a_full_queue_says_when_to_come_back(server: Running) -> None:
     server.wait_until_free()
 
 
-def test_many_that_ask_for_several_answers_are_let_in_whole_or_not(server: Running) -> None:
+def test_all_choices_of_a_request_are_queued_or_none(server: Running) -> None:
     with server.client() as client:
         answer = client.post(CHAT, json=question(2, n=16))
         assert answer.status_code == 429

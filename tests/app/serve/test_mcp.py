@@ -47,14 +47,14 @@ async def test_the_three_tools() -> None:
         assert set(tools) == {"generate", "chat", "extract"}
         assert all(tool.description for tool in tools.values())
 
-        asked: dict[str, Any] = {"prompt": "Name a colour.", "max_tokens": 8}
-        answer = await client.call_tool("generate", asked)
+        arguments: dict[str, Any] = {"prompt": "Name a colour.", "max_tokens": 8}
+        answer = await client.call_tool("generate", arguments)
         assert not answer.is_error
         assert text(answer)
         messages = [{"role": "user", "content": "Name a colour."}]
         same = await client.call_tool("chat", {"messages": messages, "max_tokens": 8})
         assert text(same) == text(answer)
-        cut = await client.call_tool("generate", {**asked, "stop": [text(answer)[3:6]]})
+        cut = await client.call_tool("generate", {**arguments, "stop": [text(answer)[3:6]]})
         assert text(cut) == text(answer)[: text(answer).index(text(answer)[3:6])]
 
         found = await client.call_tool("extract", {"text": "Anna, 31, has a dog.", "schema": PERSON})
@@ -78,18 +78,18 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-async def test_faults_are_told_and_the_next_call_works() -> None:
+async def test_errors_are_reported_and_the_next_call_works() -> None:
     async with connected() as client:
-        for tool, arguments, told in FAULTS:
+        for tool, arguments, expected in FAULTS:
             answer = await client.call_tool(tool, arguments)
             assert answer.is_error, (tool, arguments)
-            assert told in text(answer)
+            assert expected in text(answer)
             assert "Traceback" not in text(answer)
         good = await client.call_tool("generate", {"prompt": "Hello", "max_tokens": 1})
         assert not good.is_error
 
 
-async def test_a_call_that_is_given_up_frees_the_model() -> None:
+async def test_a_canceled_call_frees_the_model() -> None:
     async with connected() as client:
         await client.call_tool("generate", {"prompt": "Hello", "max_tokens": 1})
         long = client.call_tool("generate", {"prompt": "Count to ten thousand.", "max_tokens": 3000})
@@ -100,7 +100,7 @@ async def test_a_call_that_is_given_up_frees_the_model() -> None:
         assert not answer.is_error
 
 
-async def test_a_model_that_cannot_be_loaded_is_told_of() -> None:
+async def test_a_model_that_cannot_be_loaded_is_reported() -> None:
     patch = (
         "import edgespec.app.engine.loading as o; from edgespec.core import EdgespecError\n"
         "def fail(*a, **k): raise EdgespecError('The file is damaged.')\n"

@@ -41,13 +41,13 @@ def test_chat(gpt: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 8
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + 8
     details = answer.usage.completion_tokens_details
-    told = answer.usage.model_extra
+    extra = answer.usage.model_extra
     assert details is not None
-    assert told is not None
-    assert details.accepted_prediction_tokens == told["speculation"]["accepted"]
+    assert extra is not None
+    assert details.accepted_prediction_tokens == extra["speculation"]["accepted"]
 
 
-def test_a_streamed_chat_says_the_same(gpt: openai.OpenAI) -> None:
+def test_a_streamed_chat_has_the_same_text(gpt: openai.OpenAI) -> None:
     whole = gpt.chat.completions.create(messages=COLOUR, max_tokens=20, **GREEDY)
     chunks = list(
         gpt.chat.completions.create(
@@ -126,7 +126,7 @@ def test_logit_bias_and_penalties(gpt: openai.OpenAI) -> None:
 ENDLESS: Any = {"max_tokens": 3000, "logit_bias": {"2": -100, "0": -100}}  # seconds of work
 
 
-def test_an_answer_that_is_given_up_ends(gpt: openai.OpenAI, server: Running) -> None:
+def test_a_generation_ends_when_its_client_disconnects(gpt: openai.OpenAI, server: Running) -> None:
     stream = gpt.chat.completions.create(messages=COLOUR, stream=True, **ENDLESS, **GREEDY)
     next(iter(stream))
     stream.close()
@@ -191,14 +191,14 @@ def test_a_tool_is_called(choice: Any, gpt: openai.OpenAI) -> None:
     assert call.type == "function"
     assert call.function.name == "get_weather"
     assert set(json.loads(call.function.arguments)) == {"city", "degrees"}
-    # and its result is told in the words of every SDK's example
-    told = [*PARIS, answer.choices[0].message]
-    told.append({"role": "tool", "tool_call_id": call.id, "content": "20 degrees and rain"})
-    end = gpt.chat.completions.create(messages=told, tools=TOOLS, max_tokens=10, **GREEDY)
+    # and its result is sent as in the examples of the SDK
+    continued = [*PARIS, answer.choices[0].message]
+    continued.append({"role": "tool", "tool_call_id": call.id, "content": "20 degrees and rain"})
+    end = gpt.chat.completions.create(messages=continued, tools=TOOLS, max_tokens=10, **GREEDY)
     assert end.choices[0].message.content or end.choices[0].message.tool_calls
 
 
-def test_a_streamed_tool_call_says_the_same(gpt: openai.OpenAI) -> None:
+def test_a_streamed_tool_call_is_the_same(gpt: openai.OpenAI) -> None:
     wanted: Any = {
         **GREEDY, "tools": TOOLS, "tool_choice": "required", "max_tokens": 120, "parallel_tool_calls": False,
     }  # fmt: skip
@@ -242,17 +242,17 @@ def test_text_completions(gpt: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("most", [0, 1, 31])
-def test_how_far_to_guess_is_the_requests_choice(most: int, gpt: openai.OpenAI) -> None:
+def test_the_request_bounds_the_draft_tokens(most: int, gpt: openai.OpenAI) -> None:
     answer = gpt.chat.completions.create(
         messages=COLOUR, max_tokens=20, extra_body={"speculation": {"max_draft": most}}, **GREEDY
     )
     assert answer.usage is not None
     assert answer.usage.model_extra is not None
-    told, details = answer.usage.model_extra["speculation"], answer.usage.completion_tokens_details
+    speculation, details = answer.usage.model_extra["speculation"], answer.usage.completion_tokens_details
     assert details is not None
-    assert told["drafted"] <= most * told["rounds"]
-    assert told["accepted"] == details.accepted_prediction_tokens
-    assert told["drafted"] - told["accepted"] == details.rejected_prediction_tokens
+    assert speculation["drafted"] <= most * speculation["rounds"]
+    assert speculation["accepted"] == details.accepted_prediction_tokens
+    assert speculation["drafted"] - speculation["accepted"] == details.rejected_prediction_tokens
 
 
 def test_responses(gpt: openai.OpenAI) -> None:

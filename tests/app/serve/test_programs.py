@@ -1,4 +1,4 @@
-"""Programs that know nothing of Edgespec, over TCP: the `llm` command line, and LangChain with OpenAI."""
+"""Programs without knowledge of Edgespec, over TCP: the `llm` command line, and LangChain with OpenAI."""
 
 from __future__ import annotations
 

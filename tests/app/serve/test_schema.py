@@ -1,4 +1,4 @@
-"""The server against its own description: whatever is sent, no 5xx and no undocumented answer."""
+"""The server against its own description: no request gets a 5xx or an undocumented response."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATHS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    # A small context: what is asked for without a limit ends soon.
+    # A small context, so that generations without a limit end soon.
     with running(tmp_path_factory.mktemp("schema"), "--draft", "none", "--context", "160") as one:
         yield one
 
@@ -66,7 +66,7 @@ def test_nothing_that_is_not_described(
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-            case.body["model"] = MODEL  # further than to "no such model"
+            case.body["model"] = MODEL  # else the response is 404
         case.call_and_validate(headers={"authorization": f"Bearer {server.token}"}, checks=CHECKS, timeout=60)
 
     check()

@@ -1,4 +1,4 @@
-"""Sockets and the token: what is made has the right permissions, and what is not ours is left alone."""
+"""Sockets and the token: safe permissions, and files of others are left alone."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def mode(path: Path) -> int:
 
 
 def test_a_socket_is_its_owners_alone(folder: Path) -> None:
-    before = os.umask(0)  # the worst there is
+    before = os.umask(0)  # the most permissive
     try:
         bound = sockets.bind_unix(folder / "s")
-        assert os.umask(0) == 0, "the mask is put back"
+        assert os.umask(0) == 0, "the mask is restored"
     finally:
         os.umask(before)
     assert mode(folder / "s") == 0o600
@@ -57,7 +57,7 @@ def test_only_the_socket_that_was_made_is_removed(folder: Path) -> None:
     bound.close()
 
 
-def test_a_socket_that_nobody_answers_on_is_replaced(folder: Path) -> None:
+def test_a_stale_socket_is_replaced(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX) as old:
         old.bind(str(folder / "s"))
     sockets.bind_unix(folder / "s").close()
@@ -65,7 +65,7 @@ def test_a_socket_that_nobody_answers_on_is_replaced(folder: Path) -> None:
 
 def test_a_living_server_is_left_alone(folder: Path) -> None:
     bound = sockets.bind_unix(folder / "s")
-    with pytest.raises(EdgespecError, match="answers on"):
+    with pytest.raises(EdgespecError, match="server is running"):
         sockets.bind_unix(folder / "s")
     assert (folder / "s").exists()
     bound.close()
@@ -79,7 +79,7 @@ def test_a_living_server_with_a_full_backlog_is_left_alone(folder: Path) -> None
         for client in clients:
             client.setblocking(False)
             client.connect_ex(str(folder / "s"))
-        with pytest.raises(EdgespecError, match="answers on"):
+        with pytest.raises(EdgespecError, match="server is running"):
             sockets.bind_unix(folder / "s")
         for client in clients:
             client.close()
@@ -90,9 +90,9 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
         old.bind(str(folder / "s"))
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from edgespec.app.serve import sockets as listen; from edgespec.core import *\n"
-        "clear = listen._clear; listen._clear = lambda path: (clear(path), time.sleep(0.3))\n"
-        "try: bound = listen.bind_unix(Path(sys.argv[1])); print('bound', flush=True); sys.stdin.read()\n"
+        "from edgespec.app.serve import sockets; from edgespec.core import *\n"
+        "clear = sockets._clear; sockets._clear = lambda path: (clear(path), time.sleep(0.3))\n"
+        "try: bound = sockets.bind_unix(Path(sys.argv[1])); print('bound', flush=True); sys.stdin.read()\n"
         "except EdgespecError as e: print(e)"
     )
     started = [
@@ -106,11 +106,11 @@ def test_of_many_that_start_at_once_one_gets_the_socket(folder: Path) -> None:
     for process in started:
         process.communicate()
     assert sorted(line.startswith("bound") for line in lines) == [False] * 5 + [True], lines
-    assert all("answers on" in line for line in lines if not line.startswith("bound"))
+    assert all("server is running" in line for line in lines if not line.startswith("bound"))
 
 
 @pytest.mark.parametrize("what", ["link", "dangling link", "file", "folder", "fifo"])
-def test_what_is_no_socket_is_refused_and_kept(what: str, folder: Path) -> None:
+def test_anything_but_a_socket_is_kept(what: str, folder: Path) -> None:
     path = folder / "s"
     match what:
         case "link":
@@ -140,21 +140,21 @@ def test_a_link_to_a_living_socket_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize("bits", [0o722, 0o770, 0o777, 0o1777])
 def test_a_folder_that_others_write_to_is_refused(bits: int, folder: Path) -> None:
     folder.chmod(bits)
-    with pytest.raises(EdgespecError, match="Others can write"):
+    with pytest.raises(EdgespecError, match="others can write"):
         sockets.bind_unix(folder / "s")
 
 
 def test_a_folder_within_one_that_others_write_to_is_refused(folder: Path) -> None:
     (folder / "in").mkdir(mode=0o700)
     folder.chmod(0o777)
-    with pytest.raises(EdgespecError, match="Others can write"):
+    with pytest.raises(EdgespecError, match="others can write"):
         sockets.bind_unix(folder / "in" / "s")
 
 
 @needs_root
 def test_a_folder_of_another_user_is_refused(folder: Path) -> None:
     os.chown(folder, 65534, 65534)
-    with pytest.raises(EdgespecError, match="Others can write"):
+    with pytest.raises(EdgespecError, match="others can write"):
         sockets.bind_unix(folder / "s")
 
 
@@ -205,7 +205,7 @@ def test_somebody_else_made_the_default_folder(
     else:
         (folder / "trap").mkdir(mode=0o700)
         mine.symlink_to(folder / "trap")
-    with pytest.raises(EdgespecError, match="nobody else may enter"):
+    with pytest.raises(EdgespecError, match="not a private folder"):
         sockets.default_path()
 
 
@@ -231,7 +231,7 @@ def test_nobody_is_known_over_tcp() -> None:
     "where", ["127.0.0.1", "", ":80", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:70000", "127.0.0.1:-1", "::1"]
 )
 def test_addresses_that_are_none(where: str) -> None:
-    with pytest.raises(EdgespecError, match=r"HOST:PORT|no host"):
+    with pytest.raises(EdgespecError, match=r"HOST:PORT|unknown host"):
         sockets.bind_tcp(where)
 
 
@@ -247,7 +247,7 @@ def test_other_machines_only_when_asked_for(where: str) -> None:
 
 def test_a_port_in_use() -> None:
     bound = sockets.bind_tcp("localhost:0")
-    with pytest.raises(EdgespecError, match="Cannot listen"):
+    with pytest.raises(EdgespecError, match="cannot listen"):
         sockets.bind_tcp(bound.address)
     bound.close()
 
@@ -304,20 +304,20 @@ def test_a_token_of_another_user(folder: Path) -> None:
     path.write_text("x" * 40)
     path.chmod(0o600)
     os.chown(path, 65534, 65534)
-    with pytest.raises(EdgespecError, match="Others can read"):
+    with pytest.raises(EdgespecError, match="read by others"):
         sockets.token(folder)
 
 
 @pytest.fixture
 def activation() -> Iterator[list[str]]:
-    """Command that starts Python with sockets of systemd's, whose names are appended first."""
+    """A command that prints the sockets it inherits from systemd."""
     code = (
         "import os, sys\n"
         "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-        "from edgespec.app.serve import sockets as listen; from edgespec.core import EdgespecError\n"
-        "try: found = listen.inherited(); print([one.is_tcp for one in found], 'LISTEN_FDS' in os.environ)\n"
+        "from edgespec.app.serve import sockets; from edgespec.core import EdgespecError\n"
+        "try: found = sockets.inherited(); print([one.is_tcp for one in found], 'LISTEN_FDS' in os.environ)\n"
         "except EdgespecError as e: print(e)\n"
-        "[one.close() for one in listen.inherited()]"
+        "[one.close() for one in sockets.inherited()]"
     )
     return [sys.executable, "-c", code]
 
@@ -334,7 +334,7 @@ def activated(command: list[str], given: socket.socket) -> str:
 def test_a_socket_of_systemd(activation: list[str], folder: Path) -> None:
     bound = sockets.bind_unix(folder / "s")
     assert activated(activation, bound.socket) == "[False] False\n"
-    assert (folder / "s").exists(), "it is not ours to remove"
+    assert (folder / "s").exists(), "it belongs to systemd"
     tcp = sockets.bind_tcp("127.0.0.1:0")
     assert activated(activation, tcp.socket) == "[True] False\n"
     tcp.close()
@@ -343,9 +343,9 @@ def test_a_socket_of_systemd(activation: list[str], folder: Path) -> None:
 
 def test_sockets_of_systemd_that_are_none(activation: list[str]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
-        assert "no listening stream socket" in activated(activation, datagrams)
+        assert "not a listening stream socket" in activated(activation, datagrams)
     with socket.socket() as deaf:
-        assert "no listening stream socket" in activated(activation, deaf)
+        assert "not a listening stream socket" in activated(activation, deaf)
     with socket.create_server(("0.0.0.0", 0)) as remote:
         assert "--allow-remote" in activated(activation, remote)
 
