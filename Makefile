@@ -3,7 +3,7 @@ BIN := .venv/bin
 EXPORT_BIN := .venv-export/bin
 
 .PHONY: chat test test-all test-slow test-export test-openvino test-binary test-chat check format setup setup-dev
-.PHONY: models-dev models-slow models-onnx bench binary bundle clean
+.PHONY: docs models-dev models-slow models-onnx bench binary bundle clean
 
 chat: setup
 	@$(BIN)/edgespec chat --pull
@@ -45,6 +45,10 @@ check: setup-dev
 format: setup-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages that are made from the code.
+docs: setup-dev
+	$(BIN)/python packaging/docs.py
 
 models-dev: setup-dev
 	$(BIN)/edgespec pull smollm2-135m qwen2.5-coder-0.5b

@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from edgespec.app.option_table import OPTIONS, Theme
 from edgespec.core import EdgespecError
+from edgespec.files import write_whole
 from edgespec.machine.governor import Mode
-from edgespec.models.hub.store import folder_in
+from edgespec.machine.paths import user_folder
 from edgespec.sampling import Sampling
 
 _MOST = 100_000  # bytes
 
-Theme = Literal["dark", "light", "contrast"]
-
-
-WORDS: Mapping[str, tuple[str, ...]] = {"mode": get_args(Mode), "theme": get_args(Theme)}
-ABOUT = {
-    "mode": "What the machine may give, as for --mode.",
-    "model": "The model `chat` opens: a catalogue name or a .gguf file; empty: the largest here.",
-    "system": "The system prompt of new conversations.",
-    "persona": "The persona of new conversations, a name in the table personas.",
-    "temperature": "chat: 0 takes the likeliest token every time.",
-    "top_k": "chat: draw from the k likeliest tokens only; 0: off.",
-    "top_p": "chat: draw from the likeliest tokens that sum to p only; 1: off.",
-    "min_p": "chat: drop tokens less likely than this share of the likeliest; 0: off.",
-    "repetition_penalty": "chat: above 1 avoids words of prompt and answer.",
-    "max_tokens": "chat: most tokens of an answer; 0: until the context is full.",
-    "context": "chat: context size in tokens; 0: as large as the model's own.",
-    "theme": "Colours of the chat.",
-    "personas": 'A table of system prompts by name: reviewer = "You review code."',
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings with their defaults, as ABOUT says. Options of a command come before them."""
+    """All settings with their defaults, described in `ABOUT`. Options of a command take precedence."""
 
     mode: Mode = "auto"
     model: str = ""
@@ -57,32 +37,35 @@ class Settings:
     personas: Mapping[str, str] = field(default_factory=dict)
 
     def prompt_of(self, persona: str) -> str:
-        """The system prompt of a persona. Raises EdgespecError if there is no such."""
+        """The system prompt of a persona. Raises EdgespecError if there is no such persona."""
         if persona not in self.personas:
-            there = ", ".join(self.personas) or "none yet"
-            raise EdgespecError(f"There is no persona {persona!r} in {config_path()}; there are: {there}.")
+            valid = ", ".join(self.personas) or "none yet"
+            raise EdgespecError(f"unknown persona {persona!r} in {config_path()} (valid: {valid})")
         return self.personas[persona]
 
     def sampling(self) -> Sampling:
+        """Raises EdgespecError for a value out of range."""
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
+
+
+ABOUT: Mapping[str, str] = {one.name: OPTIONS[one.name].help for one in fields(Settings)}
+"""What each setting is, by name."""
+WORDS: Mapping[str, tuple[str, ...]] = {name: OPTIONS[name].words for name in ABOUT if OPTIONS[name].words}
+"""The values of settings that have a fixed list of them."""
 
 
 def config_path() -> Path:
     """`config.toml` in EDGESPEC_CONFIG, or in the user's configuration folder. May not exist."""
-    if chosen := folder_in("EDGESPEC_CONFIG"):
-        return chosen / "config.toml"
-    from platformdirs import user_config_path
-
-    return user_config_path("edgespec", appauthor=False) / "config.toml"
+    return user_folder("config", "EDGESPEC_CONFIG") / "config.toml"
 
 
 def load() -> Settings:
-    """The user's settings, the defaults where there are none. Raises EdgespecError for a wrong one."""
+    """The user's settings, with defaults where there are none. Raises EdgespecError for a wrong one."""
     path = config_path()
     try:
         data = tomllib.loads(_read(path))
     except ValueError as error:
-        raise EdgespecError(f"{path} is not TOML: {error}.") from None
+        raise EdgespecError(f"{path} is not TOML: {error}") from None
     return _checked(Settings(), data, f"{path}: ")
 
 
@@ -94,8 +77,7 @@ def changed(config: Settings, name: str, typed: str) -> Settings:
         try:
             value = kind(typed)
         except ValueError:
-            word = "a whole number" if kind is int else "a number"
-            raise EdgespecError(f"{name} is {word}, not {typed!r}.") from None
+            raise EdgespecError(f"{name} must be {_KINDS[kind]}, not {typed!r}") from None
     return _checked(config, {name: value})
 
 
@@ -113,43 +95,39 @@ def save(changes: Mapping[str, Any]) -> None:
     try:
         document = tomlkit.parse(_read(path))
     except TOMLKitError as error:
-        raise EdgespecError(f"{path} is not TOML: {error}.") from None
+        raise EdgespecError(f"{path} is not TOML: {error}") from None
     for name, value in changes.items():
         document[name] = dict(value) if isinstance(value, Mapping) else value
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(tomlkit.dumps(document))
-        Path(temporary).replace(path)
+        write_whole(path, tomlkit.dumps(document).encode())
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise EdgespecError(f"Cannot write {path}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot write {path}: {error.strerror}") from None
 
 
 def described() -> str:
     """Every setting with its default, for `edgespec config --help`."""
     lines = []
     for name, about in ABOUT.items():
-        allowed = f" One of: {', '.join(WORDS[name])}." if name in WORDS else ""
+        valid = f" One of: {', '.join(WORDS[name])}." if name in WORDS else ""
         default = "" if name == "personas" else f" Default: {getattr(Settings(), name)!r}."
-        lines.append(f"{name}: {about}{allowed}{default}")
+        lines.append(f"{name}: {about}{valid}{default}")
     return "\n\n".join(lines)
 
 
 def command() -> None:
-    """Print where the settings are and what they are."""
+    """Print the path of the settings file, and the settings."""
     config, path = load(), config_path()
-    print(f"# {path}" + ("" if path.exists() else " (not there yet: these are the defaults)"))
+    print(f"# {path}" + ("" if path.exists() else " (does not exist yet: these are the defaults)"))
     import tomlkit
 
     values = {name: getattr(config, name) for name in ABOUT}
     print(tomlkit.dumps(values | {"personas": dict(config.personas)}), end="")
 
 
-command.__doc__ = f"{command.__doc__}\n\nThe settings:\n\n{described()}"
+command.__doc__ = (
+    f"{command.__doc__}\n\nThe settings, mode for all commands and the others for chat:\n\n{described()}"
+)
 
 
 def _read(path: Path) -> str:
@@ -159,39 +137,40 @@ def _read(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
-        raise EdgespecError(f"{path} is not TOML: {error}.") from None
+        raise EdgespecError(f"{path} is not TOML: {error}") from None
     except OSError as error:
-        raise EdgespecError(f"Cannot read {path}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _checked(config: Settings, data: Mapping[str, Any], where: str = "") -> Settings:
     values = {}
     for name, value in data.items():
         if name not in ABOUT:
-            raise EdgespecError(f"{where}{name!r} is no setting; there are: {', '.join(ABOUT)}.")
+            raise EdgespecError(f"{where}unknown setting {name!r} (valid: {', '.join(ABOUT)})")
         values[name] = _value(name, value, where)
     config = replace(config, **values)
     try:
         config.sampling()
     except EdgespecError as error:
         raise EdgespecError(f"{where}{error}") from None
-    for name in ("max_tokens", "context"):
-        if getattr(config, name) < 0:
-            raise EdgespecError(f"{where}{name} is {getattr(config, name)}: it must be 0 or more.")
     return config
 
 
+_KINDS = {str: "text", int: "a whole number", float: "a number"}
+
+
 def _value(name: str, value: Any, where: str) -> Any:
-    default = getattr(Settings(), name)
+    default, lowest = getattr(Settings(), name), OPTIONS[name].lowest
     if name in WORDS and value not in WORDS[name]:
-        raise EdgespecError(f"{where}{name} is one of {', '.join(WORDS[name])}, not {value!r}.")
+        raise EdgespecError(f"{where}unknown {name} {value!r} (valid: {', '.join(WORDS[name])})")
     if name == "personas":
         if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-            raise EdgespecError(f"{where}[personas] holds a text for each name.")
+            raise EdgespecError(f"{where}[personas] must be a table with a text for each name")
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        kinds = {str: "a text", int: "a whole number", float: "a number"}
-        raise EdgespecError(f"{where}{name} is {kinds[type(default)]}, not {value!r}.")
+        raise EdgespecError(f"{where}{name} must be {_KINDS[type(default)]}, not {value!r}")
+    if lowest is not None and value < lowest:
+        raise EdgespecError(f"{where}{name} is {value}: it must be {lowest} or more")
     return value

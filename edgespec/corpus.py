@@ -11,7 +11,6 @@ import os
 import stat
 import struct
 import sys
-import tempfile
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import Counter
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import EdgespecError
+from edgespec.files import replacing
 
 MAX_TOKENS = 2_000_000
 MAX_MATCH = 64
@@ -100,16 +100,10 @@ class Corpus:
         digest = _digest(self.key, self.text, self.suffixes)
         header = _HEADER.pack(_MAGIC, _VERSION, len(self.text), self.key, digest)
         try:
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.writelines((header, self.text.data, self.suffixes.data))
-                    file.flush()
-                    os.fsync(descriptor)
-                Path(name).replace(path)
-            except BaseException:
-                Path(name).unlink()
-                raise
+            with replacing(path) as file:
+                file.writelines((header, self.text.data, self.suffixes.data))
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise EdgespecError(f"cannot write the corpus index {path}: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""Work done by a process of its own, since what does it may abort or take memory that is not given back."""
+"""Child processes, for work that may abort the process or take memory that is not released."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from edgespec.core import Cancelled
 
 
-def command(module: str, frozen: str) -> list[str]:
-    """What runs `module`'s main in another process; a frozen program must call it for the word `frozen`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, frozen]
-    return [sys.executable, "-I", "-m", module]
+def program_folder() -> Path | None:
+    """The folder of a frozen program (one that runs without Python); None where Python runs this."""
+    return Path(sys.executable).resolve().parent if getattr(sys, "frozen", False) else None
+
+
+def command(frozen: str, *python: str) -> list[str]:
+    """The command line of a child process: Python with the arguments `python`.
+
+    In a frozen program there is no Python, so it starts itself; `app.cli.entry` runs the child for `frozen`.
+    """
+    return [sys.executable, *(python if program_folder() is None else [frozen])]
 
 
 def run(
     arguments: Sequence[str], tick: Callable[[], bool], environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
-    """Run a command to its end; its exit code and what it said on standard error.
+    """Run a command to its end and return its exit code and standard error.
 
-    `tick` is called ten times a second and stops it by returning False: then, and on any exception, the
-    process is gone before this raises. Raises Cancelled.
+    `tick` is called ten times per second and stops the command by returning False: then this raises
+    Cancelled. On any exception, the process has ended before it is raised.
     """
     process = subprocess.Popen(
         arguments,
@@ -39,8 +46,8 @@ def run(
     try:
         while True:
             with suppress(subprocess.TimeoutExpired):
-                _, said = process.communicate(timeout=0.1)
-                return process.returncode, said
+                _, errors = process.communicate(timeout=0.1)
+                return process.returncode, errors
             if not tick():
                 raise Cancelled
     except BaseException:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgespec.models.hub.store import folder_in
+from edgespec.files import write_whole
+from edgespec.machine.paths import user_folder
 
 VERSION = 1
 _MOST = 100_000  # bytes of a file: what is larger is not ours
@@ -23,11 +22,7 @@ _MOST = 100_000  # bytes of a file: what is larger is not ours
 
 def cache_folder() -> Path:
     """`machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
-    if chosen := folder_in("EDGESPEC_CACHE"):
-        return chosen / "machine"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("edgespec", appauthor=False) / "machine"
+    return user_folder("cache", "EDGESPEC_CACHE") / "machine"
 
 
 def digest(parts: tuple[object, ...]) -> str:
@@ -54,14 +49,7 @@ def save(kind: str, key: str, data: dict[str, Any]) -> None:
     folder = cache_folder()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump({"version": VERSION, **data}, file)
-            Path(name).replace(_path(kind, key))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(_path(kind, key), json.dumps({"version": VERSION, **data}).encode())
 
 
 def forget(kind: str, key: str = "*") -> None:

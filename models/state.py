@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from edgespec.files import replacing
 from edgespec.models.runtime import ModelSequence
 
 _MAGIC = b"edgespec-state-1\n"
@@ -41,15 +40,9 @@ def save_state(sequence: ModelSequence, path: Path) -> bool:
     ).encode()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(_MAGIC + header + b"\n")
-                file.write(data.data)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(_MAGIC + header + b"\n")
+            file.write(data.data)
     except OSError:
         return False
     return True

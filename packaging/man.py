@@ -1,4 +1,4 @@
-"""Writes the manual page and the shells' completions: python packaging/man.py FOLDER, one like /usr/share."""
+"""Write the manual page and the shells' completions: python packaging/man.py FOLDER, one like /usr/share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typer.completion import get_completion_script
 
 from edgespec import __version__
 from edgespec.app.cli.main import app
+from edgespec.app.option_table import VARIABLES
 
 COMPLETIONS = {
     "bash": "bash-completion/completions/edgespec",
@@ -23,13 +24,13 @@ COMPLETIONS = {
 
 
 def escaped(text: str) -> str:
-    """`text` as roff shows it: no escapes, no line that begins like a request."""
+    """`text` escaped for roff, so that no line begins like a request."""
     text = " ".join(text.split()).replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
 def section(command: Any, context: Any, names: list[str]) -> Iterator[str]:
-    """The page's lines for one command and what is under it: what its --help says."""
+    """The lines for one command and its subcommands, as in their --help."""
     yield f".SS {escaped(' '.join(names))}" if names[1:] else ".SH OPTIONS"
     if names[1:]:
         yield escaped(command.get_usage(context).removeprefix("Usage: "))
@@ -62,10 +63,10 @@ def page() -> str:
         "[OPTIONS]",
         *section(command, context, ["edgespec"]),
         ".SH FILES",
-        "Models are looked for in the folder models beside the program, then in the user's data folder",
-        "(EDGESPEC_MODELS names another). Settings, conversations and measurements are in the user's",
-        "configuration, data and cache folders (EDGESPEC_CONFIG, EDGESPEC_DATA, EDGESPEC_CACHE).",
-        "A model larger than the free memory is refused, unless EDGESPEC_NO_MEMORY_CHECK is set to 1.",
+        "Models are in the folder models next to the program, and in the user's data folder. Settings,",
+        "conversations and measurements are in the user's configuration, data and cache folders.",
+        ".SH ENVIRONMENT",
+        *(f".TP\n.B {name}\n{escaped(about)}" for name, about in VARIABLES.items()),
     ]
     return "\n".join(line for line in lines if line) + "\n"
 

@@ -23,10 +23,10 @@ async def main() -> None:
     from edgespec.app import settings
     from edgespec.app.chat.app import ChatApp
     from edgespec.app.chat.chat_model import LocalModel
-    from edgespec.app.engine.loading import load_engine
+    from edgespec.app.engine.loading import EngineSpec, load_engine
 
     def load(progress: object) -> LocalModel:
-        return LocalModel(load_engine(MODEL, "auto", 31, 4096, 0, progress))  # type: ignore[arg-type]
+        return LocalModel(load_engine(EngineSpec(MODEL), progress))  # type: ignore[arg-type]
 
     app = ChatApp(load, MODEL, settings=settings.Settings(temperature=0.0), max_tokens=240)
     async with app.run_test(size=(100, 32)) as pilot:

@@ -139,7 +139,7 @@ def require_room(source: ExportSource, out: Path, bits: Bits) -> None:
 
 def worker_command() -> list[str]:
     """The exporter's command line. A frozen program has no such libraries: see `require_extra`."""
-    return processes.command("edgespec.quant.exporter", "_export-worker")
+    return processes.command("_export-worker", "-I", "-m", "edgespec.quant.exporter")
 
 
 class _Ticker:

@@ -9,12 +9,12 @@ import contextlib
 import io
 import json
 import logging
-import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from edgespec.files import write_whole
 from edgespec.models.gguf.check import check_gguf
 
 PROGRESS = "progress"
@@ -214,9 +214,7 @@ def _tidy_tokenizer(folder: Path, vocab_size: int, split: object) -> None:
 
 def _say(work: Path, fraction: float, what: str) -> None:
     """Note how far the work is, in one step: the other process never sees half a line."""
-    partial = work / f"{PROGRESS}.{os.getpid()}"
-    partial.write_text(f"{fraction:.3f} {what}", "utf-8")
-    partial.replace(work / PROGRESS)
+    write_whole(work / PROGRESS, f"{fraction:.3f} {what}".encode())
 
 
 if __name__ == "__main__":

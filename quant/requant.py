@@ -170,7 +170,7 @@ def made_draft(source: Path) -> Path | None:
 
 def worker_command() -> list[str]:
     """The quantizer's command line. A frozen program must call `quantizer.main` for `_quantize-worker`."""
-    return processes.command("edgespec.quant.quantizer", "_quantize-worker")
+    return processes.command("_quantize-worker", "-I", "-m", "edgespec.quant.quantizer")
 
 
 def _run(

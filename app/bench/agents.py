@@ -1,7 +1,7 @@
-"""Agents at once against one after another: total speed, time to the first token, and whether answers differ.
+"""Concurrent agents against one after another: total speed, time to the first token, differences of answers.
 
-An agent calls functions step by step. What it is told of them is scripted, and every run goes on from the
-same earlier calls, whichever run made them first: so each answer has one like it in the other run.
+An agent calls functions step by step. Their results are scripted, and every run continues from the same
+earlier calls, whichever run made them first: so each answer has a counterpart in the other run.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from edgespec.models.prompting.tool_calls import Arguments, Called, OutputEvent,
 from edgespec.sampling import Sampling
 
 AGENTS, STEPS = 8, 20
-_MOST_TOKENS = 200  # of a call: the schemas bound every argument to less
+_MOST_TOKENS = 200  # per call: the schemas bound every argument to less
 _NEAR = 20  # likeliest tokens among which a difference is looked up
 
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """One answer of one agent. `first` and `seconds` run from when it was asked for."""
+    """One answer of one agent. `first` and `seconds` are seconds since the request."""
 
     agent: int
     number: int
@@ -42,12 +42,12 @@ class AgentStep:
 
 
 class AgentScript:
-    """What agents are asked and told, and what they called; the calls that came first are kept."""
+    """The prompts of agents, the results of functions, and the calls; the calls of the first run are kept."""
 
     def __init__(self) -> None:
         world = json.loads((resources.files(__package__) / "agents.json").read_text("utf-8"))
         self.tools: list[dict[str, Any]] = world["tools"]
-        self._system, self._tasks, self._told = world["system"], world["tasks"], world["results"]
+        self._system, self._tasks, self._results = world["system"], world["tasks"], world["results"]
         self._calls: dict[tuple[int, int], dict[str, Any]] = {}
 
     def messages(self, agent: int, step: int) -> list[Mapping[str, Any]]:
@@ -58,22 +58,22 @@ class AgentScript:
             {"role": "user", "content": task["task"]},
         ]
         for i in range(step):
-            told = self._told[i % len(self._told)].replace("{module}", task["module"])
+            result = self._results[i % len(self._results)].replace("{module}", task["module"])
             call = {"id": f"call_{i}", "type": "function", "function": self._calls[agent, i]}
             found.append({"role": "assistant", "content": "", "tool_calls": [call]})
-            content = told.replace("{name}", task["name"])
+            content = result.replace("{name}", task["name"])
             found.append({"role": "tool", "tool_call_id": f"call_{i}", "content": content})
         return found
 
     def note(self, agent: int, step: int, events: Sequence[OutputEvent]) -> None:
-        """What an agent called in a step, unless that is known from another run."""
+        """Keep the call of an agent in a step, unless it is known from another run."""
         name = next(event.name for event in events if isinstance(event, Called))
         arguments = "".join(event.text for event in events if isinstance(event, Arguments))
         self._calls.setdefault((agent, step), {"name": name, "arguments": json.loads(arguments)})
 
 
 class Table:
-    """An engine behind a service, at which agents sit. Closes neither."""
+    """An engine and its scheduler, which agents share. Closes neither."""
 
     def __init__(self, engine: Engine, script: AgentScript) -> None:
         self.engine, self.scheduler, self._script = engine, Scheduler(engine), script
@@ -94,7 +94,7 @@ class Table:
     def ask(
         self, prompt: Sequence[int], max_tokens: int, client: str, sampling: Sampling | None = None
     ) -> _AgentListener:
-        """The complete answer to `prompt`; with `sampling`, one that need not be a call."""
+        """Wait for the answer to `prompt`; with `sampling`, one that need not be a call."""
         ear = _AgentListener()
         constraint = self.shape.start if sampling is None else None
         request = Request(prompt, sampling or Sampling(), max_tokens, constraint=constraint)
@@ -115,7 +115,7 @@ class Table:
 
 
 class _AgentListener:
-    """A Listener that remembers when."""
+    """A listener that keeps the times of an answer."""
 
     def __init__(self) -> None:
         self.first = self.last = 0.0
@@ -141,9 +141,9 @@ def measure_agents(
     steps: int = STEPS,
     repetitions: int = 1,
 ) -> dict[str, Any]:
-    """Run the agents one after another on `one`, and all at once on `many`; half of the former comes before.
+    """Run the agents one after another on `one`, half before and half after all of them at once on `many`.
 
-    Both engines belong to this from now on, and are closed with it.
+    Takes over both engines and closes them.
     """
     script = AgentScript()
     alone, together = Table(one, script), Table(many, script)
@@ -151,7 +151,7 @@ def measure_agents(
     found: dict[str, list[AgentStep]] = {"alone": [], "together": []}
     spent = {"alone": 0.0, "together": 0.0}
     try:
-        for table in (alone, together):  # pages in, caches and clocks up
+        for table in (alone, together):  # warm-up
             table.ask(table.prompt(0, 0), 8, "")
         for turn in range(repetitions):
             half = [range(agents // 2), range(agents // 2, agents)]
@@ -177,14 +177,14 @@ def measure_agents(
 
 
 def _forget(*tables: Table) -> None:
-    """Empty the slots, and what left them. Nothing is asked meanwhile, so that no thread uses them."""
+    """Empty the slots and the prompt cache. There is no request meanwhile, so no thread uses them."""
     for table in tables:
         table.engine.forget()
         table.engine.pool.close()
 
 
 def _cold(table: Table, steps: Sequence[AgentStep], agents: int, count: int) -> list[tuple[AgentStep, float]]:
-    """For one step of each agent, from the second to the last: the seconds its first token takes unread."""
+    """For one step of each agent, from the second to the last: seconds to the first token without a cache."""
     picked = {agent: 1 + agent * (count - 2) // max(1, agents - 1) for agent in range(agents)}
     cold = []
     for step in steps:
@@ -197,7 +197,7 @@ def _cold(table: Table, steps: Sequence[AgentStep], agents: int, count: int) -> 
 
 
 def _differences(table: Table, found: Mapping[str, Sequence[AgentStep]]) -> list[dict[str, Any]]:
-    """Where answers to one prompt part, with how far the model prefers one of the two tokens there."""
+    """Where answers to one prompt differ, with the gap in log-probability between the two tokens there."""
     first = {(step.agent, step.number): step for step in reversed(found["alone"])}
     differences = []
     for step in found["together"]:
@@ -254,14 +254,14 @@ def _report(
 
 
 def _spread(steps: Sequence[AgentStep]) -> dict[str, float]:
-    """Of the steps after the first."""
+    """Median and 95th percentile of the steps after the first."""
     times = [one.first for one in steps if one.number]
     return {"median": round(median(times), 3), "p95": round(quantiles(times, n=20)[-1], 3)}
 
 
 def agents_table(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it."""
-    lines = [f"{'':<20}{'tokens/s':>10}{'seconds':>10}{'a round':>10}{'first token':>14}{'p95':>8}"]
+    """Format the report for people."""
+    lines = [f"{'':<20}{'tokens/s':>10}{'seconds':>10}{'per step':>10}{'first token':>14}{'p95':>8}"]
     for way, name in (("alone", "one after another"), ("together", "all at once")):
         first = report["seconds_to_first_token"][way]
         lines.append(
@@ -271,8 +271,9 @@ def agents_table(report: Mapping[str, Any]) -> str:
     warm = report["warm_to_cold"]
     lines.append(f"total speed {report['ratio']:.2f} times that of one after another")
     lines.append(
-        f"first token of later steps {warm['median']:.0%} of a cold one's ({warm['largest']:.0%} at most; "
-        f"cold {warm['cold_seconds']:.2f} s)"
+        f"first token of later steps after {warm['median']:.0%} of the time without a cache "
+        f"({warm['largest']:.0%} at most; "
+        f"without {warm['cold_seconds']:.2f} s)"
     )
     lines.append(f"{len(report['differences'])} of {report['answers']} answers differ")
     lines += [

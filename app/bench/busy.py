@@ -1,9 +1,8 @@
-"""Another program takes the processor in the middle of an answer: how well does decoding adapt?"""
+"""Adaptation of the planner when another program takes the processor in the middle of an answer."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from statistics import median
 from time import monotonic
 from typing import Any
 
+from edgespec import processes
 from edgespec.app.bench.fixed_length import FixedLength
 from edgespec.app.bench.measure import first_difference
 from edgespec.app.engine.engine import Engine
@@ -21,7 +21,7 @@ from edgespec.machine.sensors import logical_cores
 LENGTHS = (0, 1, 3, 7, 15)
 PHASES = ("calm", "busy", "calm again")
 _PHASE = 8.0  # seconds
-_SETTLING = 3.0  # seconds after a change that do not count
+_SETTLING = 3.0  # seconds after a change of phase that do not count
 _PROMPT = (
     "Write a JSON array of 60 employees. Each has the keys id, first_name, last_name, email, department, "
     "city, salary and start_date, with varied values. Indent by two spaces. Answer with the JSON alone."
@@ -30,27 +30,26 @@ _PROMPT = (
 
 @dataclass(frozen=True, slots=True)
 class BusyCourse:
-    """One answer: its tokens, and tokens a second in each phase after settling."""
+    """One answer: its tokens, and tokens per second in each phase after settling."""
 
     tokens: tuple[int, ...]
     speeds: tuple[float, ...]
 
 
 def worker_command() -> list[str]:
-    """The command line of one such program. A frozen program must call `busy` for `_busy-worker`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "_busy-worker"]
-    return [sys.executable, "-I", "-c", "while True: pass"]
+    """The command line of a program that uses a whole core."""
+    return processes.command("_busy-worker", "-I", "-c", "while True: pass")
 
 
 def busy() -> None:
+    """Use a core until the process is killed."""
     while True:
         pass
 
 
 @contextmanager
 def busy_loops() -> Iterator[None]:
-    """A program that wants a whole core, for each core."""
+    """Run a program that uses a whole core, for each core."""
     loops = [subprocess.Popen(worker_command(), stdin=subprocess.DEVNULL) for _ in range(logical_cores())]
     try:
         yield
@@ -64,10 +63,10 @@ def busy_loops() -> Iterator[None]:
 def measure_busy(
     engine: Engine, repetitions: int = 5, say: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """The planner against fixed draft lengths, interleaved: calm, then a loop on every core, then calm."""
+    """Compare the planner with fixed draft lengths, interleaved: idle, a loop on every core, idle again."""
     ways: list[int | None] = [None, *LENGTHS]
     courses: dict[int | None, list[BusyCourse]] = {way: [] for way in ways}
-    _course(engine, None, 1.0)  # pages in, caches and clocks up
+    _course(engine, None, 1.0)  # warm-up: pages, caches, clock rates
     for repetition in range(repetitions):
         start = repetition % len(ways)
         for way in [*ways[start:], *ways[:start]]:
@@ -93,7 +92,7 @@ def measure_busy(
 
 
 def _to_best(courses: dict[int | None, list[BusyCourse]], phase: int) -> dict[str, Any]:
-    """The planner's speed in a phase, relative to the fixed length that was best in it."""
+    """The planner's speed in a phase, relative to the fastest fixed length in it."""
 
     def speed(way: int | None) -> float:
         return median(one.speeds[phase] for one in courses[way])
@@ -107,7 +106,7 @@ def _to_best(courses: dict[int | None, list[BusyCourse]], phase: int) -> dict[st
 
 
 def _course(engine: Engine, length: int | None, phase: float) -> BusyCourse:
-    """One answer of three phases, ended after the last."""
+    """Generate one answer over three phases, canceled after the last."""
     engine.forget()
     prompt = engine.chat_prompt([{"role": "user", "content": _PROMPT}])
     request = Request(prompt, controller=None if length is None else partial(FixedLength, length))
@@ -147,18 +146,18 @@ def _name(way: int | None) -> str:
 
 
 def busy_table(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Format the report for people."""
     lines = ["tokens/s      " + "".join(f"{phase:>12}" for phase in PHASES)]
     for name, speeds in report["tokens_per_second"].items():
         lines.append(f"{name:<14}" + "".join(f"{speed:12.1f}" for speed in speeds))
     lines.append(
-        "to the best fixed length: "
+        "relative to the best fixed length: "
         + ", ".join(
             f"{one['phase']} {one['ratio']:.2f} (of {one['length']})" for one in report["to_best_fixed"]
         )
     )
     differing = [one for one in report["first_differences"] if one is not None]
     lines.append(
-        f"{len(differing)} of {report['repetitions']} texts differ from plain decoding's (near-ties)"
+        f"{len(differing)} of {report['repetitions']} answers differ from plain decoding (near-ties)"
     )
     return "\n".join(lines)

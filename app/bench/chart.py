@@ -1,4 +1,4 @@
-"""Results as pictures: speeds as bars, half an hour of heat as a curve."""
+"""Charts of results: speeds as bars, half an hour of heat as a curve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgespec.core import EdgespecError
 from edgespec.extras import how_to_get
+from edgespec.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,24 +18,24 @@ _SERIES = "to_reference"
 
 
 def check(path: Path) -> None:
-    """Raises EdgespecError if `draw` could not write `path`: a run takes long, so ask before it."""
+    """Raise EdgespecError if `draw` could not write `path`; to be called before a long run."""
     if path.suffix.lower() != ".png":
-        raise EdgespecError(f"--chart writes PNG files: name one, as in {path.stem or 'chart'}.png.")
+        raise EdgespecError(f"--chart writes PNG files: name one, as in {path.stem or 'chart'}.png")
     if not path.parent.is_dir():
-        raise EdgespecError(f"--chart: there is no folder {path.parent}.")
+        raise EdgespecError(f"--chart: no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise EdgespecError(f"--chart: no permission to write into {path.parent}.")
+        raise EdgespecError(f"--chart: no permission to write to {path.parent}")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise EdgespecError(f"--chart needs matplotlib: {how_to_get('dev')}.") from None
+        raise EdgespecError(f"--chart needs matplotlib: {how_to_get('dev')}") from None
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """Write grouped bars of the median ratios as a PNG, with the quartiles as error bars.
 
-    One group a task and one for all; the reference itself is the line at 1. A system without a figure for a
-    task has no bar there. Raises EdgespecError when the file cannot be written.
+    One group per task and one for all; the reference is the line at 1. A system without a figure for a task
+    has no bar there. Raises EdgespecError if the file cannot be written.
     """
     check(path)
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
@@ -77,9 +78,9 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
 
 
 def draw_heat(report: Mapping[str, Any], path: Path) -> None:
-    """Write the temperatures of a simulated half hour as a PNG: `auto` beside fixed `performance`.
+    """Write the temperatures of a simulated half hour as a PNG: `auto` and fixed `performance`.
 
-    Raises EdgespecError when the file cannot be written.
+    Raises EdgespecError if the file cannot be written.
     """
     check(path)
     from matplotlib.figure import Figure
@@ -105,12 +106,9 @@ def draw_heat(report: Mapping[str, Any], path: Path) -> None:
 
 
 def _write(figure: Figure, path: Path) -> None:
-    """Whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.part")
+    """Write the figure, whole or not at all."""
     try:
-        figure.savefig(unfinished, format="png", dpi=150)
-        unfinished.replace(path)
+        with replacing(path, 0o666) as file:
+            figure.savefig(file, format="png", dpi=150)
     except OSError as error:
-        raise EdgespecError(f"Cannot write {path}: {error.strerror}.") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+        raise EdgespecError(f"cannot write {path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""What a token costs in energy: plain decoding against speculation in each mode, interleaved."""
+"""Energy per token: plain decoding against speculation in each mode, interleaved."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from edgespec.app import console
 from edgespec.app.bench.measure import Prompt, answer
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats
@@ -21,7 +19,7 @@ PLAIN = "plain"
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A way to decode: its name, the governor's mode, and whether anything is guessed."""
+    """A way to decode: its name, the governor's mode, and whether to speculate."""
 
     name: str
     mode: Mode
@@ -38,15 +36,15 @@ def measure_energy(
     say: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
-    """Answer every prompt in every way, and report energy and speed of a token after the first round.
+    """Answer every prompt in every way, and report energy per token and speed after the first step.
 
-    In joules where a meter counted them in every answer, else in processor seconds, and `unit` says which.
+    Energy is in joules if a meter counted them in every answer, else in CPU seconds, as `unit` states.
     """
     before = engine.resources.governor.mode
     turns = [prompt for _ in range(repetitions) for prompt in prompts]
     results: list[tuple[str, dict[str, GenerationStats]]] = []
     try:
-        for way in WAYS:  # threads and curves are measured here, not in an answer
+        for way in WAYS:  # threads and cost curves are measured here, not during an answer
             _answer(engine, prompts[0], min(max_tokens, 8), way)
         for i, prompt in enumerate(turns):
             if say:
@@ -68,21 +66,21 @@ def _answer(engine: Engine, prompt: Prompt, max_tokens: int, way: Way) -> Genera
 def energy_report(
     engine: Engine, results: Sequence[tuple[str, Mapping[str, GenerationStats]]]
 ) -> dict[str, Any]:
-    """Medians by task and overall of what a token costs, and of its ratio to plain decoding."""
+    """Medians by task and overall of the energy per token, and of its ratio to plain decoding."""
     metered = all(one.joules_per_token is not None for _, row in results for one in row.values())
 
     def price(result: GenerationStats) -> float:
         return (result.joules_per_token or 0.0) if metered else result.cpu_seconds_per_token
 
     def summary(rows: Sequence[Mapping[str, GenerationStats]]) -> dict[str, Any]:
-        told = [row for row in rows if all(price(one) > 0.0 for one in row.values())]
-        if not told:  # answers of one round
+        measured = [row for row in rows if all(price(one) > 0.0 for one in row.values())]
+        if not measured:  # answers of one step
             return {}
         return {
             way.name: {
-                "per_token": round(median(price(row[way.name]) for row in told), 5),
-                "to_plain": round(median(price(row[way.name]) / price(row[PLAIN]) for row in told), 3),
-                "tokens_per_second": round(median(row[way.name].tokens_per_second for row in told), 2),
+                "per_token": round(median(price(row[way.name]) for row in measured), 5),
+                "to_plain": round(median(price(row[way.name]) / price(row[PLAIN]) for row in measured), 3),
+                "tokens_per_second": round(median(row[way.name].tokens_per_second for row in measured), 2),
             }
             for way in WAYS
         }
@@ -101,25 +99,24 @@ def energy_report(
 
 
 def energy_table(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it: for each way energy a token, the ratio to plain, and tokens/s."""
-    rows = Table(box=None, pad_edge=False)
-    rows.add_column("task")
-    for way in WAYS:
-        rows.add_column(f"{way.name} {report['unit']}/token, tok/s", justify="right")
-    for task, line in [*report["tasks"].items(), ("all", report["overall"])]:
-        cells = [
-            f"{line[way.name]['per_token']:.4f} ({line[way.name]['to_plain']:.2f}), "
-            f"{line[way.name]['tokens_per_second']:.1f}"
-            if line
-            else "-"
-            for way in WAYS
+    """Format the report for people: for each way energy per token, ratio to plain, and tokens/s."""
+    titles = ["task", *(f"{way.name} {report['unit']}/token, tok/s" for way in WAYS)]
+    rows = [
+        [
+            task,
+            *(
+                f"{line[way.name]['per_token']:.4f} ({line[way.name]['to_plain']:.2f}), "
+                f"{line[way.name]['tokens_per_second']:.1f}"
+                if line
+                else "-"
+                for way in WAYS
+            ),
         ]
-        rows.add_row(task, *cells)
-    console = Console(width=140, markup=False, highlight=False)
-    with console.capture() as out:
-        console.print(rows)
+        for task, line in [*report["tasks"].items(), ("all", report["overall"])]
+    ]
     threads = ", ".join(f"{mode} {tuple(pair)}" for mode, pair in report["threads"].items())
     return (
-        f"{out.get().rstrip()}\n{report['model']}, draft {report['draft'] or 'none'}, "
-        f"{report['answers']} answers each; threads for one row and for several: {threads}"
+        f"{console.table(titles, rows, right=range(1, len(titles)), width=140)}\n"
+        f"{report['model']}, draft {report['draft'] or 'none'}, {report['answers']} answers each; "
+        f"threads for one row and for several: {threads}"
     )

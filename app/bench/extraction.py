@@ -20,13 +20,13 @@ from edgespec.extras import how_to_get
 from edgespec.models.prompting.grammar import GrammarCompiler
 
 TASKS = ("rag", "summarization")
-_MOST_TOKENS = 600  # of an answer: the schemas bound every string and array
+_MOST_TOKENS = 600  # per answer: the schemas bound every string and array
 _WAYS = {"edgespec": True, "edgespec plain": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What to extract from a prompt's text: `number` is the schema's."""
+    """A schema, of the given number, to extract from the text of a prompt."""
 
     prompt: Prompt
     number: int
@@ -42,7 +42,7 @@ class Extraction:
 
 @dataclass(frozen=True, slots=True)
 class ExtractionOutcome:
-    """One answer: how fast after the first token, how long in all, and whether it keeps to its schema."""
+    """One answer: speed after the first token, total time, and whether it conforms to its schema."""
 
     tokens_per_second: float
     seconds: float
@@ -51,16 +51,14 @@ class ExtractionOutcome:
 
 
 def extractions(prompts: Sequence[Prompt]) -> list[Extraction]:
-    """An extraction for each prompt of the tasks that have a text, the schemas in turn.
+    """An extraction for each prompt of the tasks in `TASKS`, with the schemas in turn.
 
-    Raises EdgespecError when the suite has none.
+    Raises EdgespecError if the suite has no such task.
     """
     schemas = json.loads((resources.files(__package__) / "schemas.json").read_text("utf-8"))
     found = [prompt for prompt in prompts if prompt.task in TASKS]
     if not found:
-        raise EdgespecError(
-            f"--schemas needs a suite with the tasks {' and '.join(TASKS)}: name one by --suite."
-        )
+        raise EdgespecError(f"no task {' or '.join(TASKS)} in the suite: name one with --suite")
     return [Extraction(one, i % len(schemas), schemas[i % len(schemas)]) for i, one in enumerate(found)]
 
 
@@ -71,7 +69,7 @@ def measure_json(
     say: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
-    """Answer each with and without speculation, and by `peers`, which are started here, in turn."""
+    """Answer each extraction with and without speculation, and with `peers`, which this starts, in turn."""
     validate = _validator()
     compiler = GrammarCompiler(engine.model.vocab)
     prompts = [engine.chat_prompt([{"role": "user", "content": one.text}]) for one in asked]
@@ -93,7 +91,7 @@ def measure_json(
         for peer in peers:
             peer.start()
         for way in ways:
-            ask(way, 0)  # pages in, caches and clocks up
+            ask(way, 0)  # warm-up
         for turn in range(repetitions * len(asked)):
             repetition, i = divmod(turn, len(asked))
             if say:
@@ -118,7 +116,7 @@ def _validator() -> Callable[[str, Mapping[str, Any]], bool]:
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
-        raise EdgespecError(f"--schemas needs jsonschema: {how_to_get('dev')}.") from None
+        raise EdgespecError(f"`bench json` needs jsonschema: {how_to_get('dev')}") from None
 
     def validate(text: str, schema: Mapping[str, Any]) -> bool:
         try:
@@ -132,7 +130,7 @@ def _validator() -> Callable[[str, Mapping[str, Any]], bool]:
 def json_report(
     engine: Engine, ways: Sequence[str], turns: Sequence[tuple[int, Mapping[str, ExtractionOutcome]]]
 ) -> dict[str, Any]:
-    """Ratios are medians within a turn for each schema, overall geometric means over schemas."""
+    """The report: ratios are medians over turns for each schema, and overall geometric means over schemas."""
     by_schema: dict[int, list[Mapping[str, ExtractionOutcome]]] = defaultdict(list)
     for number, row in turns:
         by_schema[number].append(row)
@@ -167,7 +165,7 @@ def json_report(
 
 
 def json_table(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Format the report for people."""
     lines = [f"{'':<28}{'tokens/s':>10}{'seconds':>10}{'valid':>8}"]
     for way, speed in report["tokens_per_second"].items():
         lines.append(f"{way:<28}{speed:10.1f}{report['seconds'][way]:10.2f}{report['valid'][way]:8.0%}")

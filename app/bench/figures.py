@@ -1,4 +1,4 @@
-"""What a comparison of systems amounts to: ratios within a turn, their medians and spreads, and the table."""
+"""Figures of a comparison of systems: ratios within a turn, their medians and spreads, and the table."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from edgespec.app.bench.measure import Prompt, first_difference
 from edgespec.app.bench.systems import BenchSystem, SystemAnswer
 
 Oracle = Callable[[str, SystemAnswer], "float | None"]
-"""oracle(plain system's name, its answer) -> how many times faster than plain that answer could have been
-written on the same engine, guessing perfectly; None if that is not known."""
+"""oracle(name of a plain system, its answer) -> how many times faster than plain the same engine could have
+generated that answer with perfect drafts; None if unknown."""
 
 Turn = Mapping[str, SystemAnswer]
-"""One prompt in one pass: each system's answer by its name."""
+"""The answers to one prompt in one pass, by the name of the system."""
 
 ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One answer of a run. `index` is the prompt's place in the suite."""
+    """One answer of a run. `index` is the position of the prompt in the suite."""
 
     repetition: int
     index: int
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of some ratios and the quartiles around it."""
+    """The median and the quartiles of some ratios."""
 
     median: float
     low: float
@@ -61,7 +61,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
-        """None of no values."""
+        """None if there are no values."""
         low, median, high = np.percentile(kept, [25, 50, 75]) if (kept := list(values)) else (0, 0, 0)
         return cls(float(median), float(low), float(high)) if kept else None
 
@@ -70,23 +70,25 @@ class Spread:
 
 
 def speed(answer: SystemAnswer) -> float:
+    """Tokens per second after the first token."""
     return answer.tokens_per_second
 
 
 def first_token(answer: SystemAnswer) -> float:
+    """Seconds to the first token."""
     return answer.seconds_to_first_token
 
 
 def ratios(
     turns: Iterable[Turn], over: str, under: str, measure: Callable[[SystemAnswer], float]
 ) -> list[float]:
-    """`measure` of one system over that of another, for each turn in which both have it."""
+    """`measure` of one system over that of another, for each turn in which both are positive."""
     pairs = ((measure(turn[over]), measure(turn[under])) for turn in turns if over in turn and under in turn)
     return [a / b for a, b in pairs if a > 0 and b > 0]
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
-    """None of no values."""
+    """None if there are no values."""
     logs = [math.log(value) for value in values]
     return math.exp(sum(logs) / len(logs)) if logs else None
 
@@ -94,10 +96,10 @@ def geometric_mean(values: Iterable[float]) -> float | None:
 def figures(
     systems: Sequence[BenchSystem], samples: Sequence[Sample], reference: str, oracle: Oracle | None = None
 ) -> dict[str, Any]:
-    """Every figure a task and overall, by system.
+    """All figures per task and overall, by system.
 
-    `reference` is the peer whose plain decoding all are compared with. Per task, figures are medians over its
-    turns; overall, geometric means of those over tasks, with the quartiles of all turns.
+    `reference` is the plain system that all are compared with. Per task, figures are medians over its turns;
+    overall, geometric means of those over tasks, with the quartiles of all turns.
     """
     tasks: dict[str, dict[tuple[int, int], dict[str, SystemAnswer]]] = defaultdict(lambda: defaultdict(dict))
     for one in samples:
@@ -128,7 +130,7 @@ def figures(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One system on one task. Ratios are lists of one a turn; `scalars` are medians, or None."""
+    """One system on one task. `ratios` have one value per turn; `scalars` are medians, or None."""
 
     scalars: Mapping[str, float | None]
     ratios: Mapping[str, list[float]]
@@ -172,7 +174,7 @@ class _Row:
 
     @classmethod
     def overall(cls, rows: Sequence[_Row]) -> _Row:
-        """Tasks count alike, however many prompts they have; quartiles are those of all turns."""
+        """Tasks have equal weight, however many prompts they have; quartiles are those of all turns."""
 
         def mean(pick: Callable[[_Row], float | None]) -> float | None:
             return geometric_mean(value for row in rows if (value := pick(row)))
@@ -212,7 +214,7 @@ def _total(counts: Iterable[tuple[int, int, int, int]]) -> tuple[int, int, int, 
 
 
 def _differences(systems: Sequence[BenchSystem], samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Answers whose tokens are not those of the same system without speculation, each prompt once."""
+    """Answers that differ from those of the same system without speculation, each prompt once."""
     plain = {system.name: system.plain for system in systems}
     answers = {(one.repetition, one.index, one.system): one.answer for one in samples}
     found: dict[tuple[int, str], dict[str, Any]] = {}
@@ -226,7 +228,7 @@ def _differences(systems: Sequence[BenchSystem], samples: Sequence[Sample]) -> l
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Format the report for people."""
     systems = list(report["overall"])
     has_oracle = any("oracle" in row for row in report["overall"].values())
     rows = Table(box=None, pad_edge=False)

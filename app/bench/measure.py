@@ -1,7 +1,7 @@
-"""Measures plain against speculative decoding: same prompts, same process, interleaved.
+"""Plain against speculative decoding: same prompts, same process, interleaved.
 
-Machines drift by tens of percent within minutes, so only ratios of neighbouring runs mean anything. Every
-prompt is answered twice in a row, the order alternating, and figures are medians over prompts.
+Machines drift by tens of percent within minutes, so only ratios of neighboring runs are meaningful. Every
+prompt is answered twice in a row, in alternating order, and figures are medians over prompts.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from edgespec.app import console
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import EdgespecError
@@ -28,6 +26,8 @@ from edgespec.sampling import Sampling
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """A prompt of a suite: its task, its id within the suite, and its text."""
+
     task: str
     id: str
     text: str
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One prompt's answers, plain and speculative."""
+    """The answers to one prompt, plain and speculative."""
 
     prompt: Prompt
     plain: GenerationStats
@@ -43,17 +43,17 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """Seconds a token after the first round, plain over speculative: above 1 is faster."""
+        """Seconds per token after the first step, plain over speculative: above 1 is faster."""
         return self.speculative.tokens_per_second / max(self.plain.tokens_per_second, 1e-9)
 
     @property
     def first_difference(self) -> int | None:
-        """Where the two answers' token ids first differ, None if they do not."""
+        """Index of the first token id that differs between the answers, None if none does."""
         return first_difference(self.plain.tokens, self.speculative.tokens)
 
 
 def first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int | None:
-    """Where two lists of token ids first differ, None if they do not; a negative id is an unknown one."""
+    """Index of the first token id that differs, None if none does; a negative id is unknown, matching any."""
     shared = min(len(ours), len(theirs))
     for i in range(shared):
         if ours[i] != theirs[i] and min(ours[i], theirs[i]) >= 0:
@@ -68,17 +68,17 @@ def read_suite(path: Path | None, per_task: int) -> list[Prompt]:
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         prompts = [Prompt(str(row["task"]), str(row["id"]), str(row["prompt"])) for row in rows]
     except OSError as error:
-        raise EdgespecError(f"Cannot read the suite {path}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read the suite {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
         raise EdgespecError(
-            f"{path} is not a suite: each line must be JSON with task, id and prompt."
+            f"{path} is not a suite: each line must be JSON with task, id and prompt"
         ) from None
     by_task: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         if len(by_task[prompt.task]) < per_task:
             by_task[prompt.task].append(prompt)
     if not by_task:
-        raise EdgespecError(f"The suite {path} is empty.")
+        raise EdgespecError(f"the suite {path} is empty: add lines of JSON with task, id and prompt")
     # Tasks take turns, so that a slow minute of the machine does not fall on one of them alone.
     return [rows[i] for i in range(per_task) for rows in by_task.values() if i < len(rows)]
 
@@ -95,15 +95,15 @@ def measure(
     say: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
-    """Run every prompt both ways, `repetitions` times over, and return the report."""
+    """Answer every prompt both ways, `repetitions` times, and return the report."""
     sampling = Sampling(temperature=temperature)
-    answer(engine, prompts[0], min(max_tokens, 8), sampling, speculate=True)  # pages in, caches and clocks up
+    answer(engine, prompts[0], min(max_tokens, 8), sampling, speculate=True)  # warm-up
     pairs = []
     turns = [prompt for _ in range(repetitions) for prompt in prompts]
     for i, prompt in enumerate(turns):
         if say:
             say(f"{i + 1} of {len(turns)}: {prompt.task}")
-        # Turned around from prompt to prompt, and for each prompt from pass to pass.
+        # Reversed from prompt to prompt, and for each prompt from pass to pass.
         order = (False, True) if sum(divmod(i, len(prompts))) % 2 == 0 else (True, False)
         results = {
             speculate: answer(engine, prompt, max_tokens, sampling, speculate=speculate)
@@ -116,7 +116,7 @@ def measure(
 def answer(
     engine: Engine, prompt: Prompt, max_tokens: int, sampling: Sampling, *, speculate: bool
 ) -> GenerationStats:
-    """One answer from an empty cache."""
+    """Answer a prompt from an empty KV cache."""
     tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
     return answer_tokens(engine, tokens, max_tokens, sampling, speculate=speculate)
 
@@ -124,7 +124,7 @@ def answer(
 def answer_tokens(
     engine: Engine, prompt: Sequence[int], max_tokens: int, sampling: Sampling, *, speculate: bool
 ) -> GenerationStats:
-    """One answer to token ids, from an empty cache."""
+    """Answer token ids from an empty KV cache."""
     engine.forget()
     return answered(engine, Request(prompt, sampling, max_tokens, speculate=speculate))
 
@@ -138,7 +138,7 @@ def answered(engine: Engine, request: Request) -> GenerationStats:
 
 
 def report(engine: Engine, pairs: Sequence[Pair], *, greedy: bool) -> dict[str, Any]:
-    """Per task and overall; `differences` lists greedy answers that were not token-identical."""
+    """The report per task and overall; `differences` lists greedy answers that were not token-identical."""
     by_task: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
         by_task[pair.prompt.task].append(pair)
@@ -167,7 +167,7 @@ def report(engine: Engine, pairs: Sequence[Pair], *, greedy: bool) -> dict[str, 
 
 
 def _governed(pairs: Sequence[Pair]) -> dict[str, Any]:
-    """Every mode that answers were written in with its reason, and the last reading."""
+    """Every mode that answers were generated in with its reason, and the last sensor reading."""
     modes = {
         mode: reason for pair in pairs for one in (pair.plain, pair.speculative) for mode, reason in one.modes
     }
@@ -175,13 +175,13 @@ def _governed(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _energy(results: Sequence[GenerationStats]) -> dict[str, float]:
-    """Medians a token after the first round: processor time, and joules where always metered."""
+    """Medians per token after the first step: CPU time, and joules if all answers were metered."""
     joules = [one.joules_per_token for one in results]
     metered = [one for one in joules if one is not None]
-    told = {"cpu_seconds_per_token": round(median(one.cpu_seconds_per_token for one in results), 5)}
+    figures = {"cpu_seconds_per_token": round(median(one.cpu_seconds_per_token for one in results), 5)}
     if len(metered) == len(results):
-        told["joules_per_token"] = round(median(metered), 4)
-    return told
+        figures["joules_per_token"] = round(median(metered), 4)
+    return figures
 
 
 def _summary(pairs: Sequence[Pair]) -> dict[str, float]:
@@ -202,7 +202,7 @@ def _summary(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def _memory(engine: Engine) -> dict[str, int | None]:
-    """Bytes: the process's peak, what the files' weights and the caches take, and the rest."""
+    """Bytes: peak of the process, weights and KV caches, and the rest."""
     models = [engine.model, *([engine.draft] if engine.draft else [])]
     needed = sum(model.summary.tensor_bytes + model.cache_bytes for model in models)
     peak = peak_memory()
@@ -210,14 +210,12 @@ def _memory(engine: Engine) -> dict[str, int | None]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
-    rows = Table(box=None, pad_edge=False)
-    rows.add_column("task")
-    titles = "ratio", "least", "plain tok/s", "spec. tok/s", "accepted", "tokens a round", "first token s"
-    for title in titles:
-        rows.add_column(title, justify="right")
-    for task, line in [*report["tasks"].items(), ("all", report["overall"])]:
-        rows.add_row(
+    """Format the report for people."""
+    titles = (
+        "task", "ratio", "least", "plain tok/s", "spec. tok/s", "accepted", "tokens/round", "first token s",
+    )  # fmt: skip
+    rows = [
+        (
             task,
             f"{line['ratio']:.2f}",
             f"{line['least']:.2f}",
@@ -227,18 +225,17 @@ def table(report: dict[str, Any]) -> str:
             f"{line['tokens_per_round']:.2f}",
             f"{line['seconds_to_first_token']:.2f}",
         )
-    console = Console(width=100, markup=False, highlight=False)
-    with console.capture() as out:
-        console.print(rows)
+        for task, line in [*report["tasks"].items(), ("all", report["overall"])]
+    ]
     memory = report["memory"]
     lines = [
-        out.get().rstrip(),
+        console.table(titles, rows, right=range(1, len(titles))),
         f"{report['model']}, draft {report['draft'] or 'none'}, threads {report['threads']}, "
         f"{report['prompts']} prompts; bookkeeping {report['bookkeeping_share']:.2%} of the time",
     ]
     if memory["peak"] is not None:
         lines.append(
-            f"peak memory {memory['peak'] / 1e6:.0f} MB: weights and cache "
+            f"peak memory {memory['peak'] / 1e6:.0f} MB: weights and KV cache "
             f"{memory['weights_and_cache'] / 1e6:.0f} MB, the rest {memory['rest'] / 1e6:.0f} MB"
         )
     if report["differences"]:

@@ -1,7 +1,7 @@
-"""Other programs to measure against: llama-server, a child process asked over HTTP.
+"""Other programs to compare with: llama-server, a child process with an HTTP API.
 
-Whatever stands between a program and its best fair result is ruled out here: prompts go as token ids, every
-prompt is read anew, settings from the environment are dropped, and what the server reports is checked.
+For a fair result, prompts are sent as token ids, every prompt is evaluated from scratch, settings from the
+environment are dropped, and the figures that the server reports are checked.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from typing import Any
 from edgespec.app.bench.systems import UNKNOWN, SystemAnswer
 from edgespec.core import EdgespecError
 
-STOP_SECONDS = 10.0  # to end by itself when asked, before it is killed
-_WORKING_MEMORY = 512 << 20  # bytes: compute buffers of one model, the logits of a batch among them
+STOP_SECONDS = 10.0  # to exit after SIGTERM, before it is killed
+_WORKING_MEMORY = 512 << 20  # bytes: compute buffers of one model, with the logits of a batch
 
 
 @dataclass(frozen=True, slots=True)
 class PeerMode:
-    """One way llama-server speculates: the flags that ask for it."""
+    """A way of llama-server to speculate, and the flags for it."""
 
     flags: tuple[str, ...] = ()
     needs_draft: bool = False
@@ -74,10 +74,10 @@ _USUAL = (PLAIN, "draft-simple", "ngram-simple", "ngram-mod")
 
 
 def choose_modes(text: str, has_draft: bool) -> list[str]:
-    """Names for `--modes`: "usual", "all", or a list with commas; plain always comes first.
+    """The names in `--modes`: "usual", "all", or a list separated by commas; plain always comes first.
 
-    Modes that need a draft model are left out of "usual" and "all" when there is none. Raises EdgespecError
-    for an unknown name, and for one that needs a draft where there is none.
+    Modes that need a draft model are left out of "usual" and "all" if there is none. Raises EdgespecError for
+    an unknown name, and for one that needs a draft model if there is none.
     """
     if text in ("usual", "all"):
         return [
@@ -88,19 +88,17 @@ def choose_modes(text: str, has_draft: bool) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
         if name not in MODES:
-            raise EdgespecError(
-                f"--modes does not know {name!r}: choose from usual, all, {', '.join(MODES)}."
-            )
+            raise EdgespecError(f"unknown --modes {name!r} (valid: usual, all, {', '.join(MODES)})")
         if MODES[name].needs_draft and not has_draft:
-            raise EdgespecError(f"--modes {name} needs a draft model: name one with --draft.")
+            raise EdgespecError(f"--modes {name} needs a draft model: name one with --draft")
     return list(dict.fromkeys([PLAIN, *names]))
 
 
 class LlamaServer:
-    """llama-server in one of its modes. A System; started and stopped as often as one likes.
+    """llama-server in one of its modes: a `BenchSystem` that can be started and stopped repeatedly.
 
     It listens on a socket file in a private folder, where no other program reaches it and no port can be
-    taken meanwhile; on Windows on a free port of this machine's own address.
+    taken meanwhile; on Windows on a free port of 127.0.0.1.
     """
 
     def __init__(
@@ -117,8 +115,8 @@ class LlamaServer:
         patience: float = 300.0,
         tcp: bool = os.name == "nt",
     ) -> None:
-        """`threads` for one row and for many; `cache_bytes`: its KV caches; `patience`: longest silence, in
-        seconds, while it loads or reads a prompt."""
+        """`threads` are for one row and for many, `cache_bytes` the size of the KV caches, and `patience` the
+        longest silence, in seconds, while it loads or evaluates a prompt."""
         self.name = f"{label} {mode}"
         self.plain = f"{label} {PLAIN}"
         self.remembers = MODES[mode].remembers
@@ -156,7 +154,7 @@ class LlamaServer:
 
     @property
     def pid(self) -> int | None:
-        """The process's id while it is started."""
+        """The process id while it is started, else None."""
         return self._process.pid if self._process is not None else None
 
     def _spawn(self) -> subprocess.Popen[bytes]:
@@ -167,7 +165,7 @@ class LlamaServer:
             where = ["--host", "127.0.0.1", "--port", str(self._port)]
         else:
             where = ["--host", str(self._file("http.sock"))]
-        # Every option of llama-server can also come from a variable, and would come unseen.
+        # Every option of llama-server can also come from an environment variable, which would go unnoticed.
         env = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_ARG_")}
         with self._file("log").open("wb") as log:
             try:
@@ -177,10 +175,10 @@ class LlamaServer:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=env,
-                    start_new_session=True,  # Ctrl-C is for the benchmark, which then stops its servers
+                    start_new_session=True,  # Ctrl-C goes to the benchmark, which then stops its servers
                 )
             except OSError as error:
-                raise EdgespecError(f"Cannot start {self.command[0]}: {error.strerror}.") from None
+                raise EdgespecError(f"cannot start {self.command[0]}: {error.strerror}") from None
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + self._patience
@@ -192,14 +190,14 @@ class LlamaServer:
                 if status == 200:
                     return
             except (OSError, http.client.HTTPException):
-                pass  # not listening yet; a process that is no server runs into the deadline
+                pass  # not listening yet; a process that is no server reaches the deadline
             time.sleep(0.05)
         raise TimeoutError
 
     def ask(
         self, prompt: Sequence[int], max_tokens: int, schema: Mapping[str, Any] | None = None
     ) -> SystemAnswer:
-        """As a System; with a JSON `schema`, an answer that keeps to it."""
+        """Answer as a `BenchSystem`; with a JSON `schema`, the answer conforms to it."""
         question: dict[str, Any] = {
             "prompt": list(prompt),
             "n_predict": max_tokens,
@@ -236,13 +234,13 @@ class LlamaServer:
                 text += str(event.get("content", ""))
                 if written > len(tokens):
                     first, last = first or now, now
-                    told = [int(token) for token in event["tokens"]]
-                    tokens += [UNKNOWN] * (written - len(tokens) - len(told)) + told
+                    known = [int(token) for token in event["tokens"]]
+                    tokens += [UNKNOWN] * (written - len(tokens) - len(known)) + known
                 if event["stop"]:
                     return replace(self._checked(prompt, tokens, first, last, event), text=text)
         finally:
             connection.close()
-        raise http.client.HTTPException("the answer broke off")
+        raise http.client.HTTPException("the response broke off")
 
     def _checked(
         self, prompt: tuple[int, ...], tokens: list[int], first: float, last: float, final: dict[str, Any]
@@ -251,7 +249,7 @@ class LlamaServer:
         if final["tokens_evaluated"] != len(prompt) or timings.get("cache_n", 0):
             raise EdgespecError(
                 f"{self.name} cannot be compared: of a prompt of {len(prompt)} tokens it counted "
-                f"{final['tokens_evaluated']} and took {timings.get('cache_n', 0)} from its cache."
+                f"{final['tokens_evaluated']} and took {timings.get('cache_n', 0)} from its cache"
             )
         written, accepted = len(tokens), int(timings.get("draft_n_accepted", 0))
         ended = final.get("stop_type") == "eos"
@@ -263,8 +261,8 @@ class LlamaServer:
             last,
             int(timings.get("draft_n", 0)),
             accepted,
-            # Each pass writes one token besides those accepted. What was accepted after the end is in the
-            # server's count and not in the answer.
+            # Each pass gives one token in addition to the accepted ones. Those accepted after the end are in
+            # the server's count and not in the answer.
             max(1, written - accepted),
         )
 
@@ -304,7 +302,7 @@ class LlamaServer:
             connection.close()
 
     def _failure(self, error: Exception) -> EdgespecError:
-        """`error` as a sentence, with the server's own last words."""
+        """`error` with the reason, and with the last line of the server's log."""
         broken = isinstance(error, (OSError, http.client.HTTPException))
         if isinstance(error, _Refused):
             what = f"refused: {error}"
@@ -315,19 +313,18 @@ class LlamaServer:
         elif broken:
             what = f"broke off ({error or type(error).__name__})"
         else:
-            what = "gave an answer that is not llama-server's"
-        words = self._last_words()
-        return EdgespecError(f"{self.name} {what}. {f'It said: {words}' if words else 'It said nothing.'}")
+            what = "sent a response that is not llama-server's"
+        return EdgespecError(f"{self.name} {what}; its log: {self._last_words() or 'empty'}")
 
     def _exit_code(self) -> int | None:
-        """None while it runs. Its socket closes a moment before it has ended."""
+        """The exit code, None while it runs. Its socket closes a moment before the process exits."""
         try:
             return self._process.wait(0.5) if self._process is not None else None
         except subprocess.TimeoutExpired:
             return None
 
     def _last_words(self) -> str:
-        """The last line of its log that names an error, else the last one."""
+        """The last line of the log that names an error, else the last line."""
         try:
             log = self._file("log").read_bytes()[-8192:].decode("utf-8", "replace")
         except (OSError, AssertionError):
@@ -338,7 +335,7 @@ class LlamaServer:
 
 
 class _Refused(http.client.HTTPException):
-    """The server answered with an error of its own."""
+    """The server responded with an error."""
 
 
 class _FileConnection(http.client.HTTPConnection):
@@ -355,7 +352,7 @@ class _FileConnection(http.client.HTTPConnection):
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a stream of server-sent events."""
+    """Yield the JSON objects of a stream of server-sent events."""
     if response.status != 200:
         raise _Refused(_message(response.read()) or f"HTTP {response.status}")
     while line := response.readline():
@@ -370,7 +367,7 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 
 
 def _message(data: bytes) -> str:
-    """What an error object says, or the bytes themselves."""
+    """The message of an error object, or the bytes themselves as text."""
     try:
         error = json.loads(data)
         error = error.get("error", error)
@@ -380,13 +377,13 @@ def _message(data: bytes) -> str:
 
 
 def parse_peer(text: str) -> tuple[str, Path]:
-    """`NAME=PATH` of `--against`. Raises EdgespecError unless it names a program that can be run."""
+    """Parse `llama-server=PATH`. Raises EdgespecError unless it names a program that can be run."""
     name, equals, path = text.partition("=")
     if name != "llama-server" or not equals:
-        raise EdgespecError(f"--against {text!r}: write it as llama-server=PATH.")
+        raise EdgespecError(f"invalid program {text!r}: write llama-server=PATH")
     program = Path(path).expanduser()
     if not program.is_file():
-        raise EdgespecError(f"--against: there is no file {program}.")
+        raise EdgespecError(f"no file {program}: write llama-server=PATH")
     if not os.access(program, os.X_OK):
-        raise EdgespecError(f"--against: {program} is not a program that may be run.")
+        raise EdgespecError(f"{program} is not executable: allow it with `chmod +x`")
     return name, program.absolute()

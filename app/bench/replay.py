@@ -1,6 +1,6 @@
-"""The governor without a machine: recorded readings, and half an hour of heat with a thermal model.
+"""The governor without a machine: recorded readings, and half an hour of simulated heat.
 
-`edgespec bench --replay TRACE` shows what it would have decided; `--replay heat` closes the loop.
+`edgespec bench replay TRACE` shows its decisions; `bench replay heat` feeds them back into a thermal model.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _RESTS = [share / 100 for share in range(0, 91)]
 
 
 def read_trace(path: Path) -> list[Reading]:
-    """Readings as JSON lines, in order of time. Raises EdgespecError for anything else."""
+    """Read sensor readings from JSON lines in order of time. Raises EdgespecError for anything else."""
     known = {field.name for field in fields(Reading)}
     readings: list[Reading] = []
     try:
         with path.open("rb") as file:
             lines = file.read(_MOST).decode().splitlines()
     except OSError as error:
-        raise EdgespecError(f"Cannot read the trace {path}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read the trace {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise EdgespecError(f"The trace {path} is not text.") from None
+        raise EdgespecError(f"the trace {path} is not text in UTF-8") from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -40,13 +40,13 @@ def read_trace(path: Path) -> list[Reading]:
                 raise ValueError(line)
         except (ValueError, RecursionError):
             raise EdgespecError(
-                f"{path}, line {number} is no reading: write JSON with time and any of {', '.join(known)}."
+                f"{path}, line {number} is no reading: write JSON with time and any of {', '.join(known)}"
             ) from None
         if readings and row["time"] <= readings[-1].time:
-            raise EdgespecError(f"{path}, line {number}: time must grow from line to line.")
+            raise EdgespecError(f"{path}, line {number}: time must increase from line to line")
         readings.append(Reading(**row))
     if not readings:
-        raise EdgespecError(f"The trace {path} is empty.")
+        raise EdgespecError(f"the trace {path} is empty")
     return readings
 
 
@@ -66,7 +66,7 @@ def _is_sound(row: Mapping[str, Any]) -> bool:
 
 
 def replay(readings: Sequence[Reading], mode: Mode = "auto") -> list[dict[str, Any]]:
-    """The decisions, one each time that mode or reason's kind changed: time, mode, reason, rest."""
+    """The decisions, one for each change of mode: time, mode, reason and share of rest."""
     governor = Governor(mode)
     rows: list[dict[str, Any]] = []
     for reading in readings:
@@ -86,9 +86,9 @@ def replay(readings: Sequence[Reading], mode: Mode = "auto") -> list[dict[str, A
 class Machine:
     """A machine with first-order cooling.
 
-    `speeds` in tokens a second and `cores` in processor seconds a second, by mode. Heat is `idle` plus
-    `watts` a busy core; the temperature goes to `ambient` + `resistance` (°C a watt) times heat with time
-    constant `tau` seconds, and the sensor follows within `lag` seconds, in half degrees.
+    `speeds` are tokens per second and `cores` CPU seconds per second, by mode. Heat is `idle` plus `watts`
+    per busy core; the temperature approaches `ambient` + `resistance` (°C per watt) times heat with the time
+    constant `tau` in seconds, and the sensor follows with the time constant `lag`, in half degrees.
     """
 
     speeds: Mapping[Mode, float]
@@ -101,7 +101,7 @@ class Machine:
     lag: float = 2.0
 
     def settles(self, mode: Mode, rest: float) -> float:
-        """The temperature that a mode with a share of rest ends at."""
+        """The temperature that a mode with a share of rest settles at, in °C."""
         return self.ambient + self.resistance * (self.idle + self.watts * self.cores[mode] * (1.0 - rest))
 
 
@@ -109,12 +109,12 @@ LAPTOP = Machine(
     speeds={"performance": 37.0, "balanced": 37.0, "saver": 25.0},
     cores={"performance": 2.0, "balanced": 2.0, "saver": 1.0},
 )
-"""Speeds of the 1.5B on two threads and on one, and a cooler that two busy cores overwhelm by 10 °C."""
+"""Speeds of a 1.5B model on two threads and on one; two busy cores settle 10 °C above the limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayCourse:
-    """What a simulated half hour was: seconds, °C and modes at each second, and tokens a second overall."""
+    """A simulated half hour: seconds, °C and modes at each second, and tokens per second overall."""
 
     times: tuple[float, ...]
     celsius: tuple[float, ...]
@@ -127,7 +127,7 @@ class ReplayCourse:
 
 
 def simulate(machine: Machine, governor: Governor, minutes: float = 30.0) -> ReplayCourse:
-    """Generate without end under `governor`, from a machine at rest."""
+    """Simulate continuous generation under `governor`, starting from an idle machine."""
     celsius = sensed = machine.settles("performance", 1.0)
     tokens = 0.0
     seconds: list[tuple[float, float, Mode]] = []
@@ -145,7 +145,10 @@ def simulate(machine: Machine, governor: Governor, minutes: float = 30.0) -> Rep
 
 
 def best_fixed(machine: Machine, limit: float = LIMIT) -> tuple[Mode, float, float]:
-    """Of all modes with a fixed share of rest that settle within `limit`: mode, share, tokens a second."""
+    """The fastest mode with a fixed share of rest that settles within `limit`: mode, share, tokens/s.
+
+    Raises ValueError if there is none.
+    """
     choices = [
         (machine.speeds[mode] * (1.0 - rest), mode, rest)
         for mode in LADDER
@@ -159,7 +162,7 @@ def best_fixed(machine: Machine, limit: float = LIMIT) -> tuple[Mode, float, flo
 
 
 def heat(machine: Machine = LAPTOP) -> dict[str, Any]:
-    """Half an hour of `auto`, of `performance`, and the best fixed setting, on the same machine."""
+    """Simulate half an hour of `auto`, of `performance`, and the best fixed setting on the same machine."""
     auto, fixed = simulate(machine, Governor("auto")), simulate(machine, Governor("performance"))
     mode, rest, speed = best_fixed(machine)
     return {
@@ -182,14 +185,14 @@ def _course_json(course: ReplayCourse) -> dict[str, Any]:
 
 
 def lines(report: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A replay as a person reads it."""
+    """Format a replay for people."""
     for row in report:
         rest = f", rest {row['rest']:.0%}" if row["rest"] else ""
         yield f"{row['time']:8.0f} s  {row['mode']:<11} {row['reason']}{rest}"
 
 
 def heat_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """A simulation as a person reads it."""
+    """Format a simulation for people."""
     best = report["best_fixed"]
     for name in ("auto", "performance"):
         row = report[name]

@@ -1,6 +1,6 @@
-"""What drawing a chat costs: a scripted answer at a given speed on a screen of its own, no model.
+"""Cost of drawing the chat: a scripted answer at a given speed on a screen of its own, without a model.
 
-The share of a core is that of the screen's thread: while an answer is written, and while one types as well.
+The share of a core is that of the screen's thread: during an answer, and while the user types as well.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from edgespec.machine.governor import Mode
 SIZE = (120, 40)
 _PASTE = 100_000  # characters
 _PARAGRAPH = (
-    "A round of several rows costs little more than one: the weights are read **once**, and what was guessed "
-    "is checked in the same pass. See `decode.py`.\n\n"
+    "A step of several rows costs little more than one: the weights are read **once**, and the draft tokens "
+    "are verified in the same pass. See `decode.py`.\n\n"
 )
 _CODE = (
     "```python\ndef speculate(context: list[int]) -> Round:\n    draft = propose(context)  # cheap\n"
     "    return verify(context, draft, forward(context, draft))\n```\n\n"
 )
-_LIST = "- first the prompt,\n- then the guesses,\n- at last the target's word.\n\n"
+_LIST = "- first the prompt,\n- then the draft tokens,\n- last the target's token.\n\n"
 
 
 def pieces(tokens: int) -> list[str]:
-    """Markdown in as many pieces, each about as long as a token."""
+    """Markdown in `tokens` pieces, each about as long as a token."""
     text = ""
     while len(text) < 4 * tokens:
         text += _PARAGRAPH * 2 + _CODE + _LIST
@@ -46,7 +46,7 @@ def pieces(tokens: int) -> list[str]:
 
 
 class Scripted:
-    """Gives its pieces at a steady pace."""
+    """A chat model that streams its pieces at a steady pace."""
 
     notes: Sequence[str] = ()
     context_length = 1 << 20
@@ -55,7 +55,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
-        self.pace = 0.0  # pieces a second
+        self.pace = 0.0  # pieces per second
         self.given = 0
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
@@ -85,7 +85,7 @@ class Scripted:
 
 
 def measure() -> dict[str, Any]:
-    """Share of a core for drawing, and how long a key takes to be on the screen, in several situations."""
+    """Measure the share of a core for drawing, and the delay of a key on screen, in several situations."""
     return asyncio.run(_measure())
 
 
@@ -115,7 +115,7 @@ async def _measure() -> dict[str, Any]:
 
 
 async def _course(app: ChatApp, engine: Scripted, tokens: int, pace: float, before: int) -> dict[str, float]:
-    """One answer; its first `before` pieces come at once and do not count."""
+    """Draw one answer; its first `before` pieces come at once and do not count."""
     app.session.new()
     await asyncio.sleep(0.3)
     made = pieces(tokens)
@@ -145,7 +145,7 @@ async def _course(app: ChatApp, engine: Scripted, tokens: int, pace: float, befo
     typing = (thread_time() - used) / (perf_counter() - wall)
     box.clear()
     if not delays:
-        raise EdgespecError("This machine is too busy to measure: try again when it is not.")
+        raise EdgespecError("the machine is too busy to measure: try again when it is idle")
     delays.sort()
     return {
         "core_share": drawing,
@@ -162,6 +162,7 @@ async def _drawn(app: ChatApp) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
+    """Format the report for people."""
     lines = [f"{'':34}{'core':>7}{'typing':>9}{'key, median':>13}{'most':>8}"]
     lines += [
         f"{row['situation']:34}{row['core_share']:7.1%}{row['core_share_typing']:9.1%}"

@@ -1,4 +1,4 @@
-"""What a comparison compares: programs that answer prompts, an engine of Edgespec's own among them."""
+"""The systems of a comparison: programs that answer prompts, Edgespec's own engine among them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from edgespec.app.engine.engine import Engine
 from edgespec.sampling import Sampling
 
 UNKNOWN = -1
-"""Stands for a token id that a server did not tell: llama-server streams whole characters, and of one that is
-spread over several tokens only the last has an id."""
+"""The token id where a server reports none: llama-server streams whole characters, and of one that is spread
+over several tokens only the last has an id."""
 
 
 @dataclass(frozen=True, slots=True)
 class SystemAnswer:
-    """One greedy answer and what it cost. Times in seconds of wall time from asking, as the asker sees them.
+    """One greedy answer and its cost. Times are wall time in seconds since the request, at the client.
 
-    `tokens` leaves out the token that ends the answer, `written` counts it. `rounds` are the target's forward
-    passes, the one that reads the prompt included.
+    `tokens` leaves out the token that ends the answer, `written` counts it. `rounds` are the forward passes
+    of the target, the prefill included.
     """
 
     prompt: tuple[int, ...]
@@ -31,7 +31,7 @@ class SystemAnswer:
     drafted: int = 0
     accepted: int = 0
     rounds: int = 0
-    text: str = ""  # where a server tells it
+    text: str = ""  # where a server reports it
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,11 +41,11 @@ class SystemAnswer:
 
 
 class BenchSystem(Protocol):
-    """Something that answers prompts, measured against others of its kind.
+    """A system that answers prompts.
 
-    `plain` names the same system without speculation (itself, if it is that). `memory` is what it takes
-    while started, in bytes. One that `remembers` learns from answers: to ask it the same prompts again it
-    must be started afresh.
+    `plain` is the name of the same system without speculation (its own, if it does not speculate). `memory`
+    is what it takes while started, in bytes. A system that `remembers` learns from answers: it must be
+    restarted before it gets the same prompts again.
     """
 
     @property
@@ -58,17 +58,17 @@ class BenchSystem(Protocol):
     def remembers(self) -> bool: ...
 
     def start(self) -> None:
-        """Make it ready to answer. Raises EdgespecError, and then nothing is left running."""
+        """Make it ready to answer. Raises EdgespecError, with nothing left running."""
 
     def ask(self, prompt: Sequence[int], max_tokens: int) -> SystemAnswer:
-        """The greedy answer to token ids, nothing of which was read before. Raises EdgespecError."""
+        """The greedy answer to token ids, none of them cached. Raises EdgespecError."""
 
     def stop(self) -> None:
-        """Give back what `start` took; does nothing when not started."""
+        """Release what `start` took; does nothing if not started."""
 
 
 class EdgespecSystem:
-    """An engine in this process, plain or speculating. A System that is always started."""
+    """An engine in this process, plain or speculative: a system that is always started."""
 
     memory = 0
     remembers = False

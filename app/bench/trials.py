@@ -1,4 +1,4 @@
-"""What the self-test costs: the first time that a model is loaded, and every time after."""
+"""Cost of the self-test: the first time that a model is loaded, and every time after."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgespec.models.hub.store import is_onnx, resolve
 
 
 def measure_tests(model: str, engine: BackendChoice, repetitions: int) -> dict[str, Any]:
-    """Medians in seconds, by engine.
+    """Medians in seconds, by runtime.
 
-    "first" is a test in a child process, which took "megabytes" of memory and "outcome" is what it came to;
-    "after" is finding that out where it is known. Raises EdgespecError.
+    "first" is a self-test in a child process, "megabytes" its memory and "outcome" its result; "after" is the
+    look-up of a known result. Raises EdgespecError for a model that is no GGUF file.
     """
     path = resolve(model)
     if is_onnx(path):
-        raise EdgespecError("--self-test is of GGUF models: onnxruntime is not tested.")
+        raise EdgespecError(f"{path.name} is an ONNX model, which has no self-test: choose a GGUF model")
     report: dict[str, Any] = {"model": path.name, "bytes": path.stat().st_size, "engines": {}}
     for name in get_args(BackendName) if engine == "auto" else [engine]:
         options = LlamaOptions(engine=name)
@@ -51,12 +51,12 @@ def measure_tests(model: str, engine: BackendChoice, repetitions: int) -> dict[s
 
 
 def tests_table(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
-    lines = [f"{report['model']}, {report['bytes'] / 1e6:,.0f} MB; seconds before it is loaded"]
+    """Format the report for people."""
+    lines = [f"{report['model']}, {report['bytes'] / 1e6:,.0f} MB; seconds before the model is loaded"]
     for name, found in report["engines"].items():
         figures = ""
         if "first" in found:
             figures = f": {found['first']:.2f} the first time, in {found['megabytes']} MB"
-            figures += f"; {found['after']:.4f} after"
+            figures += f"; {found['after']:.4f} afterwards"
         lines.append(f"{name:<10} {found['outcome']}{figures}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""An install as it comes against one that `edgespec tune` has set: the same prompts in turns, both named."""
+"""A fresh installation against one that `edgespec tune` has set up, on the same prompts in turns."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def measure_untouched(
     repetitions: int,
     say: Callable[[str], None] | None,
 ) -> dict[str, Any]:
-    """Choose settings as a first use and as `tune` do, and write every prompt's answer with both, in turns.
+    """Choose settings as a first use does and as `tune` does, and answer every prompt with both, in turns.
 
-    Nothing that was found is kept. Raises EdgespecError where a model cannot be loaded.
+    The settings are not kept. Raises EdgespecError if a model cannot be loaded.
     """
     tell = say or (lambda _: None)
-    tell("comparing engines as a first use does")
+    tell("comparing runtimes as a first use does")
     untouched = tune.compare_engines(path, lambda *_: True).best.options
     tuned = tune.tune(path, draft, progress=lambda what, share: not tell(f"tuning: {what} {share:.0%}"))
     form = tuned.draft.path if tuned.draft is not None else draft
@@ -65,6 +65,7 @@ def measure_untouched(
 
 
 def untouched_table(report: dict[str, Any]) -> str:
+    """Format the report for people."""
     lines = [f"{name}: {report[name]}" for name in ("untouched", "tuned")]
     lines += [f"{task:<14} {ratio:.2f}" for task, ratio in report["tasks"].items()]
     return "\n".join(

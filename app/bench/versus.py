@@ -1,7 +1,7 @@
-"""The interleaved comparison of several systems on the same prompts: the run, its figures, its table.
+"""Interleaved comparison of several systems on the same prompts.
 
-All systems take a turn at one prompt before the next prompt is asked, in an order that rotates. Machines
-drift by tens of percent within minutes, so a figure is a median of ratios taken within such a turn.
+In a turn, all systems answer the same prompt, in an order that rotates. Machines drift by tens of percent
+within minutes, so a figure is a median of ratios taken within a turn.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import edgespec
 from edgespec.app.bench.figures import Sample, figures
 from edgespec.app.bench.measure import Prompt
 from edgespec.app.bench.oracle import best_possible
-from edgespec.app.bench.peers import MODES, LlamaServer, choose_modes, parse_peer
+from edgespec.app.bench.peers import MODES, LlamaServer, choose_modes
 from edgespec.app.bench.systems import BenchSystem, EdgespecSystem, SystemAnswer
 from edgespec.app.engine.engine import Engine
 from edgespec.core import Cancelled, EdgespecError
@@ -33,10 +33,10 @@ _WARM_UP_TOKENS = 8
 
 @dataclass(slots=True)
 class ComparisonRun:
-    """What a comparison measured, in whole turns.
+    """The samples of a comparison, in whole turns.
 
-    `stopped` says why it ended early and is None if it did not; `passing` names the systems that were
-    started for each answer, because memory does not hold all of them at once.
+    `stopped` is the reason why it ended early, None if it did not; `passing` are the names of systems that
+    were restarted for each answer, because memory does not hold all of them at once.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -47,12 +47,12 @@ class ComparisonRun:
 class Stage:
     """Starts systems for their turn, and keeps as many started as `memory` bytes hold.
 
-    The others come and go with each turn: weights are read from the page cache within seconds, and a
-    system's turn is warmed up either way. On leaving, everything is stopped.
+    The others are restarted for each turn: weights are read from the page cache within seconds, and every
+    start is followed by a warm-up. On exit, all systems are stopped.
     """
 
     def __init__(self, systems: Sequence[BenchSystem], warm_up: Sequence[int], memory: int) -> None:
-        """Raises EdgespecError when one of them alone takes more than `memory`."""
+        """Raises EdgespecError if one system alone takes more than `memory` bytes."""
         self._kept = kept(systems, memory)
         self.passing = [system.name for system in systems if system.name not in self._kept]
         self._warm_up = warm_up
@@ -62,7 +62,7 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.ExitStack() as stack:  # one that cannot be stopped must not save the others
+        with contextlib.ExitStack() as stack:  # one that cannot be stopped must not keep the others running
             for system in self._started.values():
                 stack.callback(system.stop)
 
@@ -78,7 +78,7 @@ class Stage:
         return answered
 
     def forget(self) -> None:
-        """Stop what would remember the prompts of the pass that ends."""
+        """Stop the systems that would remember the prompts of the pass that ends."""
         for system in [one for one in self._started.values() if one.remembers]:
             self._leave(system)
 
@@ -88,12 +88,15 @@ class Stage:
 
 
 def kept(systems: Sequence[BenchSystem], memory: int) -> set[str]:
-    """Names of those that can stay started: all, or as many as leave room for the largest of the others."""
+    """Names of the systems that stay started: all, or as many as leave room for the largest of the others.
+
+    Raises EdgespecError if one system alone takes more than `memory` bytes.
+    """
     for system in systems:
         if system.memory > memory:
             raise EdgespecError(
                 f"{system.name} needs about {system.memory / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free: "
-                "close programs, lower --context, or leave it out with --modes."
+                "close programs, lower --context, or leave it out with --modes"
             )
     smallest_first = sorted(systems, key=lambda system: system.memory)
     for count in range(len(systems), -1, -1):
@@ -105,9 +108,9 @@ def kept(systems: Sequence[BenchSystem], memory: int) -> set[str]:
 
 
 def rotation(systems: Sequence[BenchSystem], repetition: int, prompt: int) -> list[BenchSystem]:
-    """The order of a turn: each prompt and each pass begins one system later, every other pass backwards.
+    """The order of a turn: each prompt and each pass starts one system later, every other pass in reverse.
 
-    So no system always comes first or always follows the same one.
+    No system always comes first or always follows the same one.
     """
     start = (repetition + prompt) % len(systems)
     order = [*systems[start:], *systems[:start]]
@@ -123,10 +126,10 @@ def compare(
     memory: int | None = None,
     say: Callable[[str], None] | None = None,
 ) -> ComparisonRun:
-    """Ask every system every prompt (token ids), `repetitions` times over.
+    """Have every system answer every prompt (token ids), `repetitions` times.
 
-    Ctrl-C or an error ends it early and keeps what was measured. Before the end of the first turn there is
-    nothing to keep: then Ctrl-C raises Cancelled, and an EdgespecError is raised on.
+    Ctrl-C or an error ends the run early and keeps the samples. Before the end of the first turn there are
+    none: then Ctrl-C raises Cancelled, and an EdgespecError is raised again.
     """
     run = ComparisonRun()
     total = repetitions * len(prompts)
@@ -163,7 +166,7 @@ def compare(
 
 @contextlib.contextmanager
 def _tidy_exit() -> Iterator[None]:
-    """Being ended or hung up on is an ordinary exit here, so that no server outlives the benchmark."""
+    """Exit in the ordinary way on SIGTERM and SIGHUP, so that no server outlives the benchmark."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -177,12 +180,12 @@ def _tidy_exit() -> Iterator[None]:
 
 
 def notes(systems: Sequence[BenchSystem], run: ComparisonRun) -> list[str]:
-    """What a reader of the figures must know, a sentence each."""
+    """Notes that a reader of the figures needs, a sentence each."""
     notes = []
     if run.stopped is not None:
         notes.append(f"Stopped early, figures are of what was measured: {run.stopped}")
     if run.passing:
-        notes.append(f"Started anew for every answer, for lack of memory: {', '.join(run.passing)}.")
+        notes.append(f"Restarted for every answer, for lack of memory: {', '.join(run.passing)}.")
     for system in systems:
         drafted = sum(one.answer.drafted for one in run.samples if one.system == system.name)
         if not drafted and system.name != system.plain:
@@ -192,23 +195,16 @@ def notes(systems: Sequence[BenchSystem], run: ComparisonRun) -> list[str]:
     return notes
 
 
-def parse_peers(texts: Sequence[str], temperature: float) -> list[tuple[str, Path]]:
-    """The values of `--against`. Raises EdgespecError for one that is no program, or for a temperature."""
-    if temperature:
-        raise EdgespecError("--against compares greedy answers: leave out --temperature.")
-    if len(texts) > 1:
-        raise EdgespecError("--against takes one program a run.")
-    return [parse_peer(text) for text in texts]
-
-
 def _busy() -> list[str]:
     """A note if other programs compete for the processor: ratios stay fair, but spreads grow."""
     load = load_average()
-    return [f"The machine was busy before the run (load {load:.1f}): measure again at rest."] * (load > 1)
+    return [f"The machine was busy before the run (load {load:.1f}): measure again when it is idle."] * (
+        load > 1
+    )
 
 
 def installed_engines() -> dict[str, BackendName]:
-    """The native engines of this installation, by the name of the system that uses them."""
+    """The native runtimes of this installation, by the name of the system that uses them."""
     names = []
     for name in get_args(BackendName):
         with contextlib.suppress(EdgespecError):
@@ -226,39 +222,23 @@ def bench_against(
     repetitions: int = 1,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Edgespec on each engine (by label), plain and speculative, against each peer in each mode.
+    """Compare Edgespec on each engine (by label), plain and speculative, with each peer in each mode.
 
     All engines have the same target and draft; peers get their files, thread counts and context size. Returns
     the report, which `table` shows; "stopped" in it is None unless the run was cut short.
     """
     first = next(iter(engines.values()))
     target, draft = first.model, first.drafters.asked_for
-    # Of a draft model that does not pay here, and so is not loaded, the cache is not known: it is small.
-    draft_cache = first.draft.cache_bytes if first.draft else 0
-    systems: list[BenchSystem] = [
+    ours = [
         EdgespecSystem(engine, label, speculate=speculate)
         for label, engine in engines.items()
         for speculate in (False, True)
     ]
-    names = choose_modes(modes, draft is not None)
-    servers = [
-        LlamaServer(
-            program,
-            mode,
-            target.path.absolute(),
-            draft.absolute() if draft else None,
-            label=label,
-            context=target.context_length,
-            threads=target.threads,
-            cache_bytes=target.cache_bytes + (draft_cache if MODES[mode].needs_draft else 0),
-        )
-        for label, program in peers
-        for mode in names
-    ]
+    servers = servers_of(first, peers, modes)
+    systems: list[BenchSystem] = [*ours, *servers]
     asked = [(prompt, first.chat_prompt([{"role": "user", "content": prompt.text}])) for prompt in prompts]
     warm_up = first.chat_prompt([{"role": "user", "content": "Hello!"}])
-    systems += servers
-    by_plain = {system.plain: system.engine for system in systems if isinstance(system, EdgespecSystem)}
+    by_plain = {system.plain: system.engine for system in ours}
 
     def oracle(name: str, answer: SystemAnswer) -> float | None:
         return best_possible(by_plain[name], answer.prompt, answer.tokens) if name in by_plain else None
@@ -280,3 +260,27 @@ def bench_against(
         "prompts": [{"task": p.task, "id": p.id, "tokens": list(tokens)} for p, tokens in asked],
         "answers": [one.as_json() for one in run.samples],
     }
+
+
+def servers_of(engine: Engine, peers: Sequence[tuple[str, Path]], modes: str) -> list[LlamaServer]:
+    """Each peer (label and program) in each of `modes`, with the files, context and threads of `engine`.
+
+    Raises EdgespecError for a mode that is unknown or needs a draft model where there is none.
+    """
+    target, draft = engine.model, engine.drafters.asked_for
+    # The cache size of a draft model is unknown where it does not pay and is not loaded: it is small.
+    draft_cache = engine.draft.cache_bytes if engine.draft else 0
+    return [
+        LlamaServer(
+            program,
+            mode,
+            target.path.absolute(),
+            draft.absolute() if draft else None,
+            label=label,
+            context=target.context_length,
+            threads=target.threads,
+            cache_bytes=target.cache_bytes + (draft_cache if MODES[mode].needs_draft else 0),
+        )
+        for label, program in peers
+        for mode in choose_modes(modes, draft is not None)
+    ]

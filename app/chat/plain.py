@@ -5,12 +5,10 @@ Nothing is drawn twice, no cursor moves, no colour. What is said of the chat beg
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from edgespec.app.chat.attachments import find, folded, path_of, unfolded_question, with_files
 from edgespec.app.chat.history_worker import delete_conversation
@@ -25,6 +23,7 @@ from edgespec.app.chat.messages import (
     TextAppended,
 )
 from edgespec.app.chat.session import Session
+from edgespec.app.console import on_ctrl_c
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
 
@@ -168,7 +167,7 @@ class PlainChat:
     def _follow(self) -> None:
         """Write what happens until nothing more will."""
         session = self._session
-        with _stopped_by_ctrl_c(session.stop):
+        with on_ctrl_c(session.stop):
             while not session.quiet:
                 for event in session.poll(0.1):
                     self._show(event)
@@ -232,19 +231,3 @@ def talk(session: Session, reopen: int | None = None) -> int:
         sys.stdout.flush()
 
     return PlainChat(session, lambda prompt: clean(input(prompt if prompts else "")), write).run(reopen)
-
-
-@contextmanager
-def _stopped_by_ctrl_c(stop: Callable[[], None]) -> Iterator[None]:
-    def handle(_signal: int, _frame: FrameType | None) -> None:
-        stop()
-
-    try:
-        before = signal.signal(signal.SIGINT, handle)
-    except ValueError:  # not in the main thread: nobody presses Ctrl+C there
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

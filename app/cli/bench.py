@@ -1,310 +1,285 @@
-"""`edgespec bench`: the command line of the benchmarks."""
+"""`edgespec bench`: one subcommand for each benchmark."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgespec.app.cli import options as opt
+from edgespec.app.cli.bench_flags import BenchGroup
+from edgespec.app.cli.options import JsonOption, grouped, option
 from edgespec.app.engine import loading
+from edgespec.app.engine.loading import BackendChoice, EngineSpec
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
+from edgespec.machine.governor import Mode
 
 if TYPE_CHECKING:
-    from edgespec.app.bench.measure import Prompt
     from edgespec.app.engine.engine import Engine
 
-Say = Callable[[str], None] | None
+app = typer.Typer(cls=BenchGroup, help="Measure decoding; without a subcommand: `speed`.")
+
+FULL_SPEED = EngineSpec(mode="performance")  # figures should not depend on whether a charger is plugged in
+SuiteOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON lines with task, id and prompt.", show_default="a small suite that comes with Edgespec"
+    ),
+]
+PerTaskOption = Annotated[int, typer.Option(min=1, help="Prompts per task.")]
+AnswerTokensOption = Annotated[int, typer.Option("--max-tokens", min=2, help="Most tokens per answer.")]
+RepetitionsOption = Annotated[int, typer.Option(min=1, help="Passes over all prompts.")]
+ModesOption = Annotated[
+    str, typer.Option(help="How llama-server speculates: usual, all, or names separated by commas.")
+]
+ChartOption = Annotated[
+    Path | None, typer.Option(help="Draw the result as a PNG file, too.", show_default=False)
+]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What every benchmark is told. `load` makes the engine asked for, or another, for so many texts."""
-
-    load: Callable[..., Engine]
-    prompts: Sequence[Prompt]
-    max_tokens: int
-    repetitions: int
-    temperature: float
-    say: Say
-    as_json: bool
-
-    def show(self, report: dict[str, Any], table: Callable[[dict[str, Any]], str]) -> None:
-        print(json.dumps(report, indent=2) if self.as_json else table(report))
+@app.callback()
+def root() -> None: ...
 
 
-def bench(
-    model: opt.ModelOption = "",
-    draft: opt.DraftOption = "auto",
-    max_draft: opt.MaxDraftOption = 31,
-    exact: opt.ExactOption = False,
-    suite: Annotated[
-        Path | None,
-        typer.Option(
-            help="JSON lines with task, id and prompt; default: a small one of its own.", show_default=False
-        ),
-    ] = None,
-    per_task: Annotated[int, typer.Option(min=1, help="Prompts of each task.")] = 2,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 128,
-    repetitions: Annotated[int, typer.Option(min=1, help="Passes over all prompts.")] = 1,
+@app.command()
+@grouped
+def speed(
+    *,
+    spec: EngineSpec = FULL_SPEED,
+    suite: SuiteOption = None,
+    per_task: PerTaskOption = 2,
+    max_tokens: AnswerTokensOption = 128,
+    repetitions: RepetitionsOption = 1,
+    temperature: Annotated[float, option("temperature")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare plain and speculative decoding on the same prompts, interleaved."""
+    from edgespec.app.bench import measure
+
+    prompts = measure.read_suite(suite, per_task)
+    with _load(spec) as engine:
+        report = measure.measure(engine, prompts, max_tokens, temperature, _progress(), repetitions)
+    _show(report, measure.table, as_json)
+
+
+@app.command()
+@grouped
+def energy(
+    *,
+    spec: EngineSpec = FULL_SPEED,
+    suite: SuiteOption = None,
+    per_task: PerTaskOption = 2,
+    max_tokens: AnswerTokensOption = 128,
+    repetitions: RepetitionsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the energy per token of plain decoding and of each mode."""
+    from edgespec.app.bench import energy
+    from edgespec.app.bench.measure import read_suite
+
+    prompts = read_suite(suite, per_task)
+    with _load(spec) as engine:
+        report = energy.measure_energy(engine, prompts, max_tokens, _progress(), repetitions)
+    _show(report, energy.energy_table, as_json)
+
+
+@app.command()
+@grouped
+def busy(
+    *, spec: EngineSpec = FULL_SPEED, repetitions: RepetitionsOption = 1, as_json: JsonOption = False
+) -> None:
+    """Compare with fixed draft lengths while another program takes all cores in the middle of an answer."""
+    from edgespec.app.bench import busy
+
+    with _load(spec) as engine:
+        report = busy.measure_busy(engine, repetitions, _progress())
+    _show(report, busy.busy_table, as_json)
+
+
+@app.command()
+@grouped
+def agents(
+    *, spec: EngineSpec = FULL_SPEED, repetitions: RepetitionsOption = 1, as_json: JsonOption = False
+) -> None:
+    """Compare eight agents that call tools at the same time and one after another. Loads the model twice."""
+    from edgespec.app.bench import agents
+
+    with _load(spec) as one, _load(replace(spec, parallel=agents.AGENTS)) as many:
+        report = agents.measure_agents(one, many, _progress(), repetitions=repetitions)
+    _show(report, agents.agents_table, as_json)
+
+
+@app.command("json")
+@grouped
+def json_(
+    *,
+    spec: EngineSpec = FULL_SPEED,
     against: Annotated[
         list[str] | None,
         typer.Option(
-            help="Measure another program in the same turns: llama-server=PATH.",
-            metavar="NAME=PATH",
-            show_default=False,
+            metavar="NAME=PATH", help="Measure llama-server=PATH in the same turns.", show_default=False
         ),
     ] = None,
-    modes: Annotated[
-        str, typer.Option(help="How the other program speculates: usual, all, or names with commas.")
-    ] = "usual",
-    energy: Annotated[
-        bool, typer.Option("--energy", help="Compare what a token costs in energy, in each mode.")
-    ] = False,
-    schemas: Annotated[
-        bool,
-        typer.Option("--schemas", help="Extract JSON by schema from the suite's texts, also with --against."),
-    ] = False,
-    agents: Annotated[
-        bool,
-        typer.Option(
-            "--agents",
-            help="Eight agents that call tools, all at once and one after another. Takes twice the memory.",
-        ),
-    ] = False,
-    busy: Annotated[
-        bool,
-        typer.Option(
-            "--busy",
-            help="Let another program take all cores in the middle of an answer, and compare with "
-            "fixed draft lengths.",
-        ),
-    ] = False,
-    replay: Annotated[
-        str,
-        typer.Option(
-            metavar="TRACE|heat",
-            help="No model: show what the governor decides on recorded readings (JSON lines), or on half an "
-            "hour of simulated heat.",
-            show_default=False,
-        ),
-    ] = "",
-    chat: Annotated[
-        bool, typer.Option("--chat", help="No model: what drawing the terminal chat costs.")
-    ] = False,
-    untouched: Annotated[
-        bool,
-        typer.Option(
-            "--untouched", help="An install as it comes against one that tune has set. Takes minutes."
-        ),
-    ] = False,
-    chart: Annotated[
-        Path | None,
-        typer.Option(help="With --against or --replay heat: also draw a PNG file.", show_default=False),
-    ] = None,
-    self_test: Annotated[
-        bool, typer.Option("--self-test", help="What the self-test of a model costs, by engine.")
-    ] = False,
-    context: opt.ContextOption = 4096,
-    threads: opt.ThreadsOption = 0,
-    engine: opt.EngineOption = "auto",
-    mode: opt.ModeOption = None,
-    temperature: opt.TemperatureOption = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    modes: ModesOption = "usual",
+    suite: SuiteOption = None,
+    per_task: PerTaskOption = 2,
+    repetitions: RepetitionsOption = 1,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure plain against speculative decoding on the same prompts, interleaved."""
-    _check(chart, against or [], replay, [agents, schemas, energy, busy, chat, self_test, untouched])
-    if chat:
-        from edgespec.app.bench import screen
-
-        drawing = screen.measure()
-        print(json.dumps(drawing) if as_json else screen.table(drawing))
-        return
-    if replay:
-        _replay(replay, mode or "auto", chart, as_json)
-        return
-    if self_test:
-        from edgespec.app.bench import trials
-        from edgespec.models.hub.selection import default_model
-
-        report = trials.measure_tests(model or default_model(), engine, repetitions)
-        print(json.dumps(report) if as_json else trials.tests_table(report))
-        return
+    """Extract JSON by schema from the texts of a suite, with and without speculation."""
+    from edgespec.app.bench import extraction, versus
     from edgespec.app.bench.measure import read_suite
+    from edgespec.app.bench.peers import parse_peer
 
-    def load(backend: loading.BackendChoice = engine, parallel: int = 1) -> Engine:
-        # By default at full speed: what an unplugged charger changes is no property of the program.
-        loaded = loading.load_engine(
-            model, draft, max_draft, context, threads,
-            engine=backend, exact=exact, mode=mode or "performance", parallel=parallel,
-        )  # fmt: skip
-        for note in loaded.notes:
-            sys.stderr.write(f"edgespec: {one_line(note)}\n")
-        return loaded
-
-    say = _say if sys.stderr.isatty() else None
-    if untouched:
-        _untouched(model, context, read_suite(suite, per_task), max_tokens, repetitions, say, as_json)
-        return
-    plan = Plan(load, read_suite(suite, per_task), max_tokens, repetitions, temperature, say, as_json)
-    if agents:
-        _agents(plan)
-    elif schemas:
-        _schemas(plan, against or [], modes)
-    elif against:
-        if exact:
-            raise EdgespecError("--against compares speed: leave out --exact.")
-        _against(plan, against, modes, engine, chart)
-    elif busy:
-        _busy(plan)
-    elif energy:
-        _energy(plan)
-    else:
-        _speed(plan)
+    peers = [parse_peer(text) for text in against or []]
+    tasks = extraction.extractions(read_suite(suite, per_task))
+    with _load(spec) as engine:
+        servers = versus.servers_of(engine, peers, modes)
+        report = extraction.measure_json(engine, tasks, servers, _progress(), repetitions)
+    _show(report, extraction.json_table, as_json)
 
 
-def _check(chart: Path | None, against: Sequence[str], replay: str, kinds: Sequence[bool]) -> None:
-    """Raise EdgespecError for options that contradict each other, before anything is loaded."""
-    schemas = kinds[1]
-    names = "--agents, --schemas, --energy, --busy, --chat, --self-test"
-    if sum(kinds) > 1:
-        raise EdgespecError(f"Choose one of {names} and --untouched.")
-    if against and sum(kinds) > schemas:
-        raise EdgespecError(
-            f"--against compares speed: leave out {names.replace('--schemas, ', '')} and --untouched."
-        )
-    if chart is not None:
-        from edgespec.app.bench import chart as picture
-
-        if (not against or schemas) and replay != "heat":
-            raise EdgespecError("--chart draws a comparison: add --against or --replay heat.")
-        picture.check(chart)
-
-
-def _speed(plan: Plan) -> None:
-    from edgespec.app.bench import measure
-
-    with plan.load() as engine:
-        report = measure.measure(
-            engine, plan.prompts, plan.max_tokens, plan.temperature, plan.say, plan.repetitions
-        )
-    plan.show(report, measure.table)
-
-
-def _untouched(
-    model: str,
-    context: int,
-    prompts: Sequence[Prompt],
-    max_tokens: int,
-    repetitions: int,
-    say: Say,
-    as_json: bool,
+@app.command()
+@grouped
+def versus(
+    *,
+    program: Annotated[str, typer.Argument(metavar="NAME=PATH", help="llama-server=PATH.")],
+    spec: EngineSpec = FULL_SPEED,
+    modes: ModesOption = "usual",
+    chart: ChartOption = None,
+    suite: SuiteOption = None,
+    per_task: PerTaskOption = 2,
+    max_tokens: AnswerTokensOption = 128,
+    repetitions: RepetitionsOption = 1,
+    as_json: JsonOption = False,
 ) -> None:
-    from edgespec.app.bench import untouched
-    from edgespec.models.hub.selection import default_model
-    from edgespec.models.hub.store import resolve
-
-    name = model or default_model()
-    report = untouched.measure_untouched(
-        resolve(name), loading.partner(name), context, prompts, max_tokens, repetitions, say
-    )
-    print(json.dumps(report, indent=2) if as_json else untouched.untouched_table(report))
-
-
-def _energy(plan: Plan) -> None:
-    from edgespec.app.bench import energy
-
-    with plan.load() as engine:
-        report = energy.measure_energy(engine, plan.prompts, plan.max_tokens, plan.say, plan.repetitions)
-    plan.show(report, energy.energy_table)
-
-
-def _busy(plan: Plan) -> None:
-    from edgespec.app.bench import busy
-
-    with plan.load() as engine:
-        report = busy.measure_busy(engine, plan.repetitions, plan.say)
-    plan.show(report, busy.busy_table)
-
-
-def _agents(plan: Plan) -> None:
-    from edgespec.app.bench import agents
-
-    with plan.load() as one, plan.load(parallel=agents.AGENTS) as many:
-        report = agents.measure_agents(one, many, plan.say, repetitions=plan.repetitions)
-    plan.show(report, agents.agents_table)
-
-
-def _schemas(plan: Plan, against: Sequence[str], modes: str) -> None:
-    from edgespec.app.bench import extraction, peers
-
-    programs = [peers.parse_peer(text) for text in against]
-    with plan.load() as engine:
-        draft = engine.drafters.asked_for
-        servers = [
-            peers.LlamaServer(
-                program,
-                mode,
-                engine.model.path.absolute(),
-                draft.absolute() if draft else None,
-                context=engine.context_length,
-                threads=engine.model.threads,
-            )
-            for _, program in programs
-            for mode in peers.choose_modes(modes, draft is not None)
-        ]
-        asked = extraction.extractions(plan.prompts)
-        report = extraction.measure_json(engine, asked, servers, plan.say, plan.repetitions)
-    plan.show(report, extraction.json_table)
-
-
-def _against(
-    plan: Plan, against: list[str], modes: str, engine: loading.BackendChoice, chart: Path | None
-) -> None:
+    """Compare with another program on the same prompts, interleaved."""
     from edgespec.app.bench import figures, versus
+    from edgespec.app.bench.measure import read_suite
+    from edgespec.app.bench.peers import parse_peer
 
-    peers = versus.parse_peers(against, plan.temperature)
+    if spec.exact:
+        raise EdgespecError("versus compares speed: leave out --exact")
+    peer = parse_peer(program)
+    draw = _chart(chart)
+    prompts = read_suite(suite, per_task)
     with contextlib.ExitStack() as stack:
         engines = {
-            label: stack.enter_context(plan.load(name))
+            label: stack.enter_context(_load(replace(spec, engine=name)))
             for label, name in versus.installed_engines().items()
-            if engine in ("auto", name)
+            if spec.engine in ("auto", name)
         }
-        report = versus.bench_against(
-            engines, peers, modes, plan.prompts, plan.max_tokens, plan.repetitions, plan.say
-        )
-    print(json.dumps(report) if plan.as_json else figures.table(report))
-    if chart is not None:
-        from edgespec.app.bench import chart as picture
-
-        picture.draw(report, chart)
+        report = versus.bench_against(engines, [peer], modes, prompts, max_tokens, repetitions, _progress())
+    print(json.dumps(report) if as_json else figures.table(report))
+    draw(report)
     if report["stopped"] == versus.INTERRUPTED:
         sys.exit(130)
     if report["stopped"] is not None:
         raise EdgespecError(report["stopped"])
 
 
-def _replay(trace: str, mode: Any, chart: Path | None, as_json: bool) -> None:
+@app.command()
+def replay(
+    *,
+    trace: Annotated[str, typer.Argument(metavar="TRACE|heat", help="Readings as JSON lines, or heat.")],
+    mode: Annotated[Mode, option("mode", default="auto")] = "auto",
+    chart: ChartOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay recorded readings, or half an hour of simulated heat, to the governor. Loads no model."""
     from edgespec.app.bench import replay
 
     if trace == "heat":
+        draw = _chart(chart, heat=True)
         course = replay.heat()
         print(json.dumps(course) if as_json else "\n".join(replay.heat_lines(course)))
-        if chart is not None:
-            from edgespec.app.bench import chart as picture
-
-            picture.draw_heat(course, chart)
+        draw(course)
         return
+    if chart is not None:
+        raise EdgespecError("--chart draws simulated heat: leave it out, or replay heat")
     decisions = replay.replay(replay.read_trace(Path(trace)), mode)
     print(json.dumps(decisions, indent=2) if as_json else "\n".join(replay.lines(decisions)))
 
 
-def _say(line: str) -> None:
+@app.command()
+def chat(as_json: JsonOption = False) -> None:
+    """Measure the cost of drawing the terminal chat. Loads no model."""
+    from edgespec.app.bench import screen
+
+    drawing = screen.measure()
+    print(json.dumps(drawing) if as_json else screen.table(drawing))
+
+
+@app.command()
+def untouched(
+    *,
+    model: Annotated[str, option("model")] = "",
+    context: Annotated[int, option("context")] = 4096,
+    suite: SuiteOption = None,
+    per_task: PerTaskOption = 2,
+    max_tokens: AnswerTokensOption = 128,
+    repetitions: RepetitionsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a fresh installation with one that `edgespec tune` has set up. Takes minutes."""
+    from edgespec.app.bench import untouched
+    from edgespec.app.bench.measure import read_suite
+    from edgespec.models.hub.selection import default_model
+    from edgespec.models.hub.store import resolve
+
+    name, prompts = model or default_model(), read_suite(suite, per_task)
+    report = untouched.measure_untouched(
+        resolve(name), loading.partner(name), context, prompts, max_tokens, repetitions, _progress()
+    )
+    _show(report, untouched.untouched_table, as_json)
+
+
+@app.command()
+def self_test(
+    *,
+    model: Annotated[str, option("model")] = "",
+    engine: Annotated[BackendChoice, option("engine")] = "auto",
+    repetitions: RepetitionsOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the cost of the self-test that a GGUF model passes before it is loaded, by runtime."""
+    from edgespec.app.bench import trials
+    from edgespec.models.hub.selection import default_model
+
+    report = trials.measure_tests(model or default_model(), engine, repetitions)
+    print(json.dumps(report) if as_json else trials.tests_table(report))
+
+
+def _load(spec: EngineSpec) -> Engine:
+    engine = loading.load_engine(spec)
+    for note in engine.notes:
+        sys.stderr.write(f"edgespec: {one_line(note)}\n")
+    return engine
+
+
+def _chart(path: Path | None, *, heat: bool = False) -> Callable[[Mapping[str, Any]], None]:
+    """A function that draws a report into `path`. Raises EdgespecError, before the run, if it could not."""
+    if path is None:
+        return lambda _: None
+    from edgespec.app.bench import chart
+
+    chart.check(path)
+    return lambda report: chart.draw_heat(report, path) if heat else chart.draw(report, path)
+
+
+def _show(report: dict[str, Any], table: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    print(json.dumps(report, indent=2) if as_json else table(report))
+
+
+def _progress() -> Callable[[str], None] | None:
+    return _write_over if sys.stderr.isatty() else None
+
+
+def _write_over(line: str) -> None:
     sys.stderr.write(f"\r\x1b[K{line}")

@@ -1,4 +1,4 @@
-"""`edgespec quant onnx` and `edgespec quant gguf`: a model in another form, and what that form is worth."""
+"""`edgespec quant onnx` and `edgespec quant gguf`: convert a model and compare the result with its source."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from edgespec.app.cli.quant import interruptible
-from edgespec.app.console import bar
+from edgespec.app.cli.options import JsonOption
+from edgespec.app.console import bar, interruptible, table
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 from edgespec.models.hub.store import resolve
@@ -27,33 +24,34 @@ if TYPE_CHECKING:
 
 _Text = Annotated[
     list[Path] | None,
-    typer.Option(help="Text to compare on, repeatable.", show_default="Edgespec's own prompts and README"),
+    typer.Option(
+        help="Text to compare on; repeatable.", show_default="the prompts of `edgespec bench` and the README"
+    ),
 ]
-_Force = Annotated[bool, typer.Option("--force", help="Replace a model that is there.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Force = Annotated[bool, typer.Option("--force", help="Replace an existing model.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Make the commands part of `edgespec quant`."""
+    """Add the commands to `edgespec quant`."""
     app.command()(onnx)
     app.command()(gguf)
 
 
 def onnx(
     model: Annotated[
-        str, typer.Argument(help="Catalogue name, .gguf file, checkpoint's folder, or its name on the Hub.")
+        str, typer.Argument(help="Catalog name, .gguf file, folder of a checkpoint, or its name on the Hub.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
-    bits: Annotated[int, typer.Option(help="Of a weight: 4 or 8.")] = 4,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    bits: Annotated[int, typer.Option(help="Bits per weight: 4 or 8.")] = 4,
     text: _Text = None,
     force: _Force = False,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a model to an ONNX folder and compare the two (needs edgespec[export])."""
     from edgespec.quant.export import export_onnx, find_source, refuse_destination, require_extra
 
     if bits not in (4, 8):
-        raise EdgespecError(f"--bits {bits}: choose 4 or 8.")
+        raise EdgespecError(f"invalid --bits {bits} (valid: 4, 8)")
     require_extra()
     corpus = _corpus(text)
     refuse_destination(out, force)
@@ -64,23 +62,23 @@ def onnx(
 
 
 def gguf(
-    model: Annotated[str, typer.Argument(help="Catalogue name or .gguf file.")],
+    model: Annotated[str, typer.Argument(help="Catalog name or .gguf file.")],
     kind: Annotated[str, typer.Option("--type", help="Weight type: q4_0, q4_k_m, q8_0, bf16 and others.")],
     out: Annotated[Path, typer.Option(help="The .gguf file to write.")],
     text: _Text = None,
     force: _Force = False,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a GGUF file in another weight type and compare the two."""
     from edgespec.quant.requant import DraftType, Mixture, requantise
 
     known: dict[str, DraftType | Mixture] = {one: one for one in (*get_args(DraftType), *get_args(Mixture))}
     if kind.lower() not in known:
-        raise EdgespecError(f"--type {kind}: choose from {', '.join(known)}.")
+        raise EdgespecError(f"unknown --type {kind!r} (valid: {', '.join(known)})")
     corpus = _corpus(text)
     if os.path.lexists(out) and not (force and out.is_file()):
         advice = "choose another name" if out.is_dir() else "choose another name, or --force to replace it"
-        raise EdgespecError(f"{out} exists: {advice}.")
+        raise EdgespecError(f"{out} exists: {advice}")
     source = resolve(model)
     with bar(source.name, lines=True) as progress, interruptible():
         requantise(source, out, known[kind.lower()], partial(progress, f"writing {kind.lower()}"), pure=False)
@@ -88,11 +86,13 @@ def gguf(
 
 
 def own_text() -> str:
-    """The prompts that Edgespec is measured on, and its README: some 3,000 tokens."""
+    """The prompts of `edgespec bench` and the README: about 3,000 tokens."""
+    from importlib import metadata  # slow to import
+
     from edgespec.app.bench.measure import read_suite
 
     readme = ""
-    with suppress(metadata.PackageNotFoundError):  # a frozen program has the prompts alone
+    with suppress(metadata.PackageNotFoundError):  # a frozen program has only the prompts
         readme = metadata.metadata("edgespec")["Description"]
     return "\n\n".join([*(prompt.text for prompt in read_suite(None, 1000)), readme])
 
@@ -110,8 +110,8 @@ def _compare(
 
     try:
         found = assess(source, made, text, progress)
-    except EdgespecError as error:  # what was written is good, and took minutes
-        raise EdgespecError(f"{made} is written, but cannot be compared: {error}") from None
+    except EdgespecError as error:  # the file is good, and took minutes
+        raise EdgespecError(f"{made} is written but cannot be compared: {error}") from None
     if as_json:
         print(json.dumps({"source": str(source), "made": str(made), **asdict(found)}, indent=2))
     else:
@@ -119,21 +119,19 @@ def _compare(
 
 
 def _print(source: Path, made: Path, found: Assessment) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("", "MB", "tokens/s", "1 row, ms", "4 rows", "8 rows"):
-        table.add_column(title, justify="right" if title else "left", no_wrap=True)
     sizes = {"source": found.source_bytes, "made": found.made_bytes}
     names = {"source": source.name, "made": made.name}
+    rows = []
     for which, size in sizes.items():
         times = found.milliseconds.get(which)
         cells = [] if times is None else [f"{1000 / times[1]:.1f}", *(f"{one:.1f}" for one in times.values())]
-        table.add_row(one_line(names[which]), f"{size / 1e6:,.0f}", *cells)
-    Console(markup=False, highlight=False).print(table)
+        rows.append([one_line(names[which]), f"{size / 1e6:,.0f}", *cells])
+    print(table(("", "MB", "tokens/s", "1 row, ms", "4 rows", "8 rows"), rows, right=range(1, 6)))
     agreement = found.agreement
     print(
-        f"\n{agreement.top1:.1%} of {agreement.tokens} next tokens are the source's; "
+        f"\n{agreement.top1:.1%} of {agreement.tokens} next tokens match the source; "
         f"KL divergence {agreement.divergence:.4f} nats"
     )
     if not found.same_tokens:
-        print("The two split the text into tokens differently: do not use one to draft for the other.")
+        print("the two tokenize the text differently: do not use one to draft for the other")
     print(one_line(str(made)))

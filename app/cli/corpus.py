@@ -1,4 +1,4 @@
-"""`edgespec corpus`: texts that guesses come from."""
+"""`edgespec corpus`: manage the texts that drafts are retrieved from."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgespec.app.cli.options import JsonOption
 from edgespec.app.engine import corpus_store
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
@@ -19,7 +20,7 @@ from edgespec.text import printable
 
 MAX_FILE = 16_000_000
 
-app = typer.Typer(help="Lend texts for guessing ahead.", no_args_is_help=True)
+app = typer.Typer(help="Manage the texts that drafts are retrieved from.", no_args_is_help=True)
 
 
 @app.command()
@@ -28,21 +29,23 @@ def add(
     recursive: Annotated[
         bool,
         typer.Option(
-            "-r", "--recursive", help="Take the text files in folders, but no links or hidden ones."
+            "-r", "--recursive", help="Add the text files in folders, except links and hidden files."
         ),
     ] = False,
 ) -> None:
-    """Keep a copy of what files say, to guess from. A file added again is replaced."""
+    """Copy the text of files, to retrieve drafts from. A file that is added again is replaced."""
     texts, skipped = read_texts(files, recursive)
     done = corpus_store.add(texts)
     print(f"added {done.added}, unchanged {done.unchanged}, skipped {skipped}")
     for name in done.dropped:
-        print(f"dropped {one_line(name)}: more than {_megabytes(corpus_store.MAX_TEXT)}, so the oldest goes")
+        print(
+            f"removed {one_line(name)}: the oldest, of more than {_megabytes(corpus_store.MAX_TEXT)} of text"
+        )
 
 
 @app.command("list")
-def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the texts: bytes, when added, and name."""
+def list_(as_json: JsonOption = False) -> None:
+    """List the texts: size in bytes, date added, and name."""
     sources, sessions = corpus_store.sources(), corpus_store.sessions()
     times = [datetime.fromtimestamp(source.added, UTC) for source in sources]
     if as_json:
@@ -55,42 +58,42 @@ def list_(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] =
     for source, added in zip(sources, times, strict=True):
         print(f"{source.bytes:>12,}  {added.astimezone():%Y-%m-%d %H:%M}  {one_line(source.name)}")
     if not sources:
-        print("No texts: `edgespec corpus add FILE` adds one.")
+        print("no texts: `edgespec corpus add FILE` adds one")
     if sessions.remember:
-        print(f"{sessions.bytes:>12,}  {sessions.texts} questions and answers of past sessions")
+        print(f"{sessions.bytes:>12,}  {sessions.texts} prompts and answers of past sessions")
 
 
 @app.command()
 def rm(
     name: Annotated[str, typer.Argument(help="A file, a folder, or a file's name without its folder.")],
 ) -> None:
-    """Forget a text, or all texts in a folder. The files themselves stay."""
-    print(f"forgot {len(corpus_store.remove(name))}")
+    """Remove a text, or all texts in a folder. The files themselves stay."""
+    print(f"removed {len(corpus_store.remove(name))}")
 
 
 @app.command()
 def clear() -> None:
-    """Forget all texts, past sessions, and whether to remember them."""
+    """Remove all texts and past sessions, and switch `remember` off."""
     print(f"freed {_megabytes(corpus_store.clear())}")
 
 
 @app.command()
 def remember(
-    state: Annotated[Literal["on", "off"], typer.Argument(help="off also deletes what was remembered.")],
+    state: Annotated[Literal["on", "off"], typer.Argument(help="off also deletes the remembered text.")],
 ) -> None:
-    """Keep what you ask and what is answered, the last megabyte, to guess from. Off unless switched on."""
+    """Remember prompts and answers, the last megabyte, to retrieve drafts from. Off by default."""
     corpus_store.set_remember(state == "on")
     if state == "on":
-        print(f"Questions and answers are kept in {one_line(str(corpus_store.corpus_folder()))} from now on.")
+        print(f"prompts and answers are kept in {one_line(str(corpus_store.corpus_folder()))} from now on")
     else:
-        print("Questions and answers are not kept; what was kept is deleted.")
+        print("prompts and answers are no longer kept; those that were kept are deleted")
 
 
 def read_texts(paths: Sequence[Path], recursive: bool) -> tuple[dict[str, str], int]:
-    """The text of each file by `corpus_store.source_name`, and how many files were skipped.
+    """Read the text of each file, by `corpus_store.source_name`, and count the files that were skipped.
 
-    A folder stands for the files in it, but hidden, binary, empty, unreadable and too large ones and links
-    are skipped there. Raises EdgespecError for a named file of such a kind.
+    In a folder, links and files that are hidden, binary, empty, unreadable or too large are skipped. Raises
+    EdgespecError if such a file is named itself.
     """
     texts: dict[str, str] = {}
     size = skipped = 0
@@ -116,7 +119,7 @@ def read_texts(paths: Sequence[Path], recursive: bool) -> tuple[dict[str, str], 
 
 
 def _files_in(top: Path) -> Iterator[Path]:
-    """Files that are neither links nor hidden, nor in a folder that is."""
+    """Yield the files that are neither links nor hidden, nor in a hidden folder."""
     for folder, folders, files in os.walk(top):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(folder, name) for name in sorted(files) if not name.startswith("."))
@@ -124,8 +127,8 @@ def _files_in(top: Path) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    """Raises OSError, and ValueError that says why the file is not taken."""
-    # A link put in the file's place meanwhile is not followed, and a pipe not waited for.
+    """The text of a file. Raises OSError, and ValueError with the reason if the file is not usable."""
+    # A link that replaced the file meanwhile is not followed, and a pipe does not block.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     with os.fdopen(os.open(path, flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -141,7 +144,7 @@ def _read(path: Path) -> str:
         raise ValueError("it is not text")
     if not text.strip():
         raise ValueError("it is empty")
-    return text.replace("\r\n", "\n")  # models write \n
+    return text.replace("\r\n", "\n")  # models generate \n
 
 
 def _megabytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""`edgespec doctor`: what this machine is, what it tells of itself, and what the governor makes of it."""
+"""`edgespec doctor`: report the machine, its sensors, and the decision of the governor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from edgespec.app.cli import options as opt
+from edgespec.app.cli.options import JsonOption, option
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError, Reading
 from edgespec.machine.governor import Governor, Mode
@@ -28,18 +28,18 @@ _ROWS = (1, 2, 4, 8, 16, 32)
 
 
 def doctor(
-    model: opt.ModelOption = "",
-    mode: opt.ModeOption = None,
+    model: Annotated[str, option("model")] = "",
+    mode: Annotated[Mode | None, option("mode")] = None,
     fresh: Annotated[
         bool,
         typer.Option(
             "--fresh",
-            help="Test engines and kernels again, and measure again what passes of the model cost.",
+            help="Repeat the self-tests of runtimes and kernels, and the measurement of the cost curve.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Say what this machine is, what its sensors tell, and what Edgespec would do now."""
+    """Report the machine, its sensors, and how Edgespec would run now."""
     if fresh:
         from edgespec.models.gguf import trial
 
@@ -50,7 +50,7 @@ def doctor(
 
 
 def examine(model: str, mode: Mode | None) -> dict[str, Any]:
-    """The report, as JSON has it. Takes about a second: load is a difference of two samples."""
+    """The report, as --json prints it. Takes about a second: load is a difference of two samples."""
     from edgespec.app import settings
     from edgespec.machine.monitor import SensorMonitor
     from edgespec.machine.sensors import cpu_quota, memory_limit, missing, sources
@@ -63,7 +63,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
     reading = watch.sample()
     governor = Governor(mode or settings.load().mode)
     decision = governor.decide(reading)
-    engines, curve = _engines(), _curve(model)  # first of all, since they test what was not tested yet
+    engines, curve = _engines(), _curve(model)  # first, since they run the self-tests that are due
     return {
         "processor": _processor(),
         "limits": {"processors": cpu_quota(), "memory": memory_limit()},
@@ -101,7 +101,7 @@ def _processor() -> dict[str, Any]:
 
 
 def _engines() -> dict[str, str]:
-    """Each native engine with its build, or why it is not there."""
+    """Each native runtime with its build, or the reason why it is not used."""
     from edgespec.models.gguf.backends import library
     from edgespec.models.gguf.native import BackendName
 
@@ -115,7 +115,7 @@ def _engines() -> dict[str, str]:
 
 
 def _tested() -> dict[str, Any]:
-    """The self-tests of the engines as they are installed, and lines on what is not used since it failed."""
+    """Self-tests of the installed runtimes, and lines on what is switched off because it failed."""
     from edgespec.models.gguf import trial
     from edgespec.models.gguf.backends import files
     from edgespec.models.gguf.native import BackendName
@@ -132,7 +132,7 @@ def _tested() -> dict[str, Any]:
 
 
 def _onnx(model: str) -> dict[str, str]:
-    """Each execution provider of onnxruntime by its name, and whether it is used for `model`, and why."""
+    """Each execution provider of onnxruntime with whether it is used for `model`, and why."""
     from edgespec.app.engine import calibration
     from edgespec.models.hub.store import installed, is_onnx, resolve
     from edgespec.models.onnx.check import check_onnx
@@ -154,7 +154,7 @@ def _onnx(model: str) -> dict[str, str]:
 
 
 def _curve(model: str) -> dict[str, Any]:
-    """Milliseconds of a pass by rows, as far as known: nothing is measured here."""
+    """Milliseconds of a forward pass by rows, as far as known: nothing is measured here."""
     from edgespec.app.engine import calibration
     from edgespec.models import machine_cache
     from edgespec.models.gguf.native import LlamaOptions
@@ -188,13 +188,13 @@ def _curve(model: str) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as a person reads it."""
+    """Format the report for people."""
     cpu, curve, governor = report["processor"], report["curve"], report["governor"]
     kinds = ", ".join(f"{kind['cores']} {kind['name']}" for kind in cpu["kinds"])
     lines = [
         (
             "processor",
-            f"{cpu['name']}, {cpu['compute_cores']} cores to compute on" + (f" ({kinds})" if kinds else ""),
+            f"{cpu['name']}, {cpu['compute_cores']} compute cores" + (f" ({kinds})" if kinds else ""),
         ),
         ("limits", _limits(**report["limits"])),
         ("features", " ".join(cpu["features"]) or "none known"),
@@ -206,7 +206,7 @@ def table(report: dict[str, Any]) -> str:
         *_listed("switched off", report["switched_off"]),
         *_listed("onnx", [f"{name}: {fate}" for name, fate in report["onnx"].items()]),
         *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
-        *_listed("not told", [f"{name}: {why}" for name, why in report["not_told"].items()]),
+        *_listed("unavailable", [f"{name}: {why}" for name, why in report["not_told"].items()]),
         *_listed("models", [f"{one['name']}, {one['bytes'] / 1e6:,.0f} MB" for one in report["models"]]),
         ("cost curve", curve["missing"] if "missing" in curve else _curve_line(curve)),
         ("governor", f"{governor['mode']} ({governor['reason']})"),
@@ -220,7 +220,7 @@ def _fate(test: dict[str, Any]) -> str:
 
 
 def _limits(processors: float | None, memory: int | None) -> str:
-    """What control groups allow, in words."""
+    """The limits of control groups, in words."""
     limits = [] if processors is None else [f"{processors:g} processors"]
     limits += [] if memory is None else [f"{memory / 1e6:,.0f} MB of memory"]
     return f"{' and '.join(limits) or 'none'} by control groups"
@@ -235,14 +235,11 @@ def _curve_line(curve: dict[str, Any]) -> str:
         f"{rows}: {ms} ({curve['sources'][rows]})" for rows, ms in curve["milliseconds"].items()
     )
     age = f", {_age(time.time() - curve['time'])} old" if isinstance(curve["time"], int) else ""
-    return (
-        f"{curve['model']} on {curve['engine']}{age}, spread of a pass {curve['spread']:.0%}, "
-        f"ms by rows: {costs}"
-    )
+    return f"{curve['model']} on {curve['engine']}{age}, spread {curve['spread']:.0%}, ms by rows: {costs}"
 
 
 def _measure(model: str) -> None:
-    """Measure the cost curve of `model` again and keep it. Raises EdgespecError where it cannot be loaded."""
+    """Measure the cost curve of `model` again and keep it. Raises EdgespecError if it cannot be loaded."""
     from edgespec.app.engine import calibration
     from edgespec.models.gguf.native import LlamaOptions
     from edgespec.models.hub.store import resolve

@@ -1,8 +1,7 @@
-"""Where the frozen program begins: as itself, or as the child process that its first argument names.
+"""Entry point of the frozen program, and of the child processes that it starts.
 
-There is no Python that could be started for a child, so the program starts itself. The commands are those of
-`chat_template.worker_command`, `trial.worker_command`, `requant.worker_command`, `download.pip_command` and
-`busy.worker_command`.
+A frozen program has no Python to start a child with, so it starts itself, with one of the first arguments
+that `processes.command` is called with.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """Imports only what the part to be played needs: a child should start quickly and stay small."""
+    """Run what the first argument names and import nothing else: a child should start fast and stay small."""
     match sys.argv[1:]:
         case ["_render-worker"]:
             from edgespec.models.prompting import template_worker

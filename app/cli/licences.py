@@ -1,20 +1,22 @@
-"""`edgespec licences`: what Edgespec is made of, and under which terms."""
+"""`edgespec licences`: the components of Edgespec and their licenses."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
 
+from edgespec.app.cli.options import JsonOption
+from edgespec.app.console import table
 from edgespec.core import EdgespecError
+from edgespec.processes import program_folder
 from edgespec.text import printable
 
 
 class Component(NamedTuple):
-    """One component; `text` is its licence in full."""
+    """One component; `text` is the full text of its license."""
 
     name: str
     version: str
@@ -23,15 +25,17 @@ class Component(NamedTuple):
 
 
 def licences(
-    name: Annotated[str, typer.Argument(help="Print this one's licence in full.", show_default=False)] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    name: Annotated[
+        str, typer.Argument(help="Print the full license of this component.", show_default=False)
+    ] = "",
+    as_json: JsonOption = False,
 ) -> None:
-    """List what Edgespec is made of with its licences."""
+    """List the components of Edgespec with their licenses."""
     found = components()
     if name:
         texts = [one.text for one in found if one.name.lower() == name.lower()]
         if not texts:
-            raise EdgespecError(f"there is no component {printable(name)}: `edgespec licences` lists them.")
+            raise EdgespecError(f"unknown component {printable(name)}: `edgespec licences` lists them")
         print(texts[0].rstrip())
         return
     if as_json:
@@ -39,20 +43,14 @@ def licences(
             json.dumps([{"name": one.name, "version": one.version, "licence": one.licence} for one in found])
         )
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("component", "version", "licence", box=None, pad_edge=False)
-    for one in found:
-        table.add_row(one.name, one.version, one.licence)
-    Console(markup=False, highlight=False).print(table)
+    rows = [(one.name, one.version, one.licence) for one in found]
+    print(table(("component", "version", "license"), rows, right=()))
 
 
 def components() -> list[Component]:
-    """All that is in the frozen program, as its build wrote it down; else the installed packages in use."""
-    if getattr(sys, "frozen", False):
-        return _bundled(Path(sys.executable).resolve().parent)
-    return _installed()
+    """The components of a frozen program, as listed by its build; else the installed packages in use."""
+    program = program_folder()
+    return _installed() if program is None else _bundled(program)
 
 
 def _bundled(program: Path) -> list[Component]:
@@ -69,12 +67,12 @@ def _bundled(program: Path) -> list[Component]:
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise EdgespecError(
-            f"the list of components beside the program cannot be read ({printable(error)}): unpack it again."
+            f"cannot read sbom.cdx.json next to the program ({printable(error)}): unpack the program again"
         ) from None
 
 
 def _installed() -> list[Component]:
-    """Edgespec's package and what it needs, directly or not."""
+    """Edgespec's package and its dependencies, direct and indirect."""
     from importlib.metadata import PackageNotFoundError, distribution  # slow to import
 
     found: dict[str, Component] = {}
@@ -85,7 +83,7 @@ def _installed() -> list[Component]:
             continue
         try:
             package = distribution(name)
-        except PackageNotFoundError:  # for another system, or an extra
+        except PackageNotFoundError:  # for another system, or of an extra
             continue
         data = package.metadata.json
         expression, short = (str(data.get(key, "")) for key in ("license_expression", "license"))

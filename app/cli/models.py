@@ -1,39 +1,29 @@
-"""`edgespec models`, `pull` and `rm`: what there is, what is here, and whether it is undamaged."""
+"""`edgespec models`, `pull` and `rm`: list, verify, download and delete models."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
 
 from edgespec.app.cli import quant
+from edgespec.app.cli.options import JsonOption
+from edgespec.app.console import interruptible, table
 from edgespec.core import EdgespecError
 from edgespec.models.hub.catalog import Entry, load_catalog
 from edgespec.models.hub.store import Check, Installed, check, installed, models_folder, remove
 from edgespec.text import printable
 
-app = typer.Typer(help="List the catalogue and what is on this machine.", invoke_without_command=True)
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app = typer.Typer(help="List the catalog and the installed models.", invoke_without_command=True)
 
 
 @app.callback()
 def models(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List the catalogue and what is on this machine."""
+    """List the catalog and the installed models."""
     if context.invoked_subcommand is not None:
         return
     files = installed()
@@ -51,27 +41,27 @@ def models(context: typer.Context, as_json: JsonOption = False) -> None:
         rows += [{"name": one.path.name, "bytes": one.bytes, "path": str(one.path)} for one in others]
         print(json.dumps(rows, indent=2))
         return
-    table = Table(box=None, pad_edge=False)
-    for title in ("name", "role", "size", "licence", "draft", "here"):
-        table.add_column(title, justify="right" if title == "size" else "left", no_wrap=True)
-    for entry in load_catalog().values():
-        mark = "yes" if entry.name in here else "no"
-        table.add_row(entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "", mark)
-    for one in others:
-        table.add_row(one.path.name, "", _megabytes(one.bytes), "", "", "yes")
-    Console(markup=False, highlight=False).print(table)
+    lines: list[tuple[str, ...]] = [
+        (
+            entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "",
+            "yes" if entry.name in here else "no",
+        )
+        for entry in load_catalog().values()
+    ]  # fmt: skip
+    lines += [(printable(one.path.name), "", _megabytes(one.bytes), "", "", "yes") for one in others]
+    print(table(("name", "role", "size", "license", "draft", "installed"), lines, right={2}))
     if len(here) < len(load_catalog()):
-        print("\n`edgespec pull NAME` fetches one.")
+        print("\n`edgespec pull NAME` downloads a model")
 
 
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Catalogue or file names.", show_default="all that are here")
+        list[str] | None, typer.Argument(help="Catalog or file names.", show_default="all installed models")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read models from end to end and compare them with the catalogue, or the SHA256SUMS beside them."""
+    """Check the files of models against the catalog, or against the SHA256SUMS next to them."""
     checks = [check(one) for one in _chosen(names or [])]
     if as_json:
         print(json.dumps([one._asdict() | {"path": str(one.path)} for one in checks], indent=2))
@@ -86,7 +76,7 @@ def _chosen(names: list[str]) -> list[Installed]:
     files = installed()
     called = {name: one for one in files for name in _names(one)}
     if missing := [name for name in names if name not in called]:
-        raise EdgespecError(f"{printable(missing[0])} is not on this machine: `edgespec models` lists them.")
+        raise EdgespecError(f"{printable(missing[0])} is not installed: `edgespec models` lists the models")
     return [called[name] for name in names] or files
 
 
@@ -96,22 +86,22 @@ def _names(one: Installed) -> list[str]:
 
 def _advice(damaged: list[Check]) -> str:
     what = ", ".join(printable(one.path.name) for one in damaged)
-    return f"damaged: {what}; `edgespec pull` fetches a model again, or unpack again what it came in."
+    return f"damaged: {what}: download with `edgespec pull`, or unpack the program again"
 
 
 def pull(
-    names: Annotated[list[str], typer.Argument(help="Catalogue names: see `edgespec models`.")],
+    names: Annotated[list[str], typer.Argument(help="Catalog names: see `edgespec models`.")],
     offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
     requantise: Annotated[
-        bool, typer.Option(help="Make the drafts of pulled models faster for this machine.")
+        bool, typer.Option(help="Requantize draft models where that is faster on this machine.")
     ] = True,
 ) -> None:
-    """Download models, check them, and keep them for use without a network."""
+    """Download models and verify them; later use needs no network."""
     pulled = []
     for name in names:
         entry = load_catalog().get(name)
         if entry is None:
-            raise EdgespecError(f"{name!r} is not in the catalogue: `edgespec models` lists it.")
+            raise EdgespecError(f"unknown model {name!r}: `edgespec models` lists the catalog")
         print(fetch(entry, offline))
         pulled.append(entry)
     if requantise:
@@ -119,25 +109,25 @@ def pull(
 
 
 def fetch(entry: Entry, offline: bool = False) -> Path:
-    """Download a model with a bar on the terminal; its verified file. Raises EdgespecError."""
+    """Download a model with a progress bar and return its verified file. Raises EdgespecError."""
     from edgespec.models.hub import download
 
-    with _download_bar(entry.name) as report, _interruptible():
+    with _download_bar(entry.name) as report, interruptible("run the same command again to resume"):
         return download.pull(entry, models_folder(), offline=offline, progress=report)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C during a download: keep what is there, say so, exit 130."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("edgespec: stopped; run the same command again and it goes on where it was.\n")
-        sys.exit(130)
-
-
-@contextlib.contextmanager
 def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,7 +136,7 @@ def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    # Where nobody watches it would leave an empty line.
+    # Without a terminal it would leave an empty line.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(name, total=None)
         yield lambda done, total, what: bars.update(
@@ -155,7 +145,7 @@ def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 def rm(
-    name: Annotated[str, typer.Argument(help="A catalogue name, or a file in the models folder.")],
+    name: Annotated[str, typer.Argument(help="A catalog name, or a file in the models folder.")],
 ) -> None:
     """Delete a model from this machine."""
     print(f"freed {_megabytes(remove(name))}")

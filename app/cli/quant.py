@@ -1,20 +1,16 @@
-"""`edgespec quant`: making models cheaper on this machine."""
+"""`edgespec quant`: make models cheaper to run on this machine."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from edgespec.app.console import bar
+from edgespec.app.cli.options import JsonOption
+from edgespec.app.console import bar, interruptible, table
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 from edgespec.models.hub.catalog import Entry, load_catalog
@@ -23,7 +19,7 @@ from edgespec.models.hub.store import models_folder, resolve, verified
 if TYPE_CHECKING:
     from edgespec.quant.draft import DraftReport
 
-app = typer.Typer(help="Make models cheaper on this machine.", no_args_is_help=True)
+app = typer.Typer(help="Make models cheaper to run on this machine.", no_args_is_help=True)
 
 
 @app.callback()
@@ -33,34 +29,38 @@ def root() -> None: ...
 @app.command()
 def draft(
     model: Annotated[
-        str, typer.Argument(help="A draft, or a target whose draft the catalogue knows: name or .gguf file.")
+        str,
+        typer.Argument(
+            help="A draft model, or a target whose draft model the catalog names: name or .gguf file."
+        ),
     ],
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="Weight type to try, repeatable: q4_0, iq4_nl (takes minutes), q8_0, f16, bf16.",
+            help="Weight type to try; repeatable: q4_0, iq4_nl (takes minutes), q8_0, f16, bf16.",
             show_default="q4_0",
         ),
     ] = None,
     vocabulary: Annotated[
-        int, typer.Option(min=0, help="Try it also with only this many tokens in its output; 0: do not.")
+        int, typer.Option(min=0, help="Also try an output head of only this many tokens; 0: do not.")
     ] = 0,
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
-            help="With --vocabulary: keep the tokens this text uses most; repeatable.", show_default=False
+            help="With --vocabulary: keep the tokens that are most frequent in this text; repeatable.",
+            show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Requantise a draft model, measure it, and keep it if it is faster here."""
+    """Requantize a draft model, and keep the result if it is faster on this machine."""
     from edgespec.quant.draft import make_draft
     from edgespec.quant.requant import DraftType
 
     known = get_args(DraftType)
     wanted = kind or ["q4_0"]
     if unknown := [one for one in wanted if one not in known]:
-        raise EdgespecError(f"--kind {unknown[0]}: choose from {', '.join(known)}.")
+        raise EdgespecError(f"unknown --kind {unknown[0]!r} (valid: {', '.join(known)})")
     kinds = [one for one in known if one in wanted]
     source = draft_of(model)
     with bar(source.name) as progress, interruptible():
@@ -72,16 +72,16 @@ def draft(
 
 
 def draft_of(model: str) -> Path:
-    """The file of `model`'s draft where it is a catalogue name that has one, else of `model` itself."""
+    """The file of the draft model that the catalog names for `model`, else of `model` itself."""
     entry = load_catalog().get(model)
     return resolve(entry.draft if entry is not None and entry.draft else model)
 
 
 def make_missing_drafts(pulled: list[Entry]) -> None:
-    """After a pull: make the drafts of complete pairs faster, and say in a line what came of it.
+    """After a pull, make the draft models of complete pairs faster, and report the result of each in a line.
 
-    A draft whose target is not on this machine is only chatted with: it stays as it is. Never fails: without
-    a faster draft all works as before.
+    A draft model whose target is not installed is used for chat only and stays as it is. Errors are reported
+    as a line, too: without a faster draft model everything works as before.
     """
     from edgespec.quant.draft import make_draft
     from edgespec.quant.requant import made_draft
@@ -94,7 +94,9 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
             source = verified(draft_entry, folder)
             if source is None or made_draft(source) is not None:
                 continue
-            sys.stderr.write(f"{draft_entry.name}: measuring whether other weights draft faster here\n")
+            sys.stderr.write(
+                f"{draft_entry.name}: measuring whether other weight types draft faster on this machine\n"
+            )
             with bar(draft_entry.name) as progress, interruptible():
                 say = make_draft(source, progress=progress).line
         except EdgespecError as error:
@@ -103,13 +105,14 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
 
 
 def _print_table(report: DraftReport) -> None:
-    table = Table(box=None, pad_edge=False)
-    for title in ("weights", "MB", "ms a token", "ms to read 8", ""):
-        table.add_column(title, justify="left" if title in ("weights", "") else "right", no_wrap=True)
-    for one in report.timings:
-        mark = "kept" if one is report.best else ""
-        table.add_row(one.kind, f"{one.bytes / 1e6:,.0f}", f"{one.token:.1f}", f"{one.reading:.1f}", mark)
-    Console(markup=False, highlight=False).print(table)
+    rows = [
+        (
+            one.kind, f"{one.bytes / 1e6:,.0f}", f"{one.token:.1f}", f"{one.reading:.1f}",
+            "kept" if one is report.best else "",
+        )
+        for one in report.timings
+    ]  # fmt: skip
+    print(table(("weights", "MB", "ms per token", "ms per 8 rows", ""), rows, right={1, 2, 3}))
     print(f"\n{report.line}")
     if report.kept is not None:
         print(one_line(str(report.kept)))
@@ -124,15 +127,3 @@ def _as_json(report: DraftReport) -> dict[str, object]:
             for one in report.timings
         ],
     }
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Ctrl-C, or an end from outside: unfinished files go, and that is said."""
-    if sys.platform != "win32":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
-        sys.exit(130)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from edgespec.app.console import on_ctrl_c
 from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint, OutputParser
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
@@ -35,14 +33,14 @@ _AUTO = ToolChoice()
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What an answer must be: JSON that keeps to `schema`, or calls of `tools` (in OpenAI's form)."""
+    """The form of an answer: JSON that conforms to `schema`, or calls of `tools` (in OpenAI's form)."""
 
     schema: grammar_sources.Schema | None = None
     tools: Sequence[Mapping[str, Any]] = ()
     choice: ToolChoice = _AUTO
 
     def shape(self, engine: Engine) -> OutputConstraint:
-        """Raises EdgespecError for what cannot be followed."""
+        """The constraint for an answer. Raises EdgespecError for an unsupported schema or tool."""
         format_: Format | None = ("json_schema", self.schema) if self.schema is not None else None
         if not self.tools and format_ is None:
             return FREE
@@ -51,17 +49,19 @@ class AnswerForm:
 
 
 def read_form(schema: Path | None, tools: Sequence[Path], choice: str, raw: bool) -> AnswerForm:
-    """The files of --schema and --tool. Raises EdgespecError for what is wrong with them, or both at once."""
+    """Read the files of --schema and --tool. Raises EdgespecError for invalid ones, and for both together."""
     if not tools:
         if choice != "auto":
-            raise EdgespecError("--tool-choice needs the tools: give their definitions with --tool.")
+            raise EdgespecError("--tool-choice needs tools: give their definitions with --tool")
         if schema is None:
             return AnswerForm()
         found = _read_json(schema)
         grammar_sources.json_schema(found, str(schema))
         return AnswerForm(found)
     if schema is not None or raw:
-        raise EdgespecError(f"--tool cannot be used with {'--raw' if schema is None else '--schema'}.")
+        raise EdgespecError(
+            f"--tool cannot be used with {'--raw' if schema is None else '--schema'}: leave out one of them"
+        )
     read: list[Any] = []
     for path in tools:
         found = _read_json(path)
@@ -71,11 +71,11 @@ def read_form(schema: Path | None, tools: Sequence[Path], choice: str, raw: bool
     except EdgespecError as error:
         raise EdgespecError(f"--tool: {error}") from None
     if not named:
-        raise EdgespecError("--tool: there is no function in it.")
+        raise EdgespecError("--tool: the file defines no function")
     if choice in ("auto", "required"):
         return AnswerForm(tools=read, choice=ToolChoice("required" if choice == "required" else "auto"))
     if choice not in named:
-        raise EdgespecError(f"--tool-choice {choice!r}: write auto, required, or one of {', '.join(named)}.")
+        raise EdgespecError(f"unknown --tool-choice {choice!r} (valid: auto, required, {', '.join(named)})")
     return AnswerForm(tools=read, choice=ToolChoice("required", named=choice, parallel=False))
 
 
@@ -83,9 +83,9 @@ def _read_json(path: Path) -> Any:
     try:
         text = path.read_text("utf-8")
     except OSError as error:
-        raise EdgespecError(f"Cannot read {path}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
-        raise EdgespecError(f"{path} is not a text file in UTF-8.") from None
+        raise EdgespecError(f"{path} is not text in UTF-8") from None
     return grammar_sources.read_json(text, str(path))
 
 
@@ -104,7 +104,7 @@ def ask(
 ) -> int:
     """Print the answer and return the exit code: 0, or 130 when Ctrl-C ended it early.
 
-    Raises EdgespecError, after printing what there is, for an answer that was cut before it kept to `form`.
+    Raises EdgespecError, after printing the answer, if it was cut before it conformed to `form`.
     """
     for note in engine.notes:
         sys.stderr.write(f"edgespec: {clean(note)}\n")
@@ -114,7 +114,7 @@ def ask(
     tokens = vocab.tokenize(text, begin=True) if raw else engine.chat_prompt(messages, form.tools or None)
     request = Request(tokens, sampling, max_tokens, stops, constraint=shape.start)
     reader, printed = OutputParser(shape, vocab.detokenize), _Printed(silent=as_json)
-    with _stopped_by_ctrl_c(request):
+    with on_ctrl_c(request.cancel):
         answering = engine.generate(request)
         for step in answering:
             printed.add(reader.feed(step.text, step.tokens))
@@ -134,19 +134,19 @@ def ask(
     if stats:
         sys.stderr.write(_stats(result) + _unloaded(engine))
     if incomplete:
-        raise EdgespecError("The answer was cut before it was complete: raise --max-tokens or --context.")
+        raise EdgespecError("the answer was cut before it was complete: raise --max-tokens or --context")
     return 130 if result.stop_reason == "cancelled" else 0
 
 
 class _Printed:
-    """What was heard of an answer and, unless `silent`, printed: text as it comes, calls as lines of JSON."""
+    """Text and calls of an answer, printed unless `silent`: text as it comes, each call as a line of JSON."""
 
     def __init__(self, *, silent: bool) -> None:
         self.text = ""
         self.calls: list[dict[str, Any]] = []
         self._silent, self._terminal = silent, sys.stdout.isatty()
         self._line = ""  # the end of what is printed
-        self._name, self._arguments = "", ""  # of the call under way
+        self._name, self._arguments = "", ""  # of the current call
         self.inside_a_call = False
 
     def add(self, events: Sequence[OutputEvent]) -> None:
@@ -166,7 +166,7 @@ class _Printed:
             self._print("\n")
 
     def _complete(self) -> None:
-        """Tell of the call under way, if this is all of it."""
+        """Add the current call if its arguments are complete."""
         try:
             call = {"name": self._name, "arguments": json.loads(self._arguments)}
         except (ValueError, RecursionError):
@@ -183,34 +183,20 @@ class _Printed:
             self._line = text
 
 
-@contextmanager
-def _stopped_by_ctrl_c(request: Request) -> Iterator[None]:
-    """Ctrl-C stops the request within one round instead of raising in the middle of one."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        request.cancel()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _stats(result: GenerationStats) -> str:
     return (
         f"\n{len(result.tokens)} tokens, {result.tokens_per_second:.1f} tokens/s, "
         f"first token after {result.seconds_to_first_token:.2f} s, "
         f"prompt {result.prompt_tokens} tokens\n"
         f"{result.drafted} drafted, {result.accepted} accepted ({result.acceptance:.0%}), "
-        f"{result.rounds} rounds, {result.tokens_per_round:.2f} tokens a round; "
+        f"{result.rounds} rounds, {result.tokens_per_round:.2f} tokens per round; "
         f"ended by: {result.stop_reason}\n"
         f"{_spent(result)}\n"
     )
 
 
 def _unloaded(engine: Engine) -> str:
-    """A draft model that cannot pay on this machine, and the memory that this saves."""
+    """A line on a draft model that does not pay on this machine, and on the memory that this saves."""
     path = engine.drafters.asked_for
     if path is None or engine.draft is not None:
         return ""
@@ -218,9 +204,9 @@ def _unloaded(engine: Engine) -> str:
 
 
 def _spent(result: GenerationStats) -> str:
-    """Mode, reason, readings, and the energy of a token: joules where something meters them."""
+    """Mode, reason, sensor readings, and the energy per token: in joules where a meter reports them."""
     mode = ", then ".join(f"{mode} ({reason})" for mode, reason in result.modes)
-    energy = f"{result.cpu_seconds_per_token * 1000:.0f} ms of processor time a token"
+    energy = f"{result.cpu_seconds_per_token * 1000:.0f} ms of CPU time per token"
     if result.energy is not None and result.joules_per_token is not None:
-        energy = f"{result.joules_per_token:.2f} J a token ({result.energy.source}), {energy}"
+        energy = f"{result.joules_per_token:.2f} J per token ({result.energy.source}), {energy}"
     return f"mode {mode}; {energy}" + "".join(f"; {one}" for one in told(result.reading))

@@ -1,4 +1,4 @@
-"""`edgespec serve` and `edgespec mcp`: the model for other programs."""
+"""`edgespec serve` and `edgespec mcp`: serve a model to other programs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgespec.app.cli import options as opt
+from edgespec.app.cli.options import grouped, option
 from edgespec.app.engine import loading
+from edgespec.app.engine.loading import EngineSpec
 from edgespec.app.terminal import one_line
 from edgespec.models.hub.selection import default_model
 
@@ -24,51 +26,41 @@ if TYPE_CHECKING:
     from edgespec.app.serve.sockets import Bound
 
 _GIVE_UP_SECONDS = 3.0
-ParallelOption = Annotated[int, typer.Option(min=1, max=64, help="Most answers written at the same time.")]
-QueueOption = Annotated[
-    int, typer.Option(min=0, max=10_000, help="Most requests that wait; more are refused.")
-]
+ParallelOption = Annotated[int, option("parallel")]
 
 
+@grouped
 def serve(
-    model: opt.ModelOption = "",
+    *,
+    spec: EngineSpec,
     socket: Annotated[
         Path | None,
         typer.Option(help="The Unix socket.", show_default="edgespec.sock in the user's runtime folder"),
     ] = None,
     tcp: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Listen here too; asks for a token.", show_default=False)
+        str, typer.Option(metavar="HOST:PORT", help="Listen here too; needs a token.", show_default=False)
     ] = "",
     allow_remote: Annotated[
-        bool, typer.Option("--allow-remote", help="Let --tcp be an address that other machines reach.")
+        bool, typer.Option("--allow-remote", help="Allow --tcp addresses that other machines can reach.")
     ] = False,
     host_name: Annotated[
         list[str] | None,
-        typer.Option(help="A name that TCP clients may call this server by; repeatable.", show_default=False),
+        typer.Option(help="A name that TCP clients use for this server; repeatable.", show_default=False),
     ] = None,
     alias: Annotated[
-        list[str] | None,
-        typer.Option(help="Another name that the model answers to; repeatable.", show_default=False),
+        list[str] | None, typer.Option(help="Another name of the model; repeatable.", show_default=False)
     ] = None,
     parallel: ParallelOption = 4,
-    queue: QueueOption = 64,
-    draft: opt.DraftOption = "auto",
-    max_draft: opt.MaxDraftOption = 31,
-    exact: opt.ExactOption = False,
-    context: opt.ContextOption = 4096,
-    threads: opt.ThreadsOption = 0,
-    engine: opt.EngineOption = "auto",
-    mode: opt.ModeOption = None,
+    queue: Annotated[int, option("queue")] = 64,
 ) -> None:
-    """Serve the model to programs: OpenAI's and Anthropic's APIs on a socket of yours."""
+    """Serve OpenAI- and Anthropic-compatible APIs on a Unix socket or TCP port."""
     from edgespec.app.serve import sockets
     from edgespec.app.serve.access_control import own_names
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     with ExitStack() as stack:
-        # Bound before threads start and before the model is read: what is wrong shows at once, and who
-        # connects early waits.
+        # Bound before threads start and the model is loaded: errors show at once, early clients wait.
         bound = sockets.inherited(allow_remote)
         for one in bound:
             stack.callback(one.close)
@@ -79,13 +71,9 @@ def serve(
             bound.append(sockets.bind_tcp(tcp, allow_remote))
             stack.callback(bound[-1].close)
         token = _token() if any(one.is_tcp for one in bound) else None
-        name = model or default_model()
-        loaded = _loaded(
-            lambda progress: loading.load_engine(
-                name, draft, max_draft, context, threads, progress,
-                engine=engine, exact=exact, mode=mode, parallel=parallel,
-            )
-        )  # fmt: skip
+        name = spec.model or default_model()
+        spec = replace(spec, model=name, parallel=parallel)
+        loaded = _loaded(lambda progress: loading.load_engine(spec, progress))
         for note in loaded.notes:
             _say(note)
         names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
@@ -93,40 +81,29 @@ def serve(
         _run(loaded, bound, names, token, hosts, queue)
 
 
-def mcp(
-    model: opt.ModelOption = "",
-    parallel: ParallelOption = 1,
-    draft: opt.DraftOption = "auto",
-    max_draft: opt.MaxDraftOption = 31,
-    exact: opt.ExactOption = False,
-    context: opt.ContextOption = 4096,
-    threads: opt.ThreadsOption = 0,
-    engine: opt.EngineOption = "auto",
-    mode: opt.ModeOption = None,
-) -> None:
-    """Lend the model to agents, as tools of the Model Context Protocol on standard input and output."""
+@grouped
+def mcp(*, spec: EngineSpec, parallel: ParallelOption = 1) -> None:
+    """Serve the model to agents as tools of the Model Context Protocol on standard input and output."""
     from edgespec.app.engine.completions import CompletionService
     from edgespec.app.engine.scheduler import Scheduler
     from edgespec.app.serve import mcp_server
     from edgespec.models.hub.store import resolve
 
-    name = model or default_model()
-    resolve(name)  # what is wrong with it should show now
-    desks: list[CompletionService] = []
+    name = spec.model or default_model()
+    resolve(name)  # errors show now, not at the first request
+    services: list[CompletionService] = []
 
     def load() -> CompletionService:
-        loaded = loading.load_engine(
-            name, draft, max_draft, context, threads, engine=engine, exact=exact, mode=mode, parallel=parallel
-        )
+        loaded = loading.load_engine(replace(spec, model=name, parallel=parallel))
         for note in loaded.notes:
             _say(note)
-        desks.append(CompletionService(Scheduler(loaded)))
-        return desks[0]
+        services.append(CompletionService(Scheduler(loaded)))
+        return services[0]
 
     try:
         mcp_server.run(load, Path(name).name)
     finally:
-        for service in desks:
+        for service in services:
             service.close()
             service.scheduler.close()
 
@@ -152,7 +129,7 @@ def _run(
         server = make_server(make_app(service, metrics, names, token=token, hosts=hosts), service.stop)
         for one in bound:
             _say(f"{names[0]} is served on {one.address}")
-        # uvicorn answers a signal by stopping, then sends it again: it must not end the process then.
+        # uvicorn stops on a signal and then raises it again, which must not end the process.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         server.run([one.socket for one in bound])
@@ -162,14 +139,14 @@ def _run(
 
 
 def _loaded(load: Callable[[Callable[[float], bool]], Engine]) -> Engine:
-    """What `load` returns, from a thread of its own: native code would swallow what a signal raises."""
+    """Call `load` in a thread of its own: native code would swallow the exception of a signal handler."""
     future: Future[Engine] = Future()
     leaving = Event()
 
     def job() -> None:
         try:
             future.set_result(load(lambda _: not leaving.is_set()))
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised by `future.result`
             future.set_exception(error)
 
     Thread(target=job, name="edgespec-loading", daemon=True).start()
@@ -187,7 +164,7 @@ def _token() -> str:
     from edgespec.app.serve import sockets
 
     token, path = sockets.token(data_folder())
-    _say(f"TCP clients need the token in {path} as their API key")
+    _say(f"TCP clients need the token in {path} as API key")
     return token
 
 
@@ -197,5 +174,5 @@ def _say(text: str) -> None:
 
 
 def _leave(number: int, _frame: object) -> None:
-    """A signal while the model is still loading: leave by the way that removes the socket."""
+    """Exit on a signal while the model is loading, so that the socket is removed."""
     sys.exit(0 if number == signal.SIGTERM else 130)

@@ -1,4 +1,4 @@
-"""`edgespec tune`: finds the settings that are fastest on this machine, and keeps them."""
+"""`edgespec tune`: find the settings that are fastest on this machine, and keep them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from edgespec.app.console import bar, stopped_by_ctrl_c
+from edgespec.app.cli.options import JsonOption
+from edgespec.app.console import bar, interruptible, stopped_by_ctrl_c, table
 from edgespec.app.engine import loading
 from edgespec.app.terminal import one_line
-from edgespec.core import Cancelled, EdgespecError
-from edgespec.machine.sensors import compute_cores, load_average
+from edgespec.core import EdgespecError
 from edgespec.models import machine_cache
 from edgespec.models.hub.selection import default_model
 from edgespec.models.hub.store import is_onnx, resolve
@@ -24,22 +22,22 @@ if TYPE_CHECKING:
     from edgespec.models.gguf.native import LlamaOptions
     from edgespec.quant.tune import DraftForm, SettingTrial, TuneReport
 
-_SHOWN = (1, 4, 8, 16)  # rows in the table
+_SHOWN = (1, 4, 8, 16)  # numbers of rows in the table
 
 
 def tune(
     model: Annotated[
         str,
         typer.Argument(
-            help="A catalogue name, a .gguf file or the folder of an ONNX model.", show_default="as for `run`"
+            help="A catalog name, a .gguf file or the folder of an ONNX model.", show_default="as for `run`"
         ),
     ] = "",
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer rounds and steps: under a minute for a gigabyte.")
+        bool, typer.Option("--quick", help="Measure less: under a minute for a model of one gigabyte.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Measure engines, threads and kernels for a model, and use what is fastest from now on."""
+    """Measure runtimes, threads and kernels for a model, and use the fastest from now on."""
     from edgespec.app.engine import calibration
     from edgespec.models.gguf.check import check_gguf
     from edgespec.quant import tune as tuning
@@ -52,16 +50,12 @@ def tune(
         _tune_onnx(path, quick=quick, as_json=as_json)
         return
     summary = check_gguf(path)
-    try:
-        with bar(path.name) as show, stopped_by_ctrl_c(show) as progress:
-            report = tuning.tune(path, loading.partner(name), quick=quick, progress=progress)
-    except (Cancelled, KeyboardInterrupt):
-        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
-        sys.exit(130)
+    with interruptible(), bar(path.name) as show, stopped_by_ctrl_c(show) as progress:
+        report = tuning.tune(path, loading.partner(name), quick=quick, progress=progress)
     calibration.keep_tuned(summary, report.best.options, report.draft.path.name if report.draft else "")
     if calibration.tuned(summary) is None:
         raise EdgespecError(
-            f"The settings cannot be kept: make {machine_cache.cache_folder()} a folder that can be written."
+            f"cannot keep the settings: make {machine_cache.cache_folder()} a writable folder"
         )
     if as_json:
         print(json.dumps(_as_json(report, busy), indent=2))
@@ -70,19 +64,15 @@ def tune(
 
 
 def _tune_onnx(folder: Path, *, quick: bool, as_json: bool) -> None:
-    """Find the provider that is fastest for an ONNX model, and compare with the same model as a GGUF file."""
+    """Find the fastest execution provider of an ONNX model, and compare with its GGUF file."""
     from edgespec.app.engine import calibration
     from edgespec.models.onnx.check import check_onnx
     from edgespec.models.onnx.providers import KNOWN, offered
     from edgespec.quant import tune_onnx
 
     summary = check_onnx(folder)
-    try:
-        with bar(folder.name) as show, stopped_by_ctrl_c(show) as progress:
-            report = tune_onnx.tune(folder, tune_onnx.gguf_of(folder), quick=quick, progress=progress)
-    except (Cancelled, KeyboardInterrupt):
-        sys.stderr.write("edgespec: stopped; nothing was changed.\n")
-        sys.exit(130)
+    with interruptible(), bar(folder.name) as show, stopped_by_ctrl_c(show) as progress:
+        report = tune_onnx.tune(folder, tune_onnx.gguf_of(folder), quick=quick, progress=progress)
     calibration.keep_providers(summary, report.found)
     fates = {one.label: report.found.fate(one.name, offered()) for one in KNOWN}
     rows = sorted(n for n in next(iter(report.engines.values()), {}) if n)
@@ -100,57 +90,46 @@ def _tune_onnx(folder: Path, *, quick: bool, as_json: bool) -> None:
         return
     for name, fate in fates.items():
         print(f"{name:<10} {one_line(fate)}")
-    table = _table(["engine", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", ""])
+    lines = []
     for name, figures in report.engines.items():
         best = [str(n) for n in rows if fastest[n] == name]
         times = [f"{1000 * figures[n]:.1f}" for n in rows]
-        table.add_row(name, *times, f"{1 / figures[0]:.0f}", f"fastest for {', '.join(best)}" if best else "")
-    print()
-    _console().print(table)
-    print("rows: milliseconds of a forward pass; prompt: tokens a second")
+        lines.append(
+            [name, *times, f"{1 / figures[0]:.0f}", f"fastest for {', '.join(best)}" if best else ""]
+        )
+    titles = ["engine", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", ""]
+    print(f"\n{table(titles, lines, right=range(1, len(titles) - 1))}")
+    print("rows: milliseconds per forward pass; prompt: tokens per second")
     for note in report.notes:
         print(one_line(note))
 
 
 def _busy() -> str:
-    """What to say if other programs compete for the processor."""
+    """A warning if other programs compete for the processor, else empty."""
+    from edgespec.machine.sensors import compute_cores, load_average
+
     load = load_average()
     busy = load > max(1.0, compute_cores() / 4)
-    return f"The machine is busy (load {load:.1f}): tune again at rest." if busy else ""
+    return f"the machine is busy (load {load:.1f}): tune again when it is idle" if busy else ""
 
 
 def _print(report: TuneReport) -> None:
-    console = _console()
     rows = [n for n in _SHOWN if n in (report.best.figures or {})]
     titles = ["setting", *(f"{n} row{'s' * (n > 1)}" for n in rows), "prompt", "score", ""]
-    table = _table(titles)
-    for trial in report.trials:
-        table.add_row(trial.setting, *_figures(trial, rows), one_line(trial.outcome))
-    console.print(table)
-    print("rows: milliseconds of a forward pass; prompt: tokens a second; score: relative to the start\n")
+    lines = [[trial.setting, *_figures(trial, rows), one_line(trial.outcome)] for trial in report.trials]
+    print(table(titles, lines, right=range(1, len(titles) - 1)))
+    print("rows: milliseconds per forward pass; prompt: tokens per second; score: relative to the start\n")
     if report.forms:
-        table = _table(["draft", "ms a token", "at best", ""])
-        for form in report.forms:
-            table.add_row(one_line(form.path.name), *_draft_figures(form), one_line(_fate(form)))
-        console.print(table)
-        print("at best: times the plain speed if nine of ten guesses stood\n")
+        lines = [
+            [one_line(form.path.name), *_draft_figures(form), one_line(_fate(form))] for form in report.forms
+        ]
+        print(table(["draft", "ms per token", "at best", ""], lines, right={1, 2}))
+        print("at best: speed relative to plain decoding if nine of ten draft tokens were accepted\n")
     best = report.best
     print(
-        f"Best here: {describe(best.options)}; {best.score or 1:.2f} times {report.start.setting} as it is."
+        f"fastest: {describe(best.options)}; {best.score or 1:.2f} times the speed of {report.start.setting}"
     )
-    print("Kept: run, chat and bench use it.")
-
-
-def _console() -> Console:
-    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False)
-
-
-def _table(titles: list[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for i, title in enumerate(titles):
-        outer = i in (0, len(titles) - 1)
-        table.add_column(title, justify="left" if outer else "right", no_wrap=i + 1 < len(titles))
-    return table
+    print("kept: all commands use it from now on")
 
 
 def _figures(trial: SettingTrial, rows: list[int]) -> list[str]:
@@ -171,13 +150,15 @@ def _fate(form: DraftForm) -> str:
     from edgespec.app.engine.assembly import WORTH_LOADING
 
     pays = form.seconds is None or form.best_case >= WORTH_LOADING
-    return form.outcome if pays else f"{form.outcome}; cannot pay here, stays unloaded"
+    return form.outcome if pays else f"{form.outcome}; does not pay here, is not loaded"
 
 
 def describe(options: LlamaOptions) -> str:
-    """Settings in words."""
+    """Describe settings in words."""
     one, many = options.threads, options.threads_batch or options.threads
-    threads = "a thread a core" if not (one or many) else f"threads {one or 'a core'} / {many or 'a core'}"
+    threads = (
+        "one thread per core" if not (one or many) else f"threads {one or 'per core'} / {many or 'per core'}"
+    )
     return ", ".join(
         [
             options.engine,

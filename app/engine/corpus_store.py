@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from edgespec.core import EdgespecError
-from edgespec.models.hub.store import folder_in
+from edgespec.machine.paths import user_folder
 from edgespec.text import printable
 
 if TYPE_CHECKING:  # these cost the command line its quick start
@@ -80,11 +80,7 @@ class Added(NamedTuple):
 
 def corpus_folder() -> Path:
     """EDGESPEC_CORPUS, or `edgespec/corpus` in the user's data folder. May not exist yet."""
-    if chosen := folder_in("EDGESPEC_CORPUS"):
-        return chosen
-    from platformdirs import user_data_path
-
-    return user_data_path("edgespec", appauthor=False) / "corpus"
+    return user_folder("data", "EDGESPEC_CORPUS", "corpus")
 
 
 # --- for whoever runs a model ---

@@ -1,10 +1,10 @@
-"""From names and options to an engine: which files, and with which settings."""
+"""Load an engine from names and options: find the files and choose the settings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
@@ -22,46 +22,54 @@ if TYPE_CHECKING:
 BackendChoice = Literal["auto", "llama.cpp", "ik"]
 
 
-def load_engine(
-    model: str,
-    draft: str,
-    max_draft: int,
-    context: int,
-    threads: int,
-    progress: Callable[[float], bool] | None = None,
-    engine: BackendChoice = "auto",
-    exact: bool = False,
-    mode: Mode | None = None,
-    parallel: int = 1,
-) -> Engine:
-    """Resolve names and load, with the settings `edgespec tune` found where none are given here.
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """Which engine to load, as the options of commands say it (`app.option_table` describes each).
 
-    Raises EdgespecError for anything the user can mend.
+    `mode` None is that of the settings. `parallel` is the number of requests generated at the same time.
+    """
+
+    model: str = ""
+    draft: str = "auto"
+    max_draft: int = 31
+    exact: bool = False
+    context: int = 4096
+    threads: int = 0
+    engine: BackendChoice = "auto"
+    mode: Mode | None = None
+    parallel: int = 1
+
+
+def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = None) -> Engine:
+    """Resolve names and load, with the settings that `edgespec tune` found where `spec` leaves them open.
+
+    `progress` receives the share of the work that is done; returning False stops it. Raises EdgespecError for
+    anything the user can fix.
     """
     from edgespec.app.engine.assembly import open_engine  # llama.cpp is loaded only where it is used
 
-    if exact and engine == "ik":
-        raise EdgespecError("--exact needs llama.cpp: leave out --engine ik.")
-    name = model or default_model()
+    if spec.exact and spec.engine == "ik":
+        raise EdgespecError("--exact needs llama.cpp: leave out --engine ik")
+    name = spec.model or default_model()
     target = resolve(name)
     small: Path | None = None
-    if draft == "auto":
+    if spec.draft == "auto":
         small = partner(name)
-    elif draft not in ("none", "suffix"):
-        small = resolve(draft)
+    elif spec.draft not in ("none", "suffix"):
+        small = resolve(spec.draft)
     notes: list[str] = []
-    options, form = _tuned(target, engine, progress, notes.append)
-    options = replace(options, context=context)
-    if threads:
-        options = options.with_threads(threads, threads)
+    options, form = _tuned(target, spec.engine, progress, notes.append)
+    options = replace(options, context=spec.context)
+    if spec.threads:
+        options = options.with_threads(spec.threads, spec.threads)
     loaded = open_engine(
         target,
         small and form_of(small, form),
-        suffix=draft != "none",
-        max_draft=0 if draft == "none" else max_draft,
-        mode=mode or settings.load().mode,
-        exact=exact,
-        parallel=parallel,
+        suffix=spec.draft != "none",
+        max_draft=0 if spec.draft == "none" else spec.max_draft,
+        mode=spec.mode or settings.load().mode,
+        exact=spec.exact,
+        parallel=spec.parallel,
         options=options,
         progress=progress,
     )
@@ -70,9 +78,10 @@ def load_engine(
 
 
 def partner(name: str) -> Path | None:
-    """The draft that the catalogue names for a model, if it is on this machine.
+    """The draft model that the catalog names for a model, None if it is not installed.
 
-    For an ONNX folder that is named after an entry it is the draft's folder, the same weights first, or file.
+    For an ONNX folder named after a catalog entry it is the draft model's folder, preferably with
+    the same weights, or its file.
     """
     catalog, here = load_catalog(), installed()
     folder = Path(name).name if name not in catalog else ""
@@ -92,7 +101,7 @@ def partner(name: str) -> Path | None:
 def _tuned(
     target: Path, engine: BackendChoice, progress: Callable[[float], bool] | None, note: Callable[[str], None]
 ) -> tuple[Options, str]:
-    """The settings found for `target` if they are for `engine`, and its draft's form."""
+    """The tuned settings of `target` if they are for `engine`, and the file name of its draft model."""
     from edgespec.app.engine import calibration, first_use
     from edgespec.models.gguf.check import check_gguf
     from edgespec.models.gguf.native import LlamaOptions
@@ -101,9 +110,7 @@ def _tuned(
 
     if is_onnx(target):
         if engine != "auto":
-            raise EdgespecError(
-                f"{target.name} is an ONNX model, which onnxruntime runs: leave out --engine."
-            )
+            raise EdgespecError(f"{target.name} is an ONNX model, which onnxruntime runs: leave out --engine")
         return OnnxOptions(providers=calibration.providers(check_onnx(target))), ""
     summary = check_gguf(target)
     engine = _preferred() if engine == "auto" else engine
@@ -116,16 +123,16 @@ def _tuned(
 
 
 def _preferred() -> BackendChoice:
-    """The engine that the environment names. Raises EdgespecError for one that there is not."""
+    """The runtime that EDGESPEC_ENGINE names. Raises EdgespecError for an unknown one."""
     name = os.environ.get("EDGESPEC_ENGINE") or "auto"
     if name not in get_args(BackendChoice):
-        known = ", ".join(get_args(BackendChoice))
-        raise EdgespecError(f"EDGESPEC_ENGINE is {name!r}: set it to one of {known}.")
+        valid = ", ".join(get_args(BackendChoice))
+        raise EdgespecError(f"unknown EDGESPEC_ENGINE {name!r} (valid: {valid})")
     return cast(BackendChoice, name)
 
 
 def form_of(draft: Path, wanted: str) -> Path:
-    """The form of `draft` that was found fastest, else the one made of it, else itself."""
+    """The file made from `draft` that was measured as fastest, else the one made from it, else `draft`."""
     from edgespec.quant.tune import draft_forms, onnx_forms
 
     if is_onnx(draft):

@@ -9,9 +9,7 @@ import json
 import math
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -20,6 +18,7 @@ from edgespec.app.history.rows import Conversation, MessageRole, Sources, Stored
 from edgespec.app.history.store import History
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError
+from edgespec.files import write_whole
 
 _FORMAT, _VERSION = "edgespec-history", 1
 _MOST_BYTES = 64_000_000
@@ -120,15 +119,7 @@ def read(path: Path) -> str:
 def write(path: Path, text: str) -> None:
     """Write an export, whole or not at all, for the user alone to read. Raises EdgespecError."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            Path(name).replace(path)
-        except BaseException:
-            with suppress(OSError):
-                Path(name).unlink()
-            raise
+        write_whole(path, text.encode())
     except OSError as error:
         raise EdgespecError(f"Cannot write {one_line(str(path))}: {error.strerror}.") from None
 

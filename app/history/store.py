@@ -37,7 +37,7 @@ from edgespec.app.history.rows import (
     title_of,
 )
 from edgespec.app.history.search import Hit, search
-from edgespec.models.hub.store import folder_in
+from edgespec.machine.paths import user_folder
 
 KEPT = 30 * 86400.0
 """Seconds for which a deleted conversation can be brought back."""
@@ -45,11 +45,7 @@ KEPT = 30 * 86400.0
 
 def data_folder() -> Path:
     """EDGESPEC_DATA, or the user's data folder for Edgespec. May not exist yet."""
-    if chosen := folder_in("EDGESPEC_DATA"):
-        return chosen
-    from platformdirs import user_data_path
-
-    return user_data_path("edgespec", appauthor=False)
+    return user_folder("data", "EDGESPEC_DATA")
 
 
 def history_path() -> Path:

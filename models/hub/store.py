@@ -13,13 +13,14 @@ import hashlib
 import os
 import re
 import shutil
-import sys
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edgespec.core import EdgespecError
+from edgespec.machine.paths import expanded, user_folder
 from edgespec.models.hub.catalog import Entry, load_catalog
+from edgespec.processes import program_folder
 from edgespec.text import printable
 
 MANIFEST = "SHA256SUMS"
@@ -34,27 +35,16 @@ class Installed(NamedTuple):
     bytes: int
 
 
-def folder_in(variable: str) -> Path | None:
-    """The folder that an environment variable names, absolute; None where it is not set or empty."""
-    chosen = os.environ.get(variable)
-    return _path(chosen).absolute() if chosen else None
-
-
 def models_folder() -> Path:
     """EDGESPEC_MODELS, or `edgespec/models` in the user's data folder. May not exist yet."""
-    if chosen := folder_in("EDGESPEC_MODELS"):
-        return chosen
-    from platformdirs import user_data_path
-
-    return user_data_path("edgespec", appauthor=False) / "models"
+    return user_folder("data", "EDGESPEC_MODELS", "models")
 
 
 def bundled_folder() -> Path | None:
     """`models` beside the executable of a frozen program; None if it came without."""
-    if not getattr(sys, "frozen", False):
-        return None
-    folder = Path(sys.executable).resolve().parent / "models"
-    return folder if (folder / MANIFEST).is_file() else None
+    program = program_folder()
+    folder = program and program / "models"
+    return folder if folder and (folder / MANIFEST).is_file() else None
 
 
 def model_folders() -> list[Path]:
@@ -68,7 +58,7 @@ def resolve(name_or_path: str) -> Path:
     A file that stands for a catalogue entry has been verified, now (seconds) or earlier. Raises EdgespecError
     for one that is damaged or not on this machine, and for a name or path that does not exist.
     """
-    folders, path = model_folders(), _path(name_or_path)
+    folders, path = model_folders(), expanded(name_or_path)
     if named := load_catalog().get(name_or_path):
         return _good(named, folders)
     if not _exists(path):  # a file where the user stands comes first
@@ -207,7 +197,7 @@ def remove(name: str) -> int:
     EdgespecError for anything else, for a model that is not there, and while it is being pulled.
     """
     folder = models_folder()
-    path = folder / _path(name)
+    path = folder / expanded(name)
     entry = load_catalog().get(name) or _entry_of(path, folder)
     if entry is None:
         if not (_is_in(path, folder) and _exists(path) and (path.is_file() or is_onnx(path))):
@@ -258,10 +248,6 @@ def _state(entry: Entry, path: Path) -> bytes:
 
 def _record(path: Path) -> Path:
     return path.with_name(f".{path.name}.verified")
-
-
-def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user
 
 
 def _exists(path: Path) -> bool:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from edgespec import processes
 from edgespec.core import EdgespecError
 from edgespec.machine.sensors import process_memory
 from edgespec.text import printable
@@ -159,11 +160,9 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def worker_command() -> list[str]:
-    """The command line of the worker. A frozen program must call `chat_worker.main` for `_render-worker`."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable, "_render-worker"]
+    """The command line of the worker, `template_worker.main`."""
     # By path: as a module it would have to import the whole of edgespec.models first.
-    return [sys.executable, "-I", str(Path(__file__).with_name("template_worker.py"))]
+    return processes.command("_render-worker", "-I", str(Path(__file__).with_name("template_worker.py")))
 
 
 class _Guard:

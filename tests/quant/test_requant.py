@@ -355,7 +355,7 @@ def test_quant_draft_on_the_starter(tmp_path, starter_path):
         (["/nowhere/x.gguf"], ["/nowhere/x.gguf"]),
         (["no-such-name"], ["no-such-name", "smollm2-135m"]),
         (["qwen2.5-coder-1.5b"], ["edgespec pull qwen2.5-coder-0.5b"]),
-        (["smollm2-135m", "--kind", "q3"], ["--kind q3", "q4_0"]),
+        (["smollm2-135m", "--kind", "q3"], ["--kind 'q3'", "q4_0"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, arguments, words):

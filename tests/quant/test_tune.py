@@ -419,8 +419,8 @@ def test_what_cannot_be_remembered_is_not_told_every_time(folder):
 
 
 def load(path: Path, **settings: Any) -> Any:
-    chosen = {"draft": "none", "max_draft": 0, "context": 128, "threads": 0, **settings}
-    return loading.load_engine(str(path), **chosen)
+    chosen = {"draft": "none", "max_draft": 0, "context": 128, **settings}
+    return loading.load_engine(loading.EngineSpec(str(path), **chosen))
 
 
 def test_engines_are_loaded_with_what_was_found(folder, engine, tiny_llama, monkeypatch):
@@ -502,7 +502,7 @@ def test_the_table_says_what_was_chosen_and_kept(tmp_path, tiny_llama):
     assert done.returncode == 0, done.stderr
     assert "where it starts" in done.stdout
     assert "weights not repacked" in done.stdout
-    assert "Best here: " in done.stdout
+    assert "fastest: " in done.stdout
     assert not [line for line in done.stderr.splitlines() if "busy" not in line]  # no bar without a terminal
     again = edgespec(tmp_path, "run", "-m", str(tiny_llama), "a", "--max-tokens", "2", "--draft", "none")
     assert again.returncode == 0, again.stderr
@@ -523,7 +523,7 @@ def test_ctrl_c_leaves_the_old_entry(tmp_path, starter_path, monkeypatch):
     out, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert said.splitlines()[-1] == "edgespec: stopped; nothing was changed."
+    assert said.splitlines()[-1] == "edgespec: stopped; nothing was changed"
     assert "Traceback" not in said
     assert calibration.tuned(summary) == (TUNED, "")
 
@@ -533,7 +533,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, tiny_llama):
     done = edgespec(tmp_path, "tune", str(tiny_llama), "--quick")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("edgespec: The settings cannot be kept: make ")
+    assert done.stderr.splitlines()[-1].startswith("edgespec: cannot keep the settings: make ")
 
 
 def test_a_missing_model_is_one_line(tmp_path):

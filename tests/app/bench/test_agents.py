@@ -1,4 +1,4 @@
-"""Agents at once and one after another, measured on a real model."""
+"""Concurrent agents and agents one after another, on a real model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_two_agents_on_a_real_model(starter_path):
     assert report["answers"] == 4
     assert report["ratio"] > 0
     assert all(value > 0 for value in report["tokens_per_second"].values())
-    # Later steps read what is new alone, and so their first token comes sooner than of the whole prompt.
+    # Later steps evaluate only new tokens, so their first token comes sooner than after the whole prompt.
     smallest, largest = report["prompt_tokens"]
     assert report["read_again"]["together"] < smallest / 2 < largest
     for one_ in report["differences"]:

@@ -1,4 +1,4 @@
-"""The benchmarks of energy and of company, on short runs of a real model and on made results."""
+"""The benchmarks `energy` and `busy`, on short runs of a real model and on made-up results."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def engine(starter_path) -> Iterator[Engine]:
 
 
 def result(cpu: float, joules: float | None = None) -> GenerationStats:
-    """Of eleven tokens, ten of them after the first round."""
+    """An answer of eleven tokens, ten of them after the first step."""
     made = GenerationStats(tokens=[1] * 11, seconds=2.0, seconds_to_first_token=1.0, written=11, rounds=11)
     made._first = 1
     made.energy = Energy(cpu, joules, None if joules is None else "battery")
@@ -106,9 +106,9 @@ def test_the_planner_is_compared_with_the_best_length_of_each_phase():
 def test_replay_and_heat_on_the_command_line(tmp_path):
     trace = tmp_path / "trace.jsonl"
     trace.write_text('{"time": 0, "plugged": true}\n{"time": 5, "plugged": false, "charge": 12}\n')
-    told = json.loads(CliRunner().invoke(main.app, ["bench", "--replay", str(trace), "--json"]).output)
-    assert [(row["time"], row["mode"]) for row in told] == [(0, "performance"), (5, "saver")]
+    rows = json.loads(CliRunner().invoke(main.app, ["bench", "replay", str(trace), "--json"]).output)
+    assert [(row["time"], row["mode"]) for row in rows] == [(0, "performance"), (5, "saver")]
     picture = tmp_path / "heat.png"
-    shown = CliRunner().invoke(main.app, ["bench", "--replay", "heat", "--chart", str(picture)])
+    shown = CliRunner().invoke(main.app, ["bench", "replay", "heat", "--chart", str(picture)])
     assert "auto reaches" in shown.output
     assert picture.read_bytes().startswith(b"\x89PNG")

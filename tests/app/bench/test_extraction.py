@@ -1,4 +1,4 @@
-"""JSON by schema, measured on a real model; the schemas themselves."""
+"""JSON by schema on a real model, and the schemas."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_prompts_with_a_text_take_the_schemas_in_turn():
     assert [one.number for one in found] == [0, 1, 2, 3, 4, 5, 6, 7, 0]
     assert TEXT in found[0].text
     assert '"topic"' in found[0].text
-    with pytest.raises(EdgespecError, match="rag and summarization"):
+    with pytest.raises(EdgespecError, match="rag or summarization"):
         extractions([Prompt("chat", "1", TEXT)])
 
 

@@ -1,4 +1,4 @@
-"""Driving llama-server: the real one where EDGESPEC_LLAMA_SERVER names it, and peers that misbehave."""
+"""Driving llama-server: the real one if EDGESPEC_LLAMA_SERVER names it, and peers that misbehave."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def servers() -> set[int]:
-    """Processes that this one started to ask them."""
+    """The child processes of this process."""
     command = ["ps", "-o", "pid=,comm=", "--ppid", str(os.getpid())]
     listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     return {int(pid) for pid, name in map(str.split, listed) if name in ("peer", "llama-server")}
@@ -37,7 +37,7 @@ def servers() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(monkeypatch: pytest.MonkeyPatch):
-    """Whatever happens in a test, no process and no temporary folder of a server stays."""
+    """No test leaves a process or a temporary folder of a server behind."""
     with TemporaryDirectory() as folder:  # `tmp_path` can be too long for a socket in it
         monkeypatch.setattr("tempfile.tempdir", folder)
         yield
@@ -46,7 +46,7 @@ def nothing_left_behind(monkeypatch: pytest.MonkeyPatch):
 
 
 def raises(server: LlamaServer, *words: str) -> None:
-    """`server` fails to start or to answer, with an error of one line that has these words."""
+    """`server` fails to start or to answer, with an error of one line that contains these words."""
     try:
         with pytest.raises(EdgespecError) as caught:  # noqa: PT012 - whichever of the two it is
             server.start()
@@ -72,7 +72,9 @@ def test_an_answer_is_read_from_the_stream(tmp_path, model, tcp):
         server.stop()
     assert server.build == "b1"
     assert answer.prompt == (1, 2, 3)
-    assert answer.tokens == again.tokens == (5, UNKNOWN, 7)  # the end is not part of it; one id was not told
+    assert (
+        answer.tokens == again.tokens == (5, UNKNOWN, 7)
+    )  # the end is not part of it; one id was not reported
     assert answer.written == 4
     assert (answer.drafted, answer.accepted, answer.rounds) == (3, 2, 2)
     assert 0 < answer.seconds_to_first_token < answer.seconds - 0.15
@@ -130,7 +132,7 @@ def test_not_a_program(tmp_path, model):
     text = tmp_path / "peer"
     text.write_bytes(b"\x7fELF and no more")
     text.chmod(0o755)
-    with pytest.raises(EdgespecError, match="Cannot start"):
+    with pytest.raises(EdgespecError, match="cannot start"):
         LlamaServer(text, "plain", model).start()
 
 
@@ -228,7 +230,7 @@ def test_modes():
 @pytest.mark.parametrize(
     ("text", "word"),
     [("llama-server", "llama-server=PATH"), ("ollama=/bin/true", "llama-server=PATH"),
-     ("llama-server=/nowhere/x", "no file"), ("llama-server=/etc/passwd", "may be run")],
+     ("llama-server=/nowhere/x", "no file"), ("llama-server=/etc/passwd", "not executable")],
 )  # fmt: skip
 def test_a_peer_that_is_not_there(text, word):
     if "passwd" in text and os.geteuid() == 0 and os.access("/etc/passwd", os.X_OK):
@@ -256,7 +258,7 @@ def test_memory_and_flags(tmp_path, model):
 
 @pytest.fixture(scope="module")
 def one_thread(starter_path: Path) -> Iterator[Engine]:
-    """With one thread neither side waits at a barrier for a core that a busy machine does not give."""
+    """With one thread neither side waits at a barrier for a core that is busy."""
     with open_engine(starter_path, options=LlamaOptions(context=1024, threads=1)) as engine:
         yield engine
 
@@ -320,4 +322,4 @@ def test_an_idle_server_leaves_the_processor_alone(starter_path):
 def test_the_real_server_says_why_it_cannot_start(tmp_path):
     damaged = tmp_path / "damaged.gguf"
     damaged.write_bytes(b"GGUF" + bytes(100))
-    raises(LlamaServer(Path(SERVER), "plain", damaged), "ended with code 1", "It said:")
+    raises(LlamaServer(Path(SERVER), "plain", damaged), "ended with code 1", "its log:")

@@ -20,6 +20,25 @@ from edgespec.app.cli.main import app as commands
 from edgespec.core import EdgespecError
 from edgespec.models.hub import catalog, selection, store
 
+OF_0_1 = """\
+mode = "balanced"
+model = "qwen2.5-coder-0.5b"
+system = "Answer briefly."
+persona = "reviewer"
+temperature = 0.5
+top_k = 20
+top_p = 0.9
+min_p = 0.05
+repetition_penalty = 1.1
+max_tokens = 512
+context = 8192
+theme = "contrast"
+
+[personas]
+reviewer = "You review code."
+"""
+"""Settings as version 0.1 wrote them."""
+
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -44,15 +63,15 @@ def test_what_is_saved_is_loaded_and_comments_stay(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("temprature = 1", "'temprature' is no setting"),
-        ("temperature = 'hot'", "temperature is a number"),
+        ("temprature = 1", "unknown setting 'temprature' (valid: mode, model"),
+        ("temperature = 'hot'", "temperature must be a number"),
         ("temperature = -1", "temperature is -1"),
-        ("top_k = 1.5", "top_k is a whole number"),
-        ("top_k = true", "top_k is a whole number"),
+        ("top_k = 1.5", "top_k must be a whole number"),
+        ("top_k = true", "top_k must be a whole number"),
         ("max_tokens = -1", "0 or more"),
-        ("theme = 'pink'", "theme is one of dark, light, contrast"),
-        ("mode = 1", "mode is one of"),
-        ("personas = 3", "[personas] holds a text for each name"),
+        ("theme = 'pink'", "unknown theme 'pink' (valid: dark, light, contrast)"),
+        ("mode = 1", "unknown mode 1 (valid: auto"),
+        ("personas = 3", "[personas] must be a table with a text for each name"),
         ("x = ", "is not TOML"),
     ],
 )
@@ -63,6 +82,18 @@ def test_wrong_settings_are_told(folder: Path, line: str, said: str) -> None:
         settings_file.load()
     assert said in str(error.value)
     assert str(folder) in str(error.value)
+
+
+def test_a_file_of_the_version_before_is_read_and_kept(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "config.toml").write_text(OF_0_1)
+    assert settings_file.load() == settings_file.Settings(
+        mode="balanced", model="qwen2.5-coder-0.5b", system="Answer briefly.", persona="reviewer",
+        temperature=0.5, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.1, max_tokens=512,
+        context=8192, theme="contrast", personas={"reviewer": "You review code."},
+    )  # fmt: skip
+    settings_file.save({"theme": "light"})
+    assert (folder / "config.toml").read_text() == OF_0_1.replace("contrast", "light")
 
 
 def test_config_help_documents_every_setting() -> None:
@@ -83,7 +114,7 @@ async def test_the_form_saves_and_holds_at_once(folder: Path, tmp_path: Path) ->
         await until(pilot, lambda: "Settings in" in shown(app))
         app.screen.query_one("#set-temperature", Input).value = "hot"
         await pilot.press("ctrl+s")
-        await until(pilot, lambda: "temperature is a number" in shown(app))
+        await until(pilot, lambda: "temperature must be a number" in shown(app))
         assert not folder.exists()
         app.screen.query_one("#set-temperature", Input).value = "0.1"
         app.screen.query_one("#set-theme", Input).value = "light"
@@ -143,7 +174,7 @@ async def test_a_persona_is_a_system_prompt_that_is_kept(tmp_path: Path) -> None
         await answered(pilot)
         assert engine.asked[0][0] == {"role": "system", "content": "Be brief."}
         await say(pilot, "/persona nobody")
-        await until(pilot, lambda: "There is no persona" in shown(app))
+        await until(pilot, lambda: "unknown persona" in shown(app))
     app = app_of(FakeEngine(), tmp_path / "h.db", settings=settings, reopen=0)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "[brief]" in shown(app).splitlines()[0])

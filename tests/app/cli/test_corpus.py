@@ -1,4 +1,4 @@
-"""`edgespec corpus` as a user meets it, and the index that a real model gets of it."""
+"""`edgespec corpus` on the command line, and the index of a real model."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ import os
 import sqlite3
 import subprocess
 import sys
-import threading
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from corpora import DIGEST, Letters, split, words
 
 from edgespec.app.cli import corpus, main
 from edgespec.app.engine import corpus_store
 from edgespec.core import EdgespecError
-from edgespec.corpus import MAX_TOKENS, Corpus
 
 ROOT = Path(__file__).parents[3]
-DIGEST = "0" * 64
 posix = pytest.mark.skipif(os.name != "posix", reason="links, pipes and modes of POSIX")
 
 
@@ -34,7 +32,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def texts(tmp_path) -> Path:
-    """A folder with two texts to take, and others to leave."""
+    """A folder with two texts to add, and files to skip."""
     top = tmp_path / "texts"
     (top / "deeper").mkdir(parents=True)
     (top / ".git").mkdir()
@@ -55,7 +53,7 @@ class Done(NamedTuple):
 
 
 def edgespec(*arguments: object) -> Done:
-    """The program's own entry point, in this process: a new one would take most of the time."""
+    """Run the command in this process: a new process would take most of the time."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["edgespec", "corpus", *map(str, arguments)])
@@ -67,7 +65,7 @@ def edgespec(*arguments: object) -> Done:
 
 
 def refused(*arguments: object) -> str:
-    """The one line that says why."""
+    """The one line of the error."""
     done = edgespec(*arguments)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -83,39 +81,11 @@ def everything_in(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-class Letters:
-    """A vocabulary of bytes, which counts what it is asked."""
-
-    def __init__(self, size: int = 256) -> None:
-        self.size = size
-        self.read = ""
-
-    def tokenize(self, text: str) -> list[int]:
-        self.read += text
-        return list(text.encode())
-
-
-def words(index: Corpus | None) -> list[str]:
-    """The documents of an index over Letters."""
-    assert index is not None
-    return ["".join(map(chr, part)) for part in split(index.text.tolist())]
-
-
-def split(tokens: list[int]) -> list[list[int]]:
-    parts: list[list[int]] = [[]]
-    for token in tokens:
-        if token == -1:
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts[:-1]
-
-
 # --- the commands ---
 
 
 def test_from_files_to_guesses(starter, texts):
-    """The whole way: files, the starter's own tokens, and what followed them."""
+    """From files to the tokens of the starter model and their continuation."""
     assert (
         edgespec("add", ROOT / "README.md", texts / "one.txt").stdout == "added 2, unchanged 0, skipped 0\n"
     )
@@ -243,13 +213,13 @@ def test_rm_by_path_name_and_folder(texts, folder):
     edgespec("add", texts / "tiny.py")
     assert "2 texts" in refused("rm", "tiny.py")
     assert "corpus list" in refused("rm", "nothing")
-    assert edgespec("rm", "README.md").stdout == "forgot 1\n"
+    assert edgespec("rm", "README.md").stdout == "removed 1\n"
     corpus_store.index_for(Letters(), DIGEST)
-    (texts / "one.txt").unlink()  # forgetting does not need the file
-    assert edgespec("rm", texts / "one.txt").stdout == "forgot 1\n"
+    (texts / "one.txt").unlink()  # removing does not need the file
+    assert edgespec("rm", texts / "one.txt").stdout == "removed 1\n"
     assert b"quick brown" not in everything_in(folder)
     assert not list(folder.glob("*.index"))
-    assert edgespec("rm", texts).stdout == "forgot 2\n"
+    assert edgespec("rm", texts).stdout == "removed 2\n"
     assert listed() == ["tiny.py"]
     assert (texts / "tiny.py").exists()
 
@@ -319,128 +289,6 @@ def test_the_oldest_go_when_there_is_too_much(monkeypatch):
     assert corpus_store.sessions().texts == 2
 
 
-# --- the index ---
-
-
-def test_no_texts_no_index(folder):
-    assert corpus_store.index_for(Letters(), DIGEST) is None
-    assert not folder.exists()
-    corpus_store.set_remember(True)
-    assert corpus_store.index_for(Letters(), DIGEST) is None
-
-
-def test_an_index_is_made_once_for_each_tokenizer_and_grows():
-    vocab, other = Letters(), Letters()
-    corpus_store.add({"a": "first"})
-    assert words(corpus_store.index_for(vocab, DIGEST)) == ["first"]
-    assert words(corpus_store.index_for(vocab, DIGEST)) == ["first"]
-    assert vocab.read == "first"
-    corpus_store.add({"b": "second"})
-    assert words(corpus_store.index_for(vocab, DIGEST)) == ["first", "second"]
-    assert vocab.read == "firstsecond"
-    assert words(corpus_store.index_for(other, "1" * 64)) == ["first", "second"]
-    assert sorted(other.read) == sorted("firstsecond")
-
-
-def test_indexes_of_models_no_longer_used_go(folder):
-    corpus_store.add({"a": "text"})
-    for i in range(6):
-        corpus_store.index_for(Letters(), str(i) * 64)
-        os.utime(folder / f"{str(i) * 64}.index", (i, i))
-    (folder / ".5.index.killed").write_text("of a process that was killed")
-    corpus_store.add({"b": "more"})
-    corpus_store.index_for(Letters(), "5" * 64)
-    names = sorted(path.name[0] for path in folder.glob("*.index"))
-    assert names == ["2", "3", "4", "5"]
-    assert not list(folder.glob(".5*"))
-
-
-@pytest.mark.parametrize("size", [256, 100])
-def test_an_index_that_is_damaged_or_foreign_is_made_anew(folder, size):
-    corpus_store.add({"a": "text"})
-    corpus_store.index_for(Letters(), DIGEST)
-    path = folder / f"{DIGEST}.index"
-    if size == 256:
-        path.write_bytes(path.read_bytes()[:-1])
-    else:
-        Corpus.open(path).extended([[300]], key=Corpus.open(path).key).save(path)
-    vocab = Letters()
-    assert words(corpus_store.index_for(vocab, DIGEST)) == ["text"]
-    assert vocab.read == "text"
-
-
-def test_what_exceeds_the_tokens_is_left_out_oldest_first():
-    notes: list[str] = []
-    corpus_store.add({"oldest": "a" * 900_000, "old": "b" * 900_000, "new": "c" * 900_000})
-    index = corpus_store.index_for(Letters(), DIGEST, notes.append)
-    assert [text[0] for text in words(index)] == ["b", "c"]
-    assert notes == ["The corpus exceeds 2,000,000 tokens: its 1 oldest texts are not used."]
-    corpus_store.add({"small": "d"})
-    vocab = Letters()
-    assert [text[0] for text in words(corpus_store.index_for(vocab, DIGEST))] == ["b", "c", "d"]
-    assert vocab.read == "d"
-    corpus_store.add({"newest": "e" * 3_000_000})
-    index = corpus_store.index_for(Letters(), DIGEST, notes.append)
-    assert [set(text) for text in words(index)] == [{"e"}]
-    assert index is not None
-    assert MAX_TOKENS * 0.9 < len(index.text) < MAX_TOKENS
-    assert "newest text" in notes[1]
-
-
-def test_long_texts_are_cut_at_ends_of_lines():
-    pieces: list[str] = []
-
-    class Pieces(Letters):
-        def tokenize(self, text: str) -> list[int]:
-            pieces.append(text)
-            return super().tokenize(text)
-
-    text = "".join(f"line {i}\n" for i in range(30_000)) + "x" * 200_000
-    corpus_store.add({"a": text})
-    assert words(corpus_store.index_for(Pieces(), DIGEST)) == [text]
-    assert max(map(len, pieces)) <= 1 << 16
-    assert pieces[0].endswith("\n")
-
-
-def test_while_another_process_makes_an_index_the_old_one_serves():
-    corpus_store.add({"a": "first"})
-    assert words(corpus_store.index_for(Letters(), DIGEST)) == ["first"]
-    corpus_store.add({"b": "second"})
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with corpus_store._lock():
-            held.set()
-            done.wait(30)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    try:
-        assert held.wait(30)
-        assert words(corpus_store.index_for(Letters(), DIGEST)) == ["first"]
-        assert corpus_store.index_for(Letters(), "1" * 64) is None
-    finally:
-        done.set()
-        thread.join()
-    assert words(corpus_store.index_for(Letters(), DIGEST)) == ["first", "second"]
-
-
-def test_making_an_index_that_fails_leaves_the_old_one(folder):
-    corpus_store.add({"a": "first"})
-    corpus_store.index_for(Letters(), DIGEST)
-    before = (folder / f"{DIGEST}.index").read_bytes()
-    corpus_store.add({"b": "second"})
-
-    class Failing(Letters):
-        def tokenize(self, text: str) -> list[int]:
-            raise EdgespecError("the tokenizer failed")
-
-    with pytest.raises(EdgespecError, match="tokenizer failed"):
-        corpus_store.index_for(Failing(), DIGEST)
-    assert (folder / f"{DIGEST}.index").read_bytes() == before
-    assert words(corpus_store.index_for(Letters(), DIGEST)) == ["first", "second"]
-
-
 # --- past sessions ---
 
 
@@ -460,7 +308,7 @@ def test_remember_on_and_off(folder):
     corpus_store.remember("a question", "an answer")
     corpus_store.remember("", "only \ud800 an answer")
     assert corpus_store.sessions() == (True, 3, 35)
-    assert "3 questions and answers" in edgespec("list").stdout
+    assert "3 prompts and answers" in edgespec("list").stdout
     assert words(corpus_store.index_for(Letters(), DIGEST)) == ["a question", "an answer", "only ? an answer"]
     assert "no text is called" in refused("rm", "")
     edgespec("remember", "off")
@@ -483,7 +331,7 @@ def test_what_is_remembered_is_bounded():
 
 
 def test_many_processes_at_once():
-    """Each remembers while others add and index: all of it arrives."""
+    """Each remembers while others add and index, and nothing is lost."""
     corpus_store.set_remember(True)
     code = (
         "import sys; from edgespec.app.engine import corpus_store as corpus\n"

@@ -48,14 +48,14 @@ def test_each_sensor_has_a_value_or_a_reason():
 def test_as_text_every_line_has_a_value(starter_path):
     lines = doctor("-m", str(starter_path)).splitlines()
     names = [line.split()[0] for line in lines if not line.startswith(" ")]
-    assert [name for name in names if name != "not"] == [
+    assert [name for name in names if name != "unavailable"] == [
         "processor", "limits", "features", "engine", "self-tests", "switched", "onnx", "sensors", "models",
         "cost", "governor",
     ]  # fmt: skip
     assert "MB of memory free" in "\n".join(lines)
 
 
-def test_a_model_that_is_not_here_is_said_and_the_rest_told():
+def test_a_missing_model_is_reported_with_the_rest():
     report = json.loads(doctor("--json", "-m", "no-such-model"))
     assert "no-such-model" in report["curve"]["missing"]
     assert report["processor"]["name"]
@@ -106,7 +106,7 @@ def cores(root: Path, measure: str, values: list[int]) -> Path:
 
 
 def test_kinds_of_cores(tmp_path):
-    # An i7-1360P: 4 fast cores of two threads, favoured ones among them, and 8 slow ones.
+    # An i7-1360P: 4 fast cores of two threads, favored ones among them, and 8 slow ones.
     hybrid = cores(
         tmp_path / "a", "cpufreq/cpuinfo_max_freq", [5_000_000] * 4 + [4_800_000] * 4 + [3_700_000] * 8
     )

@@ -1,4 +1,4 @@
-"""The frozen program's beginning: itself, or the child that it starts."""
+"""The entry point of the frozen program and of its child processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def start(arguments: list[str], said: str = "") -> subprocess.CompletedProcess[s
 
 
 def children(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """The arguments with which a frozen program starts itself."""
+    """The arguments with which a frozen program starts its children."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     commands = {
         "render": chat_template.worker_command(),

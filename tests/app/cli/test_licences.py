@@ -1,4 +1,4 @@
-"""What Edgespec is made of is listed, with the terms in full."""
+"""The components of Edgespec and their licenses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def test_installed_packages_and_what_they_need() -> None:
     assert "pytest" not in found
     assert found["textual"]["licence"] == "MIT"
     assert "Redistribution and use" in edgespec("licences", "NumPy").stdout
-    assert "no component" in edgespec("licences", "nonesuch").stderr
+    assert "unknown component" in edgespec("licences", "nonesuch").stderr
 
 
-def test_a_program_whose_list_is_gone_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_program_without_its_list_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "edgespec"))
     for text in (None, "", "[]", '{"components": [{"name": "x"}]}'):
         if text is not None:
             (tmp_path / "sbom.cdx.json").write_text(text)
-        with pytest.raises(EdgespecError, match="unpack it again"):
+        with pytest.raises(EdgespecError, match="unpack the program again"):
             licences.components()

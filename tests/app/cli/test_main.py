@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, the real starter model, real mistakes."""
+"""The command line: processes, the starter model, and errors."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_run_streams_an_answer(starter_path):
     assert "<|" not in done.stdout
 
 
-def test_stats_say_mode_energy_and_what_a_draft_that_cannot_pay_saves(tiny_llama):
-    """A model that drafts for itself costs as much as it saves, and is not loaded."""
+def test_stats_report_mode_energy_and_the_memory_saved_by_an_unloaded_draft_model(tiny_llama):
+    """A model as its own draft model costs as much as it saves, and is not loaded."""
     done = edgespec(
         "run", "-m", str(tiny_llama), "--draft", str(tiny_llama), "a b c", "--raw", "--max-tokens", "4",
         "--stats", "--mode", "balanced",
@@ -47,7 +47,7 @@ def test_stats_say_mode_energy_and_what_a_draft_that_cannot_pay_saves(tiny_llama
     assert "stays unloaded" in done.stderr
     lines = done.stderr.splitlines()
     assert "mode balanced (chosen by the user); " in lines[-2]
-    assert "ms of processor time a token" in lines[-2]
+    assert "ms of CPU time per token" in lines[-2]
     megabytes = round(tiny_llama.stat().st_size / 1e6)
     assert lines[-1] == f"draft model not loaded: {megabytes} MB of memory saved"
 
@@ -64,7 +64,7 @@ def test_run_json_has_the_promised_keys_and_appends_piped_input(starter_path):
 
 
 def test_speculation_changes_nothing_in_the_answer(starter_path):
-    # A curve measured beside other programs may say that no guess pays, whatever the text is.
+    # A curve measured next to other programs may rule out drafts, whatever the text is.
     cheap = "from edgespec.app.cli import main; from edgespec.app.engine import calibration; "
     cheap += "from edgespec.costs import CostCurve; "
     cheap += "calibration.known_curve = lambda *_: CostCurve({1: 0.03, 8: 0.0303}); main.main()"
@@ -139,7 +139,7 @@ def test_a_reader_that_goes_away_is_no_traceback(starter_path):
     assert "Exception" not in done.stderr
 
 
-# --- mistakes ---
+# --- errors ---
 
 
 def test_missing_file():
@@ -271,7 +271,7 @@ def test_bench_reports_both_ways(starter_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "word"), [("", "empty"), ("{}", "suite"), ("no json", "suite"), (None, "Cannot read")]
+    ("content", "word"), [("", "empty"), ("{}", "suite"), ("no json", "suite"), (None, "cannot read")]
 )
 def test_bench_refuses_a_bad_suite(tmp_path: Path, starter_path, content, word):
     suite = tmp_path / "suite.jsonl"

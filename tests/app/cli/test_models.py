@@ -1,4 +1,4 @@
-"""`edgespec models`: the list, and whether files are what they should be."""
+"""`edgespec models`: the list, and the verification of files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 @pytest.fixture
 def folder(tmp_path: Path, starter_path: Path) -> Path:
-    """A models folder with a copy of the starter, and a file that nothing vouches for."""
+    """A models folder with a copy of the starter, and a file of unknown origin."""
     shutil.copy(starter_path, tmp_path / NAME)
     (tmp_path / "stray.gguf").write_bytes(b"GGUF")
     return tmp_path
@@ -33,7 +33,7 @@ def test_verify_finds_a_flipped_bit(folder: Path) -> None:
     done = edgespec("models", "verify", "smollm2-135m", "--json", env=env)
     assert done.returncode == 1
     assert json.loads(done.stdout) == [{"path": str(folder / NAME), "state": "damaged"}]
-    assert done.stderr.startswith(f"edgespec: damaged: {NAME}; ")
+    assert done.stderr.startswith(f"edgespec: damaged: {NAME}: ")
     assert edgespec("models", "verify", "stray.gguf", env=env).returncode == 0
 
 
@@ -41,5 +41,5 @@ def test_verify_of_what_is_not_here_is_one_line(folder: Path) -> None:
     done = edgespec("models", "verify", "\x1b[2J", env={"EDGESPEC_MODELS": str(folder)})
     assert done.returncode == 1
     assert "\x1b" not in done.stderr
-    assert "is not on this machine" in done.stderr
+    assert "is not installed" in done.stderr
     assert edgespec("models", "--json", env={"EDGESPEC_MODELS": str(folder)}).returncode == 0

@@ -1,4 +1,4 @@
-"""`edgespec run --schema` and `--tool`: real processes, the real starter model, real mistakes."""
+"""`edgespec run --schema` and `--tool`: processes, the starter model, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOTE: dict[str, Any] = {
 
 @pytest.fixture
 def file(tmp_path: Path):
-    """Writes a value as JSON, or a text as it is; gives the path."""
+    """A function that writes a value as JSON, or text as it is, and returns the path."""
     made: list[Path] = []
 
     def write(value: Any) -> str:
@@ -92,7 +92,7 @@ def test_a_model_may_answer_in_words(file):
     ("schema", "words"),
     [
         (b"{", ["is not valid JSON"]),
-        (b"\xff{}", ["not a text file"]),
+        (b"\xff{}", ["not text in UTF-8"]),
         (b'{"a": NaN}', ["NaN is not JSON"]),
         ([1], ["must be a JSON object"]),
         ({"type": "string", "pattern": "(a{999}){999}"}, ["repeats more than"]),
@@ -129,4 +129,4 @@ def test_tools_that_are_none(tools, options, words, file):
 def test_what_does_not_go_together(file):
     one_line_error(edgespec(*ASK, "--tool", file(WEATHER), "--schema", file(CITY)), "--schema")
     one_line_error(edgespec(*ASK, "--tool-choice", "required"), "--tool")
-    one_line_error(edgespec(*ASK, "--schema", "/nowhere/x.json"), "Cannot read /nowhere/x.json")
+    one_line_error(edgespec(*ASK, "--schema", "/nowhere/x.json"), "cannot read /nowhere/x.json")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgespec.app.engine import calibration, first_use
-from edgespec.app.engine.loading import load_engine
+from edgespec.app.engine.loading import EngineSpec, load_engine
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.check import check_gguf
 from edgespec.models.gguf.native import BackendName, LlamaOptions
@@ -45,7 +45,7 @@ def test_engines_are_compared_once_and_the_faster_is_used(ik: BackendName, start
     assert 0.0 <= min(fractions) < max(fractions) <= 1.0
     kept = calibration.tuned(check_gguf(starter_path))
     assert kept == (replace(options, context=kept[0].context), "") if kept else False
-    with load_engine(str(starter_path), "suffix", 7, 128, 0) as engine:
+    with load_engine(EngineSpec(str(starter_path), "suffix", 7, context=128)) as engine:
         assert engine.model.options.engine == options.engine  # type: ignore[union-attr]
         assert not any("used from now on" in note for note in engine.notes)
 
@@ -122,8 +122,10 @@ def test_the_environment_chooses_an_engine(
     ik: BackendName, starter_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGESPEC_ENGINE", "ik")
-    with load_engine(str(starter_path), "suffix", 7, 128, 0) as engine:
+    with load_engine(EngineSpec(str(starter_path), "suffix", 7, context=128)) as engine:
         assert engine.model.options.engine == "ik"  # type: ignore[union-attr]
     monkeypatch.setenv("EDGESPEC_ENGINE", "vllm")
-    with pytest.raises(EdgespecError, match=r"is 'vllm': set it to one of auto, llama\.cpp, ik"):
-        load_engine(str(starter_path), "suffix", 7, 128, 0)
+    with pytest.raises(
+        EdgespecError, match=r"unknown EDGESPEC_ENGINE .vllm. \(valid: auto, llama\.cpp, ik\)"
+    ):
+        load_engine(EngineSpec(str(starter_path), "suffix", 7, context=128))

@@ -253,9 +253,9 @@ def test_stopping(number: signal.Signals, streaming: bool, tmp_path: Path) -> No
         # In a callback of native code, which swallows exceptions.
         "import os, signal, edgespec.app.engine.loading as o\nreal = o.load_engine\n"
         "def load(*a, **k):\n"
-        "    report = a[5]\n"
-        "    def progress(share): os.kill(os.getpid(), signal.SIGTERM); return report(share)\n"
-        "    return real(*a[:5], progress, **k)\n"
+        "    said = a[1]\n"
+        "    def progress(share): os.kill(os.getpid(), signal.SIGTERM); return said(share)\n"
+        "    return real(a[0], progress)\n"
         "o.load_engine = load\n",
     ],
     ids=["elsewhere", "in native code"],

@@ -252,13 +252,13 @@ def test_tune_times_every_provider_and_doctor_tells(shared, monkeypatch):
 
 @pytest.mark.usefixtures("_own_cache")
 def test_a_measured_provider_is_where_it_runs(shared, monkeypatch):
-    from edgespec.app.engine.loading import load_engine
+    from edgespec.app.engine.loading import EngineSpec, load_engine
     from edgespec.models.onnx.check import check_onnx
 
     monkeypatch.setattr("edgespec.app.engine.calibration.offered", lambda: ["CoreMLExecutionProvider", CPU])
     found = Measured({CPU: 1.0, "CoreMLExecutionProvider": 0.5})
     calibration.keep_providers(check_onnx(shared), found)
-    with load_engine(str(shared), "suffix", 7, 64, 0) as engine:
+    with load_engine(EngineSpec(str(shared), "suffix", 7, context=64)) as engine:
         assert engine.model.provider == CPU  # it is not in this onnxruntime, which is said
         assert any("CoreML is not used" in note for note in engine.notes)
 
