@@ -40,7 +40,8 @@ class DraftModel:
 class Drafters:
     """What an engine drafts with: at most `most` tokens in a round, from repetition unless not `suffix`.
 
-    `asked_for`: the file of the draft model that the user asked for, loaded or not.
+    `asked_for`: the file of the draft model that the user asked for, loaded or not. `more` make drafters
+    that are asked after FREE.
     """
 
     most: int = 31
@@ -49,6 +50,7 @@ class Drafters:
     draft: DraftModel | None = None
     acceptance: Acceptance = field(default_factory=Acceptance)
     asked_for: Path | None = None
+    more: list[Callable[[], Drafter]] = field(default_factory=list)
 
     def controller(
         self, request: Request, slot: Slot, constraint: Constraint | None, costs: CostCurve
@@ -67,7 +69,7 @@ class Drafters:
             return Chain()
         return Chain(
             GrammarDrafter(constraint) if constraint is not None else None,
-            _made(FREE, self, request, slot),
+            [*_made(FREE, self, request, slot), *(make() for make in self.more)],
             _made(COSTLY, self, request, slot),
         )
 
