@@ -1,6 +1,6 @@
-"""Draws the README's pictures of the chat into docs/: packaging/screenshots.py [MODEL]
+"""Draw the pictures of the chat into docs/: packaging/screenshots.py [MODEL]
 
-A real model answers, so the words and figures are its own.
+A real model generates the answer and the figures.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def measure() -> dict[str, Any]:
 async def _measure() -> dict[str, Any]:
     engine, rows = Scripted(), []
     with tempfile.TemporaryDirectory(prefix="edgespec-") as folder:
-        app = ChatApp(lambda _: engine, "scripted", store=HistoryWorker(Path(folder) / "history.db"))
+        app = ChatApp(lambda _: engine, "scripted", history=HistoryWorker(Path(folder) / "history.db"))
         async with app.run_test(size=SIZE) as pilot:
             while app.session.state == "loading":
                 await pilot.pause(0.05)
@@ -133,7 +133,7 @@ async def _course(app: ChatApp, engine: Scripted, tokens: int, pace: float, befo
         await asyncio.sleep(0.2)
     drawing = (thread_time() - used) / (perf_counter() - wall)
     wall, used = perf_counter(), thread_time()
-    while app.session.writing is not None:
+    while app.session.generating is not None:
         await asyncio.sleep(0.2)
         start = perf_counter()
         box.post_message(Key("x", "x"))

@@ -1,4 +1,4 @@
-"""Text files that a message brings along: `@path` in what is typed, the file's text in what is sent."""
+"""Attached text files: `@path` in the message as typed, the text of the file in the message as sent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_NAMES = 200
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A file that was found: its text, or why it cannot be attached."""
+    """A mentioned file: its text, or the reason why it cannot be attached."""
 
     name: str
     text: str = ""
@@ -28,12 +28,12 @@ class Attached:
 
 
 def mentions(text: str) -> list[str]:
-    """The paths written as `@path` or `@"a path"`, in order, each once."""
+    """The paths mentioned as `@path` or `@"a path"`, in order, without duplicates."""
     return list(dict.fromkeys(match[1] or match[2].rstrip(".,;:!?)") for match in _MENTION.finditer(text)))
 
 
 def find(text: str, folder: Path | None = None) -> list[Attached]:
-    """The files that `text` mentions, read. What is no path of a file is taken for a word and left out."""
+    """Read the files that `text` mentions. A mention that is not the path of a file counts as a word."""
     found = []
     for name in mentions(text):
         path = _path(name, folder)
@@ -42,7 +42,7 @@ def find(text: str, folder: Path | None = None) -> list[Attached]:
                 continue
             size = path.stat().st_size
             if size > MOST_BYTES:
-                error = f"has {size:,} bytes, more than {MOST_BYTES:,}: attach a part of it"
+                error = f"has {size:,} bytes and the limit is {MOST_BYTES:,}: attach a part of it"
                 found.append(Attached(name, error=error))
                 continue
             with path.open("rb") as file:
@@ -56,12 +56,23 @@ def find(text: str, folder: Path | None = None) -> list[Attached]:
         except UnicodeDecodeError:
             content = "\0"
         binary = "\0" in content
-        found.append(Attached(name, "" if binary else content, "is no UTF-8 text" if binary else ""))
+        found.append(Attached(name, "" if binary else content, "is not UTF-8 text" if binary else ""))
     return found
 
 
+def attach(text: str, folder: Path | None = None) -> tuple[str, list[Attached]]:
+    """Attach the files that `text` mentions. Returns the message to send, and the files.
+
+    Raises EdgespecError if a file cannot be read.
+    """
+    files = find(text, folder) if "@" in text else []
+    if wrong := next((one for one in files if one.error), None):
+        raise EdgespecError(f"@{wrong.name} {wrong.error}")
+    return with_files(text, files), files
+
+
 def with_files(text: str, files: list[Attached]) -> str:
-    """The message as the model reads it: what was typed, then each file in a fence of its own."""
+    """The message to send: the text as typed, then each file in its own code fence."""
     for one in files:
         longest = max(map(len, re.findall("`{3,}", one.text)), default=2)
         fence = "`" * (longest + 1)
@@ -70,17 +81,17 @@ def with_files(text: str, files: list[Attached]) -> str:
 
 
 def folded(text: str) -> str:
-    """The message as it was typed, with a line for each file."""
+    """The message as typed, with one line for each attached file."""
     return _ATTACHED.sub(lambda m: f"\n@{m[1]}: {m[3].count(chr(10)) + 1:,} lines", text)
 
 
 def unfolded_question(text: str) -> str:
-    """The message as it was typed: to edit it."""
+    """The message as typed, to be edited."""
     return _ATTACHED.sub("", text)
 
 
 def complete(typed: str, folder: Path | None = None) -> list[str]:
-    """The paths that begin with `typed`, folders with a slash at their end; hidden ones only if asked for."""
+    """The paths that begin with `typed`. Folders end with a slash; hidden files only match a leading dot."""
     head, _, tail = typed.rpartition("/")
     where = _path(head + "/" if "/" in typed else "", folder)
     names = []
@@ -98,11 +109,11 @@ def complete(typed: str, folder: Path | None = None) -> list[str]:
 
 
 def path_of(typed: str) -> Path:
-    """The file meant by the rest of a command, with or without quotes. Raises EdgespecError."""
+    """The path in the argument of a command, with or without quotes. Raises EdgespecError."""
     with suppress(ValueError):
         typed = " ".join(shlex.split(typed)) or typed
     if "\0" in typed:
-        raise EdgespecError("A file name holds no NUL.")
+        raise EdgespecError("invalid file name: it contains a NUL character")
     return _path(typed, None)
 
 

@@ -1,4 +1,4 @@
-"""What a chat needs of whatever answers it, and the engine of this machine in that form."""
+"""The interface between a chat and the model that answers it, and its implementation by the local engine."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ TARGET, FORCED = "target", GRAMMAR
 
 @dataclass(slots=True)
 class TokenTrace(GenerationStats):
-    """A result that remembers where each token came from. Others may read it while it fills up.
+    """Statistics that record the source of each token. Other threads may read them during the generation.
 
-    `spans` are (source, characters) of the answer's tokens, `drafts` the guessed tokens of each round,
-    `speeds` its tokens a second. `piece` gives a token's bytes; without it there are no spans.
+    `spans` are (source, characters) of each token of the answer, `drafts` the number of draft tokens of each
+    round, `speeds` the tokens per second of each round after the first. `piece` returns the bytes of a token;
+    without it there are no spans.
     """
 
     piece: Callable[[int], bytes] | None = None
@@ -44,7 +45,7 @@ class TokenTrace(GenerationStats):
         if (round_ := step.round) is None:
             return
         self.drafts.append(len(round_.draft.tokens))
-        if len(self.drafts) > 1:  # the first round evaluates the prompt
+        if len(self.drafts) > 1:  # the first round includes the prefill
             self.speeds.append(len(round_.tokens) / max(round_.seconds, 1e-6))
         for i, token in enumerate(step.tokens if self.piece is not None else ()):
             source = round_.draft.sources[i] if i < round_.accepted else TARGET
@@ -52,7 +53,7 @@ class TokenTrace(GenerationStats):
             self.spans.append((source, len(self._decoder.decode(self.piece(token)))))
 
     def sources(self) -> Sources:
-        """The spans as the history keeps them: neighbours of one source in one run."""
+        """The spans as the history stores them: consecutive tokens of one source in one run."""
         runs: list[tuple[str, list[int]]] = []
         for source, length in self.spans:
             if not runs or runs[-1][0] != source:
@@ -62,53 +63,53 @@ class TokenTrace(GenerationStats):
 
 
 class ChatModel(Protocol):
-    """What answers. In the engine's thread, but for `choose`, `decision` and `reading`."""
+    """A model that answers. To be called in its own thread, except for `choose`, `decision` and `reading`."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """Sentences the user should read once."""
+        """Notes to show once."""
 
     @property
     def context_length(self) -> int:
-        """In tokens, 0 where nobody knows."""
+        """In tokens, 0 if unknown."""
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of the conversation; none where they are counted elsewhere.
+        """The token ids of a conversation, empty if a server counts them.
 
-        If the last message is the model's own, its answer goes on from there.
+        If the last message is an answer, its generation continues from there.
         """
 
     def count(self, text: str) -> int:
-        """Tokens of a text, perhaps estimated."""
+        """The number of tokens of a text, possibly estimated."""
 
     def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
-        """Pieces of the answer to `messages`, whose `prompt` the request holds.
+        """Generate the answer to `messages`, whose `prompt` is in the request, as pieces of text.
 
-        Ends soon after `request.cancel()`. Raises EdgespecError.
+        Ends soon after `request.cancel()`. Raises EdgespecError if the generation fails.
         """
 
     def choose(self, mode: Mode) -> Decision | None:
-        """Change what the machine may give, from the next second on."""
+        """Change the governor's mode. Takes effect within a second. None without a governor."""
 
     @property
     def decision(self) -> Decision | None:
-        """What it gives at this moment, and why."""
+        """The governor's current decision, and its reason."""
 
     @property
     def reading(self) -> Reading | None:
-        """What it said of itself last."""
+        """The last reading of the machine's sensors."""
 
     def forget(self, messages: Sequence[ChatMessage]) -> None:
-        """A conversation was deleted: keep nothing on disk of what was read of it."""
+        """Delete what is stored on disk for a conversation that was deleted."""
 
     def close(self) -> None: ...
 
 
 class LocalModel:
-    """A model on this machine. What it has read is kept on disk, where an opened conversation finds it."""
+    """A model on this machine. Keeps KV-cache snapshots on disk for conversations that are opened again."""
 
     def __init__(self, engine: Engine, states: Path | None = None) -> None:
-        """`states` is the folder where that is kept, beside the history if not given."""
+        """`states` is the folder of the snapshots, by default next to the history."""
         from edgespec.app.engine.prompt_cache import PromptCache
         from edgespec.app.history.store import data_folder
 
@@ -126,11 +127,11 @@ class LocalModel:
         return self._engine.context_length
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        begun = ""
+        start = ""
         if messages and messages[-1]["role"] == "assistant":
-            begun, messages = messages[-1]["content"], messages[:-1]
+            start, messages = messages[-1]["content"], messages[:-1]
         return self._engine.chat_prompt(messages) + (
-            self._engine.model.vocab.tokenize(begun) if begun else []
+            self._engine.model.vocab.tokenize(start) if start else []
         )
 
     def count(self, text: str) -> int:

@@ -1,217 +1,208 @@
-"""What the chat can be told to do: one table for keys, slash commands, the command palette and help."""
+"""The chat's commands. `command_table` registers them; docs/add-a-chat-command.md shows how to add one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-from textual.command import DiscoveryHit, Hit, Hits, Provider
-
-from edgespec.app.chat.attachments import path_of, unfolded_question
+from edgespec.app.chat.actions import ChatActions, ScreenActions
+from edgespec.app.chat.attachments import attach, path_of
+from edgespec.app.chat.command_table import command, help_text, screen_command
 from edgespec.app.chat.history_worker import delete_conversation
-from edgespec.app.chat.widgets.dialogs import ChoiceDialog, HelpScreen, TextDialog
-from edgespec.app.chat.widgets.markdown import code_blocks
 
-if TYPE_CHECKING:
-    from edgespec.app.chat.actions import ChatActions
-    from edgespec.app.chat.messages import ContextOverflow, TrimOption
+if TYPE_CHECKING:  # these import SQLite, among others
+    from edgespec.app.chat.events import ContextOverflow, TrimOption
+    from edgespec.app.history.rows import Conversation
     from edgespec.app.history.store import History
 
-CommandFunction = Callable[["ChatActions", str], Awaitable[None]]
+_NOTHING_STORED = "this conversation is empty: send a message first"
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    name: str
-    about: str
-    run: CommandFunction
-    key: str = ""
-    argument: str = ""
+# --- the answer ---
 
 
-TABLE: dict[str, Command] = {}
+@command("new", "Start a new conversation", key="ctrl+l")
+async def _new(chat: ChatActions, _: str) -> None:
+    chat.session.new()
 
 
-def _command(
-    name: str, about: str, key: str = "", argument: str = ""
-) -> Callable[[CommandFunction], CommandFunction]:
-    def add(run: CommandFunction) -> CommandFunction:
-        TABLE[name] = Command(name, about, run, key, argument)
-        return run
-
-    return add
+@screen_command("stop", "Stop the answer", key="escape")
+async def _stop(chat: ScreenActions, _: str) -> None:
+    if not chat.leave():
+        chat.session.stop()
 
 
-@_command("new", "Begin a conversation", "ctrl+l")
-async def _new(app: ChatActions, _: str) -> None:
-    app.session.new()
+@command("regenerate", "Regenerate the last answer", key="ctrl+r")
+async def _regenerate(chat: ChatActions, _: str) -> None:
+    if not chat.session.regenerate():
+        chat.note("no answer to regenerate: send a message first")
 
 
-@_command("stop", "Stop the answer", "escape")
-async def _stop(app: ChatActions, _: str) -> None:
-    if not app.leave():
-        app.session.stop()
+@command("continue", "Continue a stopped answer", key="ctrl+t")
+async def _continue(chat: ChatActions, _: str) -> None:
+    if not chat.session.resume():
+        chat.note("no stopped answer at the end of this conversation")
 
 
-@_command("regenerate", "Write the last answer again, on a branch of its own", "ctrl+r")
-async def _regenerate(app: ChatActions, _: str) -> None:
-    if not app.session.regenerate():
-        app.say("There is no answer yet to write again.")
-
-
-@_command("continue", "Go on with a stopped answer", "ctrl+t")
-async def _continue(app: ChatActions, _: str) -> None:
-    if not app.session.resume():
-        app.say("There is no stopped answer at the end of this conversation.")
-
-
-@_command("edit", "Ask the last question differently, on a branch of its own", "f2")
-async def _edit(app: ChatActions, _: str) -> None:
-    if (item := app.session.last("user")) is not None:
-        app.begin_edit(item, unfolded_question(item.text))
-
-
-@_command("previous", "Show the branch before", "alt+left")
-async def _previous(app: ChatActions, _: str) -> None:
-    _switch(app, -1)
-
-
-@_command("next", "Show the branch after", "alt+right")
-async def _next(app: ChatActions, _: str) -> None:
-    _switch(app, 1)
-
-
-def _switch(app: ChatActions, step: int) -> None:
-    forked = [item for item in app.session.items if item.places > 1]
-    if not forked:
-        app.say("This conversation has one branch: edit a question or regenerate an answer for another.")
-    elif not app.session.switch(forked[-1], step):
-        app.say("There is no other branch.")
-
-
-@_command("copy", "Copy the last answer", "ctrl+y")
-async def _copy(app: ChatActions, _: str) -> None:
-    if (item := app.session.last("assistant")) is not None and item.text:
-        app.copy(item.text, "The answer")
+@command("edit", "Edit the last question", key="f2", argument="TEXT")
+async def _edit(chat: ChatActions, argument: str) -> None:
+    if (question := chat.session.last("user")) is None:
+        chat.note("no question to edit: send a message first")
+    elif argument:
+        text, _ = await asyncio.to_thread(attach, argument)
+        chat.session.edit(question, text)
     else:
-        app.say("There is no answer yet to copy.")
+        chat.begin_edit(question)
 
 
-@_command("code", "Copy a code block, the last one without a number", "f5", "NUMBER")
-async def _code(app: ChatActions, argument: str) -> None:
-    blocks = [b for item in app.session.items if item.role == "assistant" for b in code_blocks(item.text)]
-    try:
-        chosen = blocks[int(argument) - 1 if argument else -1]
-    except (ValueError, IndexError):
-        app.say(f"There are {len(blocks)} code blocks here: /code 1 copies the first.")
-        return
-    app.copy(chosen, "The code block")
+@command("previous", "Show the previous branch", key="alt+left")
+async def _previous(chat: ChatActions, _: str) -> None:
+    _switch(chat, -1)
 
 
-@_command("sidebar", "Show or hide the conversations, and search them", "ctrl+b")
-async def _sidebar(app: ChatActions, _: str) -> None:
-    app.show_sidebar(not app.sidebar.display)
+@command("next", "Show the next branch", key="alt+right")
+async def _next(chat: ChatActions, _: str) -> None:
+    _switch(chat, 1)
 
 
-@_command("search", "Search all conversations", "ctrl+f", "WORDS")
-async def _search(app: ChatActions, argument: str) -> None:
-    app.show_sidebar(True, argument)
+def _switch(chat: ChatActions, step: int) -> None:
+    forked = [item for item in chat.session.items if item.places > 1]
+    if not forked or not chat.session.switch(forked[-1], step):
+        chat.note("only one branch: /edit a question or /regenerate an answer to create another")
 
 
-@_command("rename", "Rename the conversation", argument="TITLE")
-async def _rename(app: ChatActions, argument: str) -> None:
-    if (number := app.session.chat.number) is not None:
-        await rename(app, number, argument)
+@screen_command("copy", "Copy the last answer", key="ctrl+y")
+async def _copy(chat: ScreenActions, _: str) -> None:
+    if (answer := chat.session.last("assistant")) is not None and answer.text:
+        chat.copy(answer.text, "the answer")
+    else:
+        chat.note("no answer to copy: send a message first")
 
 
-async def rename(app: ChatActions, number: int, title: str = "") -> None:
+@screen_command("code", "Copy a code block (default: the last)", key="f5", argument="NUMBER")
+async def _code(chat: ScreenActions, argument: str) -> None:
+    from edgespec.app.chat.markup import code_blocks
+
+    answers = [item.text for item in chat.session.items if item.role == "assistant"]
+    blocks = [block for text in answers for block in code_blocks(text)]
+    number = int(argument) if argument.isdecimal() else 0 if argument else len(blocks)
+    if 1 <= number <= len(blocks):
+        chat.copy(blocks[number - 1], "the code block")
+    else:
+        chat.note(f"no such code block: this conversation has {len(blocks)}, /code 1 copies the first")
+
+
+# --- conversations ---
+
+
+@screen_command("sidebar", "Show or hide the conversations", key="ctrl+b")
+async def _sidebar(chat: ScreenActions, _: str) -> None:
+    chat.toggle_sidebar()
+
+
+@command("search", "Search or list all conversations", key="ctrl+f", argument="WORDS")
+async def _search(chat: ChatActions, argument: str) -> None:
+    chat.show_conversations(argument)
+
+
+@command("open", "Open a conversation (or /open last)", argument="NUMBER")
+async def _open(chat: ChatActions, argument: str) -> None:
+    if argument == "last":
+        chat.session.new()
+        chat.session.open_last()
+    elif argument.isdecimal():
+        chat.session.open(int(argument))
+    else:
+        chat.show_conversations()
+
+
+@command("rename", "Rename the conversation", argument="TITLE")
+async def _rename(chat: ChatActions, argument: str) -> None:
+    if (number := _number(chat)) is not None:
+        await rename(chat, number, argument)
+
+
+async def rename(chat: ChatActions, number: int, title: str = "") -> None:
     if not title:
-        before = await app.kept(lambda history: history.conversation(number).title)
-        answer = await app.push_screen_wait(TextDialog("Title of the conversation", before or ""))
-        title = (answer or "").strip()
+        before = await chat.ask_history(lambda history: history.conversation(number).title)
+        title = (await chat.ask_text("Title of the conversation", before) or "").strip()
     if title:
-        await app.kept(lambda history: history.rename(number, title))
+        await chat.ask_history(lambda history: history.rename(number, title))
 
 
-@_command("pin", "Keep the conversation at the top, or let it go")
-async def _pin(app: ChatActions, _: str) -> None:
-    if (number := app.session.chat.number) is not None:
-        await pin(app, number)
+@command("pin", "Pin the conversation, or unpin it")
+async def _pin(chat: ChatActions, _: str) -> None:
+    if (number := _number(chat)) is not None:
+        await pin(chat, number)
 
 
-async def pin(app: ChatActions, number: int) -> None:
-    await app.kept(lambda history: history.pin(number, not history.conversation(number).pinned))
+async def pin(chat: ChatActions, number: int) -> None:
+    def job(history: History) -> bool:
+        pinned = not history.conversation(number).pinned
+        history.pin(number, pinned)
+        return pinned
+
+    chat.note("pinned" if await chat.ask_history(job) else "no longer pinned")
 
 
-@_command("delete", "Delete the conversation; /undo brings it back")
-async def _delete(app: ChatActions, _: str) -> None:
-    if (number := app.session.chat.number) is not None:
-        await delete(app, number)
+@command("delete", "Delete the conversation (see /undo)")
+async def _delete(chat: ChatActions, _: str) -> None:
+    if (number := _number(chat)) is not None:
+        await delete(chat, number)
 
 
-async def delete(app: ChatActions, number: int) -> None:
-    if app.session.chat.number == number:
-        app.session.new()
-
-    if messages := await app.kept(lambda history: delete_conversation(history, number)):
-        app.session.forget(messages)
-    app.say("Deleted: /undo, or Ctrl+Z in the list, brings it back within 30 days.")
-
-
-@_command("undo", "Bring back the conversation deleted last")
-async def _undo(app: ChatActions, _: str) -> None:
-    await undo(app)
+async def delete(chat: ChatActions, number: int) -> None:
+    if chat.session.chat.number == number:
+        chat.session.new()
+    messages = await chat.ask_history(lambda history: delete_conversation(history, number))
+    chat.session.forget(messages)
+    chat.note("deleted: /undo restores it within 30 days")
 
 
-async def undo(app: ChatActions, _: int = 0) -> None:
+@command("undo", "Restore the conversation deleted last")
+async def _undo(chat: ChatActions, _: str) -> None:
+    await undo(chat)
+
+
+async def undo(chat: ChatActions, _: int = 0) -> None:
     def job(history: History) -> int | None:
-        deleted = history.conversations(1, deleted=True)
+        deleted: list[Conversation] = history.conversations(1, deleted=True)
         if deleted:
             history.restore(deleted[0].id)
         return deleted[0].id if deleted else None
 
-    number = await app.kept(job)
+    number = await chat.ask_history(job)
     if number is None:
-        app.say("Nothing was deleted.")
+        chat.note("no deleted conversation to restore")
     else:
-        app.session.open(number)
+        chat.session.open(number)
 
 
-@_command("export", "Write the conversation to a .md or .json file", argument="FILE")
-async def _export(app: ChatActions, argument: str) -> None:
-    if (number := app.session.chat.number) is None:
-        app.say("There is nothing to export yet.")
-    else:
-        await export(app, number, argument)
-
-
-async def export(app: ChatActions, number: int, name: str = "") -> None:
-    name = name or await app.push_screen_wait(TextDialog("File to export to (.md or .json)")) or ""
+@command("export", "Export the conversation to .md or .json", argument="FILE")
+async def _export(chat: ChatActions, argument: str) -> None:
+    if (number := _number(chat)) is None:
+        return
+    name = argument or await chat.ask_text("File to export to (.md or .json)")
     if not name:
         return
     path = path_of(name)
 
-    def job(history: History) -> bool:
+    def job(history: History) -> None:
         from edgespec.app.history import io as history_io
 
         if path.suffix == ".json":
             history_io.write(path, history_io.to_json(history, [number]))
         else:
             history_io.write(path, history_io.to_markdown(history, number))
-        return True
 
-    if await app.kept(job):
-        app.say(f"Written to {path}.")
+    await chat.ask_history(job)
+    chat.note(f"exported to {path}")
 
 
-@_command("import", "Add the conversations of a .json export", argument="FILE")
-async def _import(app: ChatActions, argument: str) -> None:
-    name = argument or await app.push_screen_wait(TextDialog("File to import (.json)")) or ""
+@command("import", "Add the conversations of a .json export", argument="FILE")
+async def _import(chat: ChatActions, argument: str) -> None:
+    name = argument or await chat.ask_text("File to import (.json)")
     if not name:
         return
 
@@ -220,162 +211,157 @@ async def _import(app: ChatActions, argument: str) -> None:
 
         return history_io.from_json(history, history_io.read(path_of(name)))
 
-    if numbers := await app.kept(job):
-        app.say(f"Imported: {len(numbers)}.")
-        app.session.open(numbers[-1])
+    if numbers := await chat.ask_history(job):
+        chat.note(f"imported {len(numbers)} conversation{'s' * (len(numbers) > 1)}")
+        chat.session.open(numbers[-1])
 
 
-@_command("model", "Choose another model, or fetch one", "f4", "NAME")
-async def _model(app: ChatActions, argument: str) -> None:
-
-    name = argument
-    from edgespec.models.hub.selection import choices
-
-    if app.opener is None:
-        app.say("This chat has the server's model: start it again with another --model.")
-        return
-    if not name:
-        found = await asyncio.to_thread(choices)
-        mark = {app.title: " · in use"}
-        options = [(one.name, one.name + mark.get(one.name, ""), one.about) for one in found]
-        title = "Choose a model" if app.title else "No model on this machine yet: choose one to fetch"
-        name = await app.push_screen_wait(ChoiceDialog(title, options)) or ""
-        if name and not next(one.here for one in found if one.name == name):
-            app.fetch(name)
-            return
-    if name:
-        app.use(name)
+def _number(chat: ChatActions) -> int | None:
+    """The number of the conversation shown. None, after a note, before its first message."""
+    if chat.session.chat.number is None:
+        chat.note(_NOTHING_STORED)
+    return chat.session.chat.number
 
 
-@_command("persona", "Choose who answers: a system prompt by name", "f7", "NAME")
-async def _persona(app: ChatActions, argument: str) -> None:
-    personas = app.settings.personas
-    options = [("", "none", "no system prompt"), *((name, name, text) for name, text in personas.items())]
-    question = "Persona of this conversation: add yours under [personas] in the config file"
-    name = argument or await app.push_screen_wait(ChoiceDialog(question, options))
-    if name is not None:
-        text = app.settings.prompt_of(name) if name else ""
-        app.session.configure(system=text, persona=name)
-        app.say(f"Persona: {name or 'none'}.")
-
-
-@_command("system", "Set the system prompt of this conversation", argument="TEXT")
-async def _system(app: ChatActions, argument: str) -> None:
-    text = argument or await app.push_screen_wait(TextDialog("System prompt", app.session.chat.system))
-    if text is not None:
-        app.session.configure(system=text, persona="")
-        app.say("The system prompt holds from the next answer on.")
-
-
-@_command("drop", "Choose what the model is no longer told; /drop none tells it all again", argument="none")
-async def _drop(app: ChatActions, argument: str) -> None:
-    if argument == "none":
-        app.session.drop(None)
-        app.say("The model is told the whole conversation again.")
-    elif not app.session.offer():
-        app.say("There is nothing that could be left out.")
-
-
-@_command("settings", "Change the settings", "f6")
-async def _settings(app: ChatActions, _: str) -> None:
-    from edgespec.app.chat.widgets.settings_screen import SettingsScreen
-
-    if (settings := await app.push_screen_wait(SettingsScreen(app.settings))) is not None:
-        app.apply(settings)
-
-
-@_command("mode", "Go on to the next mode: auto, performance, balanced, saver", "f3")
-async def _mode(app: ChatActions, _: str) -> None:
-    app.session.next_mode()
-
-
-@_command("theme", "Dark, light or high contrast", "f8", "NAME")
-async def _theme(app: ChatActions, argument: str) -> None:
-    from edgespec.app import settings
-
-    names = list(settings.WORDS["theme"])
-    name = argument or names[(names.index(app.settings.theme) + 1) % len(names)]
-    app.apply(settings.changed(app.settings, "theme", name))
-
-
-@_command("engine", "Show or hide what the engine does", "ctrl+g")
-async def _engine(app: ChatActions, _: str) -> None:
-    app.panel.display = not app.panel.display
-    app.panel.draw(anew=True)
-
-
-@_command("messages", "Go from message to message", "ctrl+up")
-async def _messages(app: ChatActions, _: str) -> None:
-    app.view.pick(-1)
-
-
-@_command("help", "Keys and commands", "f1")
-async def _help(app: ChatActions, _: str) -> None:
-    app.push_screen(HelpScreen("Help", help_text()))
-
-
-@_command("quit", "Leave", "ctrl+q")
-async def _quit(app: ChatActions, _: str) -> None:
-    await app.action_quit()
-
-
-async def offer(app: ChatActions, event: ContextOverflow) -> None:
-    """Ask what the model may forget."""
-    question = f"This conversation has {event.tokens:,} tokens, the context holds {app.session.context:,}."
-    options: list[tuple[TrimOption | None, str, str]] = [
-        (one, f"the first {one.dropped:,} questions and answers", f"{one.tokens:,} tokens remain")
-        for one in event.offers
-    ]
-    chosen = await app.push_screen_wait(ChoiceDialog(f"{question} What may the model forget?", options))
-    if chosen is None:
-        app.say("Nothing is left out: /drop offers it again.")
-    else:
-        app.session.drop(chosen)
-        app.say(f"The model is no longer told the first {chosen.dropped:,} questions and answers.")
-
-
-TO_CONVERSATION: dict[str, Callable[[ChatActions, int], Awaitable[None]]] = {
+CONVERSATION_COMMANDS: dict[str, Callable[[ChatActions, int], Awaitable[None]]] = {
     "rename": rename,
     "pin": pin,
     "delete": delete,
     "undo": undo,
 }
+"""The commands of the list of conversations, which are given a conversation's number."""
 
 
-_KEYS = """\
-Enter sends, Ctrl+J makes a new line, Up brings back what was sent. @path attaches a text file, Tab \
-completes it. Page up and Page down scroll. Ctrl+Up goes to the messages: there e edits, r writes \
-again, c copies, Left and Right switch branches. A message that begins with // begins with a slash.
-"""
+# --- the model and what it gets ---
 
 
-def help_text() -> RenderableType:
-    """Every key and command."""
-    table = Table.grid(padding=(0, 2))
-    for whole in (True, True, False):
-        table.add_column(no_wrap=whole)
-    for one in TABLE.values():
-        key = one.key.title().replace("Escape", "Esc")
-        table.add_row(Text(key, "bold"), f"/{one.name} {one.argument}", one.about)
-    table.add_row(Text("Ctrl+P", "bold"), "", "The same as a palette")
-    return Group(_KEYS, table)
+@command("model", "Choose another model, or download one", key="f4", argument="NAME")
+async def _model(chat: ChatActions, argument: str) -> None:
+    from edgespec.models.hub.selection import choices
+
+    if chat.opener is None:
+        chat.note("the server chooses the model: start the chat again with another --model")
+        return
+    name: str | None = argument
+    if not name:
+        found = await asyncio.to_thread(choices)
+        current = chat.session.name
+        options = [
+            (one.name, f"{one.name} · in use" if one.name == current else one.name, one.about)
+            for one in found
+        ]
+        question = "Choose a model" if current else "No model on this machine: choose one to download"
+        name = await chat.choose(question, options)
+        if name and not next(one.here for one in found if one.name == name):
+            chat.fetch(name)
+            return
+    if name:
+        chat.use(name)
 
 
-class CommandPalette(Provider):
-    """The same commands in Textual's palette."""
+@command("persona", "Choose a persona: a named system prompt", key="f7", argument="NAME")
+async def _persona(chat: ChatActions, argument: str) -> None:
+    personas = chat.settings.personas
+    options = [("", "none", "no system prompt"), *((name, name, text) for name, text in personas.items())]
+    question = "Persona of this conversation (defined under [personas] in the settings file)"
+    name = argument or await chat.choose(question, options)
+    if name is not None:
+        text = chat.settings.prompt_of(name) if name else ""
+        chat.session.configure(system=text, persona=name)
+        chat.note(f"persona: {name or 'none'}")
 
-    async def discover(self) -> Hits:
-        for one in TABLE.values():
-            yield DiscoveryHit(one.name, self._run(one), help=one.about)
 
-    async def search(self, query: str) -> Hits:
-        matcher = self.matcher(query)
-        for one in TABLE.values():
-            if (score := matcher.match(f"{one.name} {one.about}")) > 0:
-                yield Hit(score, matcher.highlight(one.name), self._run(one), help=one.about)
+@command("system", "Set the system prompt", argument="TEXT")
+async def _system(chat: ChatActions, argument: str) -> None:
+    text = argument or await chat.ask_text("System prompt", chat.session.chat.system)
+    if text is not None:
+        chat.session.configure(system=text, persona="")
+        chat.note("the system prompt is used from the next answer on")
 
-    def _run(self, one: Command) -> Callable[[], Awaitable[None]]:
-        async def run() -> None:
-            await self.app.run_action(f"command({one.name!r})")
 
-        return run
+@command(
+    "drop",
+    "Leave messages out (/drop none: undo)",
+    argument="NUMBER",
+)
+async def _drop(chat: ChatActions, argument: str) -> None:
+    session = chat.session
+    options = session.overflow.options if session.overflow is not None else ()
+    if argument == "none":
+        session.drop(None)
+        chat.note("the prompt includes the whole conversation again")
+    elif argument.isdecimal() and 1 <= int(argument) <= len(options):
+        drop(chat, options[int(argument) - 1])
+    elif argument:
+        chat.note("no such option: /drop lists what can be left out")
+    elif not session.offer():
+        chat.note("nothing to leave out: the conversation has one question")
+
+
+def drop(chat: ChatActions, option: TrimOption) -> None:
+    chat.session.drop(option)
+    chat.note(f"the prompt no longer includes {trim_text(option)}")
+
+
+async def offer(chat: ChatActions, event: ContextOverflow) -> None:
+    """Ask what the prompt may leave out."""
+    options = [(one, trim_text(one), f"{one.tokens:,} tokens remain") for one in event.options]
+    question = f"{overflow_text(chat, event)}: choose what to leave out of the prompt"
+    option = await chat.choose(question[0].upper() + question[1:], options)
+    if option is None:
+        chat.note("nothing is left out: /drop offers it again")
+    else:
+        drop(chat, option)
+
+
+def overflow_text(chat: ChatActions, event: ContextOverflow) -> str:
+    return f"the conversation has {event.tokens:,} tokens, the context {chat.session.context:,}"
+
+
+def trim_text(option: TrimOption) -> str:
+    if option.dropped == 1:
+        return "the first question and its answer"
+    return f"the first {option.dropped:,} questions and answers"
+
+
+@command("mode", "Switch to the next performance mode", key="f3")
+async def _mode(chat: ChatActions, _: str) -> None:
+    chat.note(f"mode: {chat.session.mode}" if chat.session.next_mode() else "this model has no modes")
+
+
+# --- the screen ---
+
+
+@screen_command("settings", "Change the settings", key="f6")
+async def _settings(chat: ScreenActions, _: str) -> None:
+    if (settings := await chat.edit_settings()) is not None:
+        chat.apply(settings)
+
+
+@screen_command("theme", "Switch to dark, light or high contrast", key="f8", argument="NAME")
+async def _theme(chat: ScreenActions, argument: str) -> None:
+    from edgespec.app import settings
+
+    names = list(settings.WORDS["theme"])
+    name = argument or names[(names.index(chat.settings.theme) + 1) % len(names)]
+    chat.apply(settings.changed(chat.settings, "theme", name))
+
+
+@screen_command("engine", "Show or hide the engine panel", key="ctrl+g")
+async def _engine(chat: ScreenActions, _: str) -> None:
+    chat.toggle_panel()
+
+
+@screen_command("messages", "Move from message to message", key="ctrl+up")
+async def _messages(chat: ScreenActions, _: str) -> None:
+    chat.focus_message(-1)
+
+
+@command("help", "Show keys and commands", key="f1")
+async def _help(chat: ChatActions, _: str) -> None:
+    chat.show("Help", help_text(plain=chat.plain))
+
+
+@command("quit", "Leave the chat", key="ctrl+q")
+async def _quit(chat: ChatActions, _: str) -> None:
+    chat.quit()

@@ -1,4 +1,4 @@
-"""The values a chat is made of: messages as they are shown, and what happens to them."""
+"""A conversation's messages: as they are shown, as the history stores them, as a model gets them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # these import numpy
     from edgespec.app.engine.request import GenerationStats
     from edgespec.app.history.rows import Conversation, MessageRole, MessageState, Sources, StoredMessage
 
-SINCE = "since"  # in a conversation's settings: the first message the model is told
+SINCE = "since"  # in the settings of a conversation: the first message of the prompt
 _FIGURES = (
     "tokens_per_second", "seconds_to_first_token", "tokens_per_round", "drafted", "accepted", "rounds",
     "stop_reason", "prompt_tokens", "cached_tokens",
@@ -19,7 +19,7 @@ _FIGURES = (
 
 @dataclass(slots=True, eq=False)
 class BranchMessage:
-    """A message of the branch shown, the `place`-th of `places` that stand beside each other."""
+    """A message of the branch shown, the `place`-th of `places` siblings."""
 
     id: int
     role: MessageRole
@@ -31,15 +31,15 @@ class BranchMessage:
     stats: Mapping[str, Any] = field(default_factory=dict)
     sources: Sources = ()
     error: str = ""
-    kept: int = 0
-    """Characters of `text` that the history holds."""
+    stored: int = 0
+    """Characters of `text` that are in the history."""
 
 
 class Chat:
-    """The conversation shown. `about` is None until its first message is kept."""
+    """The conversation shown. `about` is None until its first message is stored."""
 
     def __init__(self, number: int | None = None, system: str = "", persona: str = "") -> None:
-        self.number = number  # set in the history's thread
+        self.number = number  # set in the thread of the history
         self.about: Conversation | None = None
         self.items: list[BranchMessage] = []
         self.system, self.persona = system, persona
@@ -50,20 +50,23 @@ class Chat:
 
     @property
     def since(self) -> int:
-        """The first message that the model is told."""
+        """The first message that is part of the prompt."""
         since = self.about.sampling.get(SINCE, 0) if self.about is not None else 0
         return since if isinstance(since, int) else 0
 
 
-def figures(result: GenerationStats) -> dict[str, Any]:
-    """What the history keeps of how an answer was written."""
+def stored_stats(result: GenerationStats) -> dict[str, Any]:
+    """The statistics of an answer that the history stores."""
     return {key: value for key, value in result.as_json().items() if key in _FIGURES}
 
 
-def merged(
+def merge_branch(
     before: Sequence[BranchMessage], branch: Sequence[StoredMessage]
 ) -> tuple[list[BranchMessage], int]:
-    """The items of `branch`, the known ones as they are, and how many leading ones need no new drawing."""
+    """The messages of `branch`, with the objects of `before` reused.
+
+    Returns them with the number of leading ones that need not be drawn again.
+    """
     known = {item.id: item for item in before}
     items: list[BranchMessage] = []
     keep = 0
@@ -74,7 +77,7 @@ def merged(
         if item is None:
             item = BranchMessage(
                 message.id, message.role, message.text, message.state, parent,
-                stats=message.stats, sources=message.sources, kept=len(message.text),
+                stats=message.stats, sources=message.sources, stored=len(message.text),
             )  # fmt: skip
         item.parent, item.place, item.places = parent, message.place, message.places
         items.append(item)
@@ -83,10 +86,10 @@ def merged(
     return items, keep
 
 
-def told(last: BranchMessage | None, system: str, since: int = 0) -> list[dict[str, str]]:
+def model_messages(last: BranchMessage | None, system: str, since: int = 0) -> list[dict[str, str]]:
     """The conversation up to `last` as a model gets it, without messages whose id is below `since`.
 
-    A question without a word of answer is left out, unless it is the last message.
+    A question whose answer is empty is left out, unless it is the last one.
     """
     messages: list[dict[str, str]] = []
     item, follower = last, True
@@ -99,92 +102,8 @@ def told(last: BranchMessage | None, system: str, since: int = 0) -> list[dict[s
             messages.append({"role": item.role, "content": item.text})
             follower = False
         item = item.parent
-    while messages and messages[-1]["role"] == "assistant":  # begins with what nobody asked
+    while messages and messages[-1]["role"] == "assistant":  # an answer without its question
         messages.pop()
     if system:
         messages.append({"role": "system", "content": system})
     return messages[::-1]
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    share: float
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    context: int
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadFailed:
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class TextAppended:
-    item: BranchMessage
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The answer is over: with a result, with an error, or withdrawn before it began."""
-
-    item: BranchMessage
-    result: GenerationStats | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """Another branch or conversation is shown: all but the first `keep` items are to be drawn again.
-
-    `at` is the message to be looked at, None for the end.
-    """
-
-    keep: int
-    at: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TrimOption:
-    """Leave out what stands before message `since`: then the prompt has `tokens`."""
-
-    since: int
-    dropped: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class ContextOverflow:
-    """The conversation does not fit into the context, and the answer waits for what to leave out."""
-
-    item: BranchMessage
-    tokens: int
-    offers: tuple[TrimOption, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something for the user to read. `text` is what was typed and could not be kept."""
-
-    note: str
-    bad: bool = False
-    text: str = ""
-
-
-ChatEvent = Loading | Loaded | LoadFailed | TextAppended | Ended | Changed | ContextOverflow | Notice
-
-
-def joined(events: Sequence[ChatEvent]) -> list[ChatEvent]:
-    """The text of a burst in one piece."""
-    news: list[ChatEvent] = []
-    for event in events:
-        last = news[-1] if news else None
-        if isinstance(event, TextAppended) and isinstance(last, TextAppended) and last.item is event.item:
-            news[-1] = TextAppended(event.item, last.text + event.text)
-        else:
-            news.append(event)
-    return news

@@ -1,4 +1,4 @@
-"""Fetching a model while the chat stays open."""
+"""Download of a model while the chat stays open."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from edgespec.core import EdgespecError
 
 
 def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], None]) -> None:
-    """Pull a model, and the draft it pairs with, in a thread. `done` gets an error, empty if all went well.
+    """Download a model, and the draft model it is paired with, in a thread.
 
-    Both are called in that thread. A program that ends meanwhile finds what came so far the next time.
+    `progress` gets the downloaded share, `done` an error message, empty on success; both are called in that
+    thread. If the program ends, the next download continues with what is there.
     """
 
     def run() -> None:
@@ -35,8 +36,8 @@ def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], No
                 before += entry.bytes
         except EdgespecError as error:
             done(one_line(str(error)))
-        except Exception as error:  # noqa: BLE001 - of a thread nobody watches
-            done(one_line(f"{name} could not be fetched: {type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001 - nothing else would report it
+            done(one_line(f"cannot download {name}: {type(error).__name__}: {error}"))
         else:
             done("")
 

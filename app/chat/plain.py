@@ -1,20 +1,24 @@
-"""`edgespec chat --plain`: the same conversations line by line, for screen readers and plain terminals.
+"""`edgespec chat --plain`: the same chat line by line, for screen readers and plain terminals.
 
-Nothing is drawn twice, no cursor moves, no colour. What is said of the chat begins with "- ".
+Nothing is drawn twice, no cursor moves, no color. Notes of the chat begin with "- ".
 """
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
-from edgespec.app.chat.attachments import find, folded, path_of, unfolded_question, with_files
-from edgespec.app.chat.history_worker import delete_conversation
-from edgespec.app.chat.messages import (
-    BranchMessage,
+from edgespec.app.chat import commands
+from edgespec.app.chat.actions import ChatActions
+from edgespec.app.chat.attachments import attach, folded, unfolded_question
+from edgespec.app.chat.command_table import is_command, parse
+from edgespec.app.chat.events import (
     Changed,
+    ChatEvent,
     ContextOverflow,
     Ended,
     Loaded,
@@ -22,31 +26,48 @@ from edgespec.app.chat.messages import (
     Notice,
     TextAppended,
 )
+from edgespec.app.chat.messages import BranchMessage
+from edgespec.app.chat.model_picker import fetch
+from edgespec.app.chat.model_worker import ModelLoader, explain
 from edgespec.app.chat.session import Session
 from edgespec.app.console import on_ctrl_c
+from edgespec.app.settings import Settings
 from edgespec.app.terminal import clean, one_line
-from edgespec.core import EdgespecError
 
-_HELP = """- Enter sends a line; after \\ at its end, the next one belongs to it. @path attaches a file.
-- Ctrl+C stops the answer, Ctrl+D or /quit leaves.
-- /new, /list, /search WORDS, /open NUMBER, /last, /rename TITLE, /pin, /delete, /undo,
-- /again (another answer), /edit TEXT (the last question differently), /branch (the next one), /continue,
-- /drop NUMBER (leave out what is offered), /export FILE, /import FILE, /help"""
+if TYPE_CHECKING:  # imports SQLite
+    from edgespec.app.history.store import History
+
+T = TypeVar("T")
+_LISTED = 50  # conversations
 
 
 class PlainChat:
-    """Reads lines, writes lines. `read` raises EOFError at the end of the input."""
+    """Reads lines, writes lines; the `ChatActions` of a chat without a screen.
 
-    def __init__(self, session: Session, read: Callable[[str], str], write: Callable[[str], object]) -> None:
-        self._session, self._read, self._write = session, read, write
-        self._outgrown: ContextOverflow | None = None
-        self._failed = False
+    `read` gets a prompt, and raises EOFError at the end of the input.
+    """
+
+    plain = True
+
+    def __init__(
+        self,
+        session: Session,
+        read: Callable[[str], str],
+        write: Callable[[str], object],
+        *,
+        settings: Settings | None = None,
+        opener: Callable[[str], ModelLoader] | None = None,
+    ) -> None:
+        self.session, self.settings, self.opener = session, settings or Settings(), opener
+        self._read, self._write = read, write
+        self._failed = self._ended = False
 
     def run(self, reopen: int | None = None) -> int:
-        """Talk until the input ends. Returns the exit code."""
-        session = self._session
+        """Chat until the input ends. Returns the exit code."""
+        session = self.session
         session.start()
-        self._say("loading the model")
+        self.note("loading the model")
+        loop = asyncio.new_event_loop()  # asyncio.run would take Ctrl+C away from `read`
         try:
             if reopen:
                 session.open(reopen)
@@ -55,22 +76,29 @@ class PlainChat:
             self._follow()
             if self._failed:
                 return 1
-            self._say("ready. /help lists the commands.")
-            while (text := self._message()) is not None:
+            self.note("ready: /help lists the commands")
+            while not self._ended and (text := self._message()) is not None:
                 try:
-                    if text.startswith("/") and not text.startswith("//"):
-                        name, _, argument = text[1:].partition(" ")
-                        if name == "quit":
-                            break
-                        self._command(name, argument.strip())
-                    elif text.strip():
-                        self._send(text.removeprefix("/"), session.send)
-                except EdgespecError as error:
-                    self._say(str(error))
+                    loop.run_until_complete(self._do(text))
+                except Exception as error:  # noqa: BLE001 - must not end a chat of hours
+                    self.note(explain(error))
                 self._follow()
         finally:
+            loop.close()
             session.close()
         return 0
+
+    async def _do(self, text: str) -> None:
+        """Run a command, or send a message."""
+        if is_command(text):
+            command, argument = parse(text, plain=True)
+            actions: ChatActions = self
+            await command.run(actions, argument)
+        elif text.strip():
+            text, files = attach(text.removeprefix("/"))
+            for one in files:
+                self.note(f"@{one.name} attached: {len(one.text):,} characters")
+            self.session.send(text)
 
     def _message(self) -> str | None:
         lines = []
@@ -84,150 +112,157 @@ class PlainChat:
             return ""
         return "\n".join([*lines, line])
 
-    def _send(self, text: str, send: Callable[[str], None]) -> None:
-        files = find(text) if "@" in text else []
-        for one in files:
-            if one.error:
-                raise EdgespecError(f"@{one.name} {one.error}")
-            self._say(f"@{one.name} is attached: {len(one.text):,} characters")
-        send(with_files(text, files))
+    # --- what commands may do: see `actions.ChatActions` ---
 
-    def _command(self, name: str, argument: str) -> None:
-        session, number = self._session, self._session.chat.number
-        match name:
-            case "help":
-                self._write(_HELP + "\n")
-            case "new":
-                session.new()
-            case "list":
-                for one in session.store.do(lambda h: h.conversations(50)).result():
-                    self._say(f"{one.id}{' pinned' if one.pinned else ''}: {one.title}")
-            case "search":
-                for hit in session.store.do(lambda h: h.search(argument, 20)).result():
-                    self._say(f"{hit.conversation}: {hit.title}: {hit.snippet}")
-            case "open" if argument.isdecimal():
-                session.open(int(argument))
-            case "last":
-                session.new()
-                session.open_last()
-            case "rename" if number is not None and argument:
-                session.store.do(lambda h: h.rename(number, argument)).result()
-            case "pin" if number is not None:
-                pinned = session.store.do(lambda h: not h.conversation(number).pinned).result()
-                session.store.do(lambda h: h.pin(number, pinned)).result()
-                self._say("pinned" if pinned else "no longer pinned")
-            case "delete" if number is not None:
-                session.new()
-                session.forget(session.store.do(lambda h: delete_conversation(h, number)).result())
-                self._say("deleted; /undo brings it back")
-            case "undo":
-                deleted = session.store.do(lambda h: h.conversations(1, deleted=True)).result()
-                for one in deleted:
-                    session.store.do(lambda h, one=one: h.restore(one.id)).result()  # type: ignore[misc]
-                    session.open(one.id)
-            case "again":
-                session.regenerate()
-            case "edit" if (question := session.last("user")) is not None:
-                if argument:
-                    self._send(argument, lambda text: session.edit(question, text))
-                else:
-                    self._say(f"the last question: {unfolded_question(question.text)}")
-            case "branch":
-                forked = [item for item in session.items if item.places > 1]
-                if not forked or not session.switch(forked[-1], 1):
-                    self._say("there is one branch")
-            case "continue":
-                if not session.resume():
-                    self._say("there is no stopped answer at the end")
-            case "drop" if self._outgrown is not None and argument.isdecimal():
-                offers, self._outgrown = self._outgrown.offers, None
-                if 1 <= int(argument) <= len(offers):
-                    session.drop(offers[int(argument) - 1])
-            case "export" if number is not None and argument:
-                self._export(number, path_of(argument))
-            case "import" if argument:
-                from edgespec.app.history import io as history_io
+    def note(self, text: str, error: bool = False) -> None:
+        self._write(f"- {one_line(text)}\n")
 
-                text = history_io.read(path_of(argument))
-                added = session.store.do(lambda h: history_io.from_json(h, text)).result()
-                self._say(f"imported: {len(added)}")
-            case _:
-                self._say(f"nothing to do for /{name} {argument}: /help lists the commands")
+    def show(self, title: str, text: str) -> None:
+        self._write(f"{clean(text)}\n")
 
-    def _export(self, number: int, path: Path) -> None:
-        from edgespec.app.history import io as history_io
+    async def ask_text(self, question: str, value: str = "") -> str | None:
+        current = f", now {value!r}" if value else ""
+        self.note(f"{question}{current}: an empty line changes nothing")
+        return self._answer() or None
 
-        to_json = path.suffix == ".json"
-        text = self._session.store.do(
-            lambda h: history_io.to_json(h, [number]) if to_json else history_io.to_markdown(h, number)
-        ).result()
-        history_io.write(path, text)
-        self._say(f"written to {path}")
+    async def choose(self, question: str, options: Sequence[tuple[T, str, str]]) -> T | None:
+        self.note(f"{question}: enter a number, an empty line changes nothing")
+        for number, (_, name, about) in enumerate(options, 1):
+            self.note(f"{number}: {name}{about and ': '}{about}")
+        answer = self._answer()
+        if answer.isdecimal() and 1 <= int(answer) <= len(options):
+            return options[int(answer) - 1][0]
+        if answer:
+            self.note(f"no such choice {answer!r}: nothing is changed")
+        return None
+
+    def _answer(self) -> str:
+        try:
+            return self._read("? ").strip()
+        except (EOFError, KeyboardInterrupt):
+            return ""
+
+    async def ask_history(self, job: Callable[[History], T]) -> T:
+        return self.session.history.do(job).result()
+
+    def begin_edit(self, question: BranchMessage) -> None:
+        self.note(f"the last question: {unfolded_question(question.text)}")
+        self.note("/edit TEXT replaces it")
+
+    def show_conversations(self, words: str = "") -> None:
+        history = self.session.history
+        if words:
+            for hit in history.do(lambda h: h.search(words, 20)).result():
+                self.note(f"{hit.conversation}: {hit.title}: {hit.snippet}")
+        else:
+            for one in history.do(lambda h: h.conversations(_LISTED)).result():
+                self.note(f"{one.id}{' pinned' if one.pinned else ''}: {one.title}")
+
+    def fetch(self, name: str) -> None:
+        done, errors = threading.Event(), list[str]()
+
+        def finish(error: str) -> None:
+            errors.extend([error] if error else [])
+            done.set()
+
+        self.note(f"downloading {name}")
+        fetch(name, lambda _: None, finish)
+        try:
+            done.wait()
+        except KeyboardInterrupt:
+            self.note(f"the download of {name} continues until the chat ends")
+            return
+        if errors:
+            self.note(errors[0])
+        else:
+            self.use(name)
+
+    def use(self, name: str) -> None:
+        assert self.opener is not None
+        self.note(f"loading {name}")
+        self.session.reload(self.opener(name), name)
+
+    def apply(self, settings: Settings) -> None:
+        self.settings = settings
+        self.session.apply(settings)
+
+    def quit(self) -> None:
+        self._ended = True
+
+    # --- events ---
 
     def _follow(self) -> None:
-        """Write what happens until nothing more will."""
-        session = self._session
+        """Write events until none is left to wait for."""
+        session = self.session
         with on_ctrl_c(session.stop):
             while not session.quiet:
                 for event in session.poll(0.1):
                     self._show(event)
 
-    def _show(self, event: object) -> None:
-        session = self._session
+    def _show(self, event: ChatEvent) -> None:
+        session = self.session
         match event:
             case Changed(keep):
                 if not keep and session.items:
-                    self._say(f"conversation {session.chat.number}: {session.chat.title}")
+                    self.note(f"conversation {session.chat.number}: {session.chat.title}")
                 for item in session.items[keep:]:
                     self._show_item(item, keep)
             case TextAppended(_, text):
                 self._write(clean(text))
-            case Ended(item, result, error):
-                if item.text:
-                    self._write("\n")
-                if error:
-                    self._say(error)
-                elif result is None or result.stop_reason == "cancelled":
-                    self._say("stopped")
-                elif result.stop_reason == "context":
-                    self._say("the context is full; /new begins anew")
+            case Ended():
+                self._show_end(event)
             case Loaded(notes=notes):
                 for note in notes:
-                    self._say(note)
+                    self.note(note)
             case LoadFailed(error):
                 self._failed = True
-                self._say(error)
-            case ContextOverflow(_, tokens, offers):
-                self._outgrown = event
-                self._say(f"the conversation has {tokens:,} tokens, the context holds {session.context:,}:")
-                for n, one in enumerate(offers, 1):
-                    self._say(f"/drop {n} leaves out the first {one.dropped:,} questions and answers")
+                self.note(error)
+            case ContextOverflow():
+                self.note(commands.overflow_text(self, event))
+                for number, one in enumerate(event.options, 1):
+                    self.note(f"/drop {number} leaves out {commands.trim_text(one)}")
             case Notice(note, _, text):
-                self._say(note + (f" Not sent: {text[:80]}" if text else ""))
+                self.note(note + (f" (not sent: {text[:80]})" if text else ""))
+
+    def _show_end(self, event: Ended) -> None:
+        if event.item.text:
+            self._write("\n")
+        if event.error:
+            self.note(event.error)
+        elif event.result is None or event.result.stop_reason == "cancelled":
+            self.note("stopped")
+        elif event.result.stop_reason == "context":
+            self.note("context full: /drop lists what can be left out, /new starts a new conversation")
 
     def _show_item(self, item: BranchMessage, keep: int) -> None:
-        """A message of the history; one just typed is on the screen already."""
+        """A stored message; one that was just typed is on the screen already."""
         if item.places > 1:
-            self._say(f"branch {item.place} of {item.places}")
-        fresh = item is self._session.writing or item.state == "partial"
-        if item.role == "user" and not (keep or len(self._session.items) <= 2):
+            self.note(f"branch {item.place} of {item.places}")
+        fresh = item is self.session.generating or item.state == "partial"
+        if item.role == "user" and not (keep or len(self.session.items) <= 2):
             self._write(f"You: {clean(folded(item.text))}\n")
         elif item.role == "assistant" and item.text and not fresh:
             self._write(f"{clean(item.text)}\n")
 
-    def _say(self, text: str) -> None:
-        self._write(f"- {one_line(text)}\n")
 
-
-def talk(session: Session, reopen: int | None = None) -> int:
-    """Talk on standard input and output. Returns the exit code."""
+def talk(
+    session: Session,
+    reopen: int | None = None,
+    *,
+    settings: Settings | None = None,
+    opener: Callable[[str], ModelLoader] | None = None,
+) -> int:
+    """Chat on standard input and output. Returns the exit code."""
     prompts = sys.stdin.isatty()
     if prompts:
-        with suppress(ImportError):  # a frozen program goes without: the library's licence is the GPL
+        with suppress(ImportError):  # the frozen program does without: readline's license is the GPL
             import readline  # noqa: F401 - gives `input` its line editing
+
+    def read(prompt: str) -> str:
+        return clean(input(prompt if prompts else ""))
 
     def write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    return PlainChat(session, lambda prompt: clean(input(prompt if prompts else "")), write).run(reopen)
+    return PlainChat(session, read, write, settings=settings, opener=opener).run(reopen)

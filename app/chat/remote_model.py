@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server that answers in place of a model here. What it sends is not trusted."""
+"""An OpenAI-compatible server in place of a local model. Its responses are not trusted."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from edgespec.app.engine.request import Request
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 
-_CONNECT, _BETWEEN = 10.0, 600.0  # seconds; a prompt may be read for minutes before the first token
+_CONNECT, _BETWEEN = 10.0, 600.0  # seconds; the prefill may take minutes
 _MOST_TEXT = 4_000_000  # characters of an answer
 _MOST_ERROR = 300
 
 
 class RemoteModel:
-    """`url` is `http(s)://host:port`, with or without `/v1`, or `unix:/path/to/socket`.
+    """A model of a server. `url` is `http(s)://host:port`, with or without `/v1`, or `unix:/path/to/socket`.
 
-    Without a `model` the server's first one is taken. The key in OPENAI_API_KEY is sent to that server only:
-    redirects are not followed. Raises EdgespecError if the server does not answer.
+    Without `model`, the first model of the server is used. The key in OPENAI_API_KEY is sent to that server
+    only: redirects are not followed. Raises EdgespecError if the server does not respond.
     """
 
     notes: Sequence[str] = ()
@@ -41,10 +41,10 @@ class RemoteModel:
         if url.startswith("unix:"):
             path = url.removeprefix("unix:").removeprefix("//")
             if not Path(path).is_socket():
-                raise EdgespecError(f"{url} does not answer: there is no such socket.")
+                raise EdgespecError(f"{url} does not respond: no such socket")
             transport, base = httpx.HTTPTransport(uds=path), "http://localhost"
         elif urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-            raise EdgespecError(f"--server {url!r}: write http://host:port or unix:/path/to/socket.")
+            raise EdgespecError(f"invalid --server {url!r}: pass http://host:port or unix:/path/to/socket")
         base = base.rstrip("/")
         base = base if base.endswith("/v1") else base + "/v1"
         key = os.environ.get("OPENAI_API_KEY", "")
@@ -54,19 +54,19 @@ class RemoteModel:
                 base_url=base,
                 headers=headers,
                 timeout=httpx.Timeout(_BETWEEN, connect=_CONNECT),
-                limits=httpx.Limits(max_keepalive_connections=0),  # so that each request tells its socket
+                limits=httpx.Limits(max_keepalive_connections=0),  # so that each request reports its socket
                 transport=transport,
                 trust_env=not url.startswith("unix:"),
             )
         except (UnicodeEncodeError, ValueError, httpx.InvalidURL) as error:
-            raise EdgespecError(f"--server {url!r} or OPENAI_API_KEY is not usable: {error}.") from None
+            raise EdgespecError(f"invalid --server {url!r} or OPENAI_API_KEY: {error}") from None
         self._url = url
         self.context_length = 0
         try:
             models = self._models()
             self.name = model or next(iter(models), "")
             if not self.name:
-                raise EdgespecError(f"{url} names no model: choose one with --model.")
+                raise EdgespecError(f"{url} lists no model: pass --model")
             about = models.get(self.name, {})
             for field in ("max_model_len", "context_length"):
                 if type(length := about.get(field)) is int and length > 0:
@@ -85,7 +85,7 @@ class RemoteModel:
         return None
 
     def forget(self, messages: Sequence[ChatMessage]) -> None:
-        """Nothing is kept here; what the server keeps is its own."""
+        """Nothing is stored on this machine."""
 
     def close(self) -> None:
         self._client.close()
@@ -107,30 +107,32 @@ class RemoteModel:
                     done = done or event.data.strip() == "[DONE]"
                     if done or request.cancelled:
                         break
-                    text = self._took(event.data, result)
+                    text = self._text_of(event.data, result)
                     result.seconds = perf_counter() - start
                     if not text:
                         continue
                     if not result.tokens:
                         result.seconds_to_first_token = result.seconds
-                    result.tokens.append(0)  # nearly: a piece may be several tokens
+                    result.tokens.append(0)  # approximately: a piece may be several tokens
                     result.text += text
                     if len(result.text) > _MOST_TEXT:
-                        raise EdgespecError(f"{self._url} sent more than {_MOST_TEXT:,} characters: stopped.")
+                        raise EdgespecError(
+                            f"{self._url} sent more than {_MOST_TEXT:,} characters: the answer was stopped"
+                        )
                     yield text
         except EdgespecError:
             raise
         except Exception as error:
-            if not request.cancelled:  # else whatever a socket says that was shut under its reader
+            if not request.cancelled:  # else an error of the socket that was shut down
                 if not isinstance(error, (httpx.HTTPError, httpx.StreamError, SSEError, OSError)):
                     raise
-                raise EdgespecError(f"{self._url} broke off: {_said(error)}.") from None
+                raise EdgespecError(f"{self._url} closed the connection: {_description(error)}") from None
         finally:
             request.disarm()
         if request.cancelled:
             result.stop_reason = "cancelled"
         elif not done:
-            raise EdgespecError(f"{self._url} broke off in the middle of the answer.")
+            raise EdgespecError(f"{self._url} closed the connection before the end of the answer")
 
     def _body(self, messages: Sequence[ChatMessage], request: Request) -> dict[str, Any]:
         s = request.sampling
@@ -145,7 +147,9 @@ class RemoteModel:
         body |= {name: value for name, value in extra.items() if value}
         if s.repetition_penalty != 1.0:
             body["repetition_penalty"] = s.repetition_penalty
-        if messages and messages[-1]["role"] == "assistant":  # as vLLM has it; others answer anew or go on
+        if (
+            messages and messages[-1]["role"] == "assistant"
+        ):  # of vLLM; other servers start a new answer or continue
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
 
@@ -156,25 +160,28 @@ class RemoteModel:
             listed = response.json()["data"]
             return {one["id"]: one for one in listed if isinstance(one["id"], str)}
         except (httpx.HTTPError, OSError) as error:
-            raise EdgespecError(f"{self._url} does not answer: {_said(error)}. Is it running?") from None
+            raise EdgespecError(
+                f"{self._url} does not respond: check that it is running ({_description(error)})"
+            ) from None
         except (ValueError, KeyError, TypeError):
-            raise EdgespecError(f"{self._url} is no OpenAI-compatible server: it lists no models.") from None
+            raise EdgespecError(
+                f"{self._url} is not an OpenAI-compatible server: it lists no models"
+            ) from None
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
             return
-        said = ""
+        reason = ""
         with suppress(ValueError, KeyError, TypeError, httpx.HTTPError, httpx.StreamError):
             response.read()
-            said = str(response.json()["error"]["message"])
-        hint = " Set OPENAI_API_KEY." if response.status_code == 401 else ""
+            reason = str(response.json()["error"]["message"])
+        hint = ": set OPENAI_API_KEY" if response.status_code == 401 else ""
         raise EdgespecError(
-            f"{self._url} refused: {response.status_code} {one_line(said)[:_MOST_ERROR]}".rstrip()
-            + f".{hint}"
+            f"{self._url} refused: {response.status_code} {one_line(reason)[:_MOST_ERROR]}".rstrip() + hint
         )
 
-    def _took(self, data: str, result: TokenTrace) -> str:
-        """The text of a chunk; what else it tells goes into `result`."""
+    def _text_of(self, data: str, result: TokenTrace) -> str:
+        """Return the text of a chunk, and put its other values into `result`."""
         try:
             chunk = json.loads(data)
             if isinstance(error := chunk.get("error"), dict):
@@ -187,12 +194,12 @@ class RemoteModel:
                 text = (choice.get("delta") or {}).get("content")
                 return text if isinstance(text, str) else ""
         except (ValueError, TypeError, AttributeError):
-            raise EdgespecError(f"{self._url} sent what is no chunk of an answer.") from None
+            raise EdgespecError(f"{self._url} sent an invalid chunk") from None
         return ""
 
 
 class _Sockets:
-    """The connection of one request, which may be waiting for its first byte, and how to end that."""
+    """The sockets of one request, to end it while it waits for data."""
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
@@ -213,7 +220,7 @@ class _Sockets:
                 one.shutdown(socket.SHUT_RDWR)
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     return one_line(str(error)) or type(error).__name__
 
 
@@ -223,9 +230,9 @@ def _count(usage: dict[str, Any], result: TokenTrace) -> None:
         return value if type(value) is int and 0 <= value < 1 << 31 else 0
 
     result.prompt_tokens = number(usage, "prompt_tokens")
-    if written := number(usage, "completion_tokens"):
-        result.tokens = [0] * min(written, _MOST_TEXT)
-        result.written = written
-    own = usage.get("speculation")  # Edgespec's
+    if tokens := number(usage, "completion_tokens"):
+        result.tokens = [0] * min(tokens, _MOST_TEXT)
+        result.written = tokens
+    own = usage.get("speculation")  # of Edgespec's server
     result.rounds, result.drafted = number(own, "rounds"), number(own, "drafted")
     result.accepted = number(own, "accepted")

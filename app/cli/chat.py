@@ -60,14 +60,15 @@ def chat(
         "mode": settings.mode,
     }  # fmt: skip
     reopen = number if number is not None else 0 if last else None
+    opener = None if server else partial(_opener, spec)
     if plain:
         from edgespec.app.chat.plain import talk
         from edgespec.app.chat.session import Session
 
-        sys.exit(talk(Session(load, title, **common), reopen))
+        session = Session(load, title, **common)
+        sys.exit(talk(session, reopen, settings=settings, opener=opener))
     from edgespec.app.chat.app import ChatApp
 
-    opener = None if server else partial(_opener, spec)
     app = ChatApp(load, title, settings=settings, opener=opener, reopen=reopen, **common)
     sys.exit(app.run() or 0)
 

@@ -1,1 +1,1 @@
-"""Conversations on disk."""
+"""The conversations of the chat, on disk."""

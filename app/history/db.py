@@ -1,6 +1,6 @@
-"""The SQLite file behind `history`: who may read it, its numbered migrations, damage, and errors in words."""
+"""The SQLite file of the history: permissions, migrations, damage, error messages."""
 
-# ruff: noqa: S608 - all names put into statements are this file's own
+# ruff: noqa: S608 - every name that is put into a statement is defined in this file
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if sys.platform != "win32":
     import fcntl
 
 _HEADER = 100  # bytes at the start of every SQLite file
-_APPLICATION = 0x45647370  # "Edsp", in the file's header: whose file it is
+_APPLICATION = 0x45647370  # "Edsp" in the header of the file identifies the program
 
 
 def _indexed(table: str, column: str) -> tuple[str, ...]:
-    """Statements for a full-text index `table_words` that follows `column` of `table`."""
+    """The statements that create a full-text index `table_words` of `column` of `table`, kept by triggers."""
     index = f"{table}_words"
     add = f"INSERT INTO {index}(rowid, {column}) VALUES (new.id, new.{column});"
     remove = f"INSERT INTO {index}({index}, rowid, {column}) VALUES ('delete', old.id, old.{column});"
@@ -40,7 +40,7 @@ def _indexed(table: str, column: str) -> tuple[str, ...]:
     )
 
 
-# Number n leads from version n to n + 1. What has been released is never changed, only added to.
+# Entry n migrates version n to n + 1. A released entry is never changed.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE conversations (
@@ -50,7 +50,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT""",
         """CREATE INDEX conversations_shown ON conversations (pinned DESC, updated DESC, id DESC)
             WHERE deleted_at IS NULL""",
-        # A child's id is larger than its parent's. `chosen`: the child that was last shown.
+        # The id of a child is larger than that of its parent. `chosen`: the child shown last.
         """CREATE TABLE messages (
             id INTEGER PRIMARY KEY AUTOINCREMENT, conversation INTEGER NOT NULL REFERENCES conversations,
             parent INTEGER REFERENCES messages CHECK (parent < id), chosen INTEGER, role TEXT NOT NULL,
@@ -60,7 +60,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX messages_siblings ON messages (conversation, parent)",
         "CREATE INDEX messages_children ON messages (parent)",
         "CREATE INDEX messages_partial ON messages (id) WHERE state = 'partial'",
-        # What was written since the message's `text`: rewriting that at every piece would be quadratic.
+        # Text appended to a message since `text` was written: rewriting that each time would be quadratic.
         """CREATE TABLE pieces (
             id INTEGER PRIMARY KEY, message INTEGER NOT NULL REFERENCES messages, text TEXT NOT NULL
         ) STRICT""",
@@ -70,14 +70,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_BUSY = "is in use by another program: close that, or try again"
+_BUSY = "is in use by another program: close it, or try again"
 _LOCKED_OUT = "cannot be opened or written: check its permissions, or set EDGESPEC_DATA to another folder"
-_DAMAGED = "is damaged: start Edgespec again, which sets it aside"
+_DAMAGED = "is damaged: start Edgespec again, which recovers it"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _FAULTS = {
     sqlite3.SQLITE_BUSY: _BUSY,
     sqlite3.SQLITE_LOCKED: _BUSY,
-    sqlite3.SQLITE_FULL: "cannot grow, the disk is full: make room and try again",
+    sqlite3.SQLITE_FULL: "cannot grow because the disk is full: free some space and try again",
     sqlite3.SQLITE_IOERR: "cannot be read or written: check the disk and its free space",
     **dict.fromkeys((sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM), _LOCKED_OUT),
     **dict.fromkeys(_DAMAGE, _DAMAGED),
@@ -85,15 +85,15 @@ _FAULTS = {
 
 
 class _Damaged(Exception):  # noqa: N818 - never leaves this module
-    """Carries the connection that found it out, or None."""
+    """Carries the connection that found the damage, or None."""
 
 
 class Presence:
-    """Held while a history is open, through a lock file beside it; gone when the process is.
+    """A lock on an open history, through a lock file next to it. It ends with the process.
 
-    `alone` says that no other holds it: what is half-written then has no writer any more, and the file may
-    be renamed. Others wait until `settled`. Where there are no such locks, everyone counts as alone: an open
-    file cannot be renamed on Windows.
+    `alone` is whether no other process holds it: then a message in state `partial` has no writer, and the
+    file may be renamed. Other processes wait until `settled`. On Windows, which has no such locks, every
+    process is `alone`: an open file cannot be renamed there.
     """
 
     def __init__(self, path: Path, wait: float) -> None:
@@ -118,7 +118,7 @@ class Presence:
 
     def settled(self) -> None:
         if sys.platform != "win32":
-            while not self._take(fcntl.LOCK_SH):  # not every system changes a lock in one step
+            while not self._take(fcntl.LOCK_SH):  # some systems release a lock before they change its kind
                 time.sleep(0.01)
 
     def close(self) -> None:
@@ -126,10 +126,11 @@ class Presence:
 
 
 class Database:
-    """An open history file of this program's version, checked for damage. Made 0600, its folder 0700, if new.
+    """An open history file, migrated to the current version and checked for damage.
 
-    `note` is what the user should be told about opening it, mostly nothing. Raises EdgespecError. Used in the
-    thread that made it; other threads and processes have their own.
+    A new file gets mode 0600, a new folder 0700. `note` is a message for the user, empty unless a damaged
+    file was set aside. `wait` is in seconds, for another process that holds the file. Raises EdgespecError if
+    the file cannot be used. To be used in the thread that opened it.
     """
 
     def __init__(self, path: Path, wait: float) -> None:
@@ -154,7 +155,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """The connection, its errors in words. All that is read inside is of one moment."""
+        """A read transaction: every read inside it sees the same state. Raises EdgespecError."""
         try:
             if self._db.in_transaction:
                 yield self._db
@@ -166,7 +167,7 @@ class Database:
 
     @contextmanager
     def writing(self, durable: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction. Once left it survives a kill, and if `durable` a power failure too."""
+        """A write transaction. Once committed it survives a kill, and a power failure if `durable`."""
         try:
             if not durable:
                 self._db.execute("PRAGMA synchronous = NORMAL")
@@ -185,17 +186,19 @@ class Database:
             (db,) = damage.args
         try:
             if not self._presence.alone:
-                raise self._fault("is damaged and open elsewhere: close the other chats and start again")
+                raise self._fault(
+                    "is damaged and open in another chat: close the other chats and start again"
+                )
             if sys.platform == "win32" and db is not None:
                 db.close()
             kept = self._set_aside()
         finally:
             if db is not None:
-                db.close()  # after the renaming, since it deletes a log that it cannot read
+                db.close()  # after the file is renamed: closing deletes a log that cannot be read
         db = self._connect()
         count = self._rescue(db, kept)
-        saved = f"{count} of its conversations could be read" if count else "a new one was begun"
-        self.note = one_line(f"The history {self.path} was damaged and is kept as {kept.name}; {saved}.")
+        result = f"{count} of its conversations were recovered" if count else "the history starts empty"
+        self.note = one_line(f"history {self.path} was damaged and renamed to {kept.name}: {result}")
         return db
 
     def _connect(self) -> sqlite3.Connection:
@@ -225,7 +228,7 @@ class Database:
                 self.path.chmod(0o600)  # SQLite gives its other files the same
             size = self.path.stat().st_size
             if 0 < size < _HEADER or (not size and wal.exists() and wal.stat().st_size):
-                # SQLite would begin anew in it, and drop the log of one that was emptied.
+                # SQLite would treat it as a new file, and drop the log of one that was truncated.
                 raise _Damaged(None)
         except OSError:
             raise self._fault(_LOCKED_OUT) from None
@@ -236,20 +239,22 @@ class Database:
             db, "SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"
         ):
             raise EdgespecError(
-                f"The history needs SQLite 3.37 with FTS5; this Python's is {sqlite3.sqlite_version}."
+                f"SQLite {sqlite3.sqlite_version} cannot hold the history: use a Python with 3.37 and FTS5"
             )
         if _one(db, "SELECT count(*) FROM sqlite_schema"):
             if _one(db, "PRAGMA application_id") != _APPLICATION:
-                raise self._fault("is another program's database: set EDGESPEC_DATA to another folder")
+                raise self._fault("is the database of another program: set EDGESPEC_DATA to another folder")
             if _one(db, "PRAGMA user_version") > len(MIGRATIONS):
-                raise self._fault("is a newer Edgespec's: update, or set EDGESPEC_DATA to another folder")
+                raise self._fault(
+                    "is of a newer version: update Edgespec, or set EDGESPEC_DATA to another folder"
+                )
         for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "secure_delete = ON"):
             db.execute(f"PRAGMA {pragma}")
-        if self._presence.alone and not _sound_pages(db):  # whoever came first has looked
+        if self._presence.alone and not _sound_pages(db):  # the first process has checked them
             raise _Damaged(db)
         if _one(db, "PRAGMA user_version") < len(MIGRATIONS):
             with _transaction(db):
-                version = _one(db, "PRAGMA user_version")  # another may have been faster
+                version = _one(db, "PRAGMA user_version")  # another process may have been faster
                 for statement in (s for step in MIGRATIONS[version:] for s in step):
                     db.execute(statement)
                 db.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -261,7 +266,7 @@ class Database:
                     settle(db, message, "stopped")
 
     def _set_aside(self) -> Path:
-        """Rename the file and those that SQLite keeps beside it by its name. Returns the new name."""
+        """Rename the file, its log and its shared memory. Returns the new path."""
         stamp = f"{self.path.stem}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
         names = (f"{stamp}{more}{self.path.suffix}" for more in ("", *(f"-{n}" for n in range(2, 1000))))
         kept = next(path for path in map(self.path.with_name, names) if not path.exists())
@@ -270,15 +275,15 @@ class Database:
                 with suppress(FileNotFoundError):
                     self.path.with_name(self.path.name + ending).rename(f"{kept}{ending}")
         except OSError:
-            raise self._fault("is damaged and cannot be renamed: move it away yourself") from None
+            raise self._fault("is damaged and cannot be renamed: move it away") from None
         return kept
 
     def _rescue(self, db: sqlite3.Connection, kept: Path) -> int:
-        """Copy everything if every row can be read, as when only an index is damaged; else nothing.
+        """Copy all rows of `kept` if each of them can be read, as when only an index is damaged, else none.
 
         Returns the number of conversations copied.
         """
-        # From a copy: SQLite may write to whatever it opens, and delete its log.
+        # From a copy: SQLite may write to a file that it opens, and delete its log.
         with suppress(sqlite3.Error, OSError), tempfile.TemporaryDirectory(dir=kept.parent) as folder:
             copy = Path(folder) / "copy.db"
             for ending in ("", "-wal"):
@@ -292,23 +297,23 @@ class Database:
         return _one(db, "SELECT count(*) FROM conversations")
 
     def _explained(self, error: sqlite3.Error) -> Exception:
-        """What to raise for `error`. A search index that is damaged is made anew first."""
+        """The exception to raise for `error`. A damaged search index is rebuilt first."""
         code = _code(error)
         if code == sqlite3.SQLITE_CORRUPT_VTAB:
             with suppress(sqlite3.Error):
                 for index in ("messages_words", "conversations_words"):
                     self._db.execute(f"INSERT INTO {index}({index}) VALUES ('rebuild')")
-                return self._fault("had a damaged search index, now made anew: try again")
+                return self._fault("had a damaged search index, which is rebuilt: try again")
         if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
             return gone()
         return self._fault(_FAULTS[code & 0xFF]) if code & 0xFF in _FAULTS else error
 
     def _fault(self, what: str) -> EdgespecError:
-        return EdgespecError(f"The history {one_line(str(self.path))} {what}.")
+        return EdgespecError(f"history {one_line(str(self.path))} {what}")
 
 
 def settle(db: sqlite3.Connection, message: int, state: str) -> None:
-    """Join what was written in pieces to the message's text, which `state` then holds for."""
+    """Append the pieces of a message to its text, and set its state."""
     db.execute(
         """UPDATE messages SET state = ?1, text = text || coalesce((SELECT group_concat(text, '')
             FROM (SELECT text FROM pieces WHERE message = ?2 ORDER BY id)), '') WHERE id = ?2""",
@@ -318,18 +323,18 @@ def settle(db: sqlite3.Connection, message: int, state: str) -> None:
 
 
 def sound(text: str) -> str:
-    """`text` as it can be stored: U+FFFD for every lone surrogate."""
+    """Replace every lone surrogate by U+FFFD, so that SQLite can store the text."""
     return _SURROGATE.sub("\ufffd", text)
 
 
 def gone() -> EdgespecError:
-    return EdgespecError("That conversation is not in the history any more.")
+    return EdgespecError("no such conversation in the history")
 
 
 @contextmanager
 def _transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
     try:
-        db.execute(f"BEGIN {kind}")  # immediate to write: a read lock cannot always become a write lock
+        db.execute(f"BEGIN {kind}")  # immediate for writes: a read lock cannot always become a write lock
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -339,15 +344,15 @@ def _transaction(db: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[No
 
 
 def _sound_pages(db: sqlite3.Connection) -> bool:
-    """Whether the pages of every table and its indexes are in order. Reads the whole file."""
-    # By table, since without a name newer versions of SQLite also walk through every word of the search.
+    """Check the pages of every table and its indexes. Reads the whole file."""
+    # Table by table: without a name, newer versions of SQLite also check every word of the search index.
     tables = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND rootpage > 0").fetchall()
     quoted = [table.replace('"', '""') for (table,) in tables]
     return all(db.execute(f'PRAGMA quick_check("{table}")').fetchone() == ("ok",) for table in quoted)
 
 
 def _one(db: sqlite3.Connection, statement: str) -> int:
-    """The number that `statement` gives."""
+    """Return the number that a statement selects."""
     return int(db.execute(statement).fetchone()[0])
 
 

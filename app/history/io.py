@@ -1,6 +1,6 @@
-"""Conversations as files: Markdown to read, JSON to keep and to bring back. What comes back is not trusted.
+"""Export of conversations to Markdown and JSON, and import of that JSON, which is not trusted.
 
-Exports hold no character that could steer a terminal: Markdown is cleaned, JSON escapes it.
+Exports contain no control characters: Markdown is cleaned, JSON escapes them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from edgespec.files import write_whole
 
 _FORMAT, _VERSION = "edgespec-history", 1
 _MOST_BYTES = 64_000_000
-_MOST_VALUES = 10_000_000  # a value of one byte takes 64 in memory
+_MOST_VALUES = 10_000_000  # 64 bytes of memory for a value of one byte
 _MOST_SETTINGS = 20_000  # characters of a JSON object
 _MOST_LINE, _DEEPEST = 1000, 4
 _YEAR_10000 = 253_402_300_800
 
 
 def to_markdown(history: History, conversation: int) -> str:
-    """The branch shown, under the title."""
+    """Export the branch that is shown, under the title."""
     with history.snapshot():
         about, messages = history.conversation(conversation), history.branch(conversation)
     day = datetime.fromtimestamp(about.created, UTC).date().isoformat()
@@ -46,7 +46,7 @@ def to_markdown(history: History, conversation: int) -> str:
 
 
 def to_json(history: History, conversations: Sequence[int] | None = None) -> str:
-    """Those conversations with all their branches, or all that are not deleted."""
+    """Export conversations with all their branches; without a list, all that are not deleted."""
     with history.snapshot():
         if conversations is None:
             chosen = history.conversations(limit=-1)
@@ -56,7 +56,7 @@ def to_json(history: History, conversations: Sequence[int] | None = None) -> str
     data = {"format": _FORMAT, "version": _VERSION, "conversations": tables}
     text = json.dumps(data, ensure_ascii=False, indent=1)
     for character in set(text):
-        if clean(character) != character:  # stands in a string: all else is ASCII
+        if clean(character) != character:  # only strings contain such characters
             text = text.replace(character, f"\\u{ord(character):04x}")
     return text + "\n"
 
@@ -78,9 +78,9 @@ def _conversation(about: Conversation, messages: Sequence[StoredMessage]) -> dic
 
 
 def from_json(history: History, text: str) -> list[int]:
-    """Add the conversations that `to_json` wrote, beside those there are. Returns their numbers.
+    """Add the conversations of an export by `to_json`. Returns their numbers.
 
-    Raises EdgespecError if anything in `text` is wrong; then nothing was added.
+    Raises EdgespecError, and adds nothing, if `text` is not such an export.
     """
     if len(text) > _MOST_BYTES or sum(map(text.count, "[{,")) > _MOST_VALUES:
         raise _fault("it is too large")
@@ -91,40 +91,38 @@ def from_json(history: History, text: str) -> list[int]:
     except ValueError as error:
         raise _fault(f"it is not JSON: {one_line(str(error))}") from None
     if not isinstance(data, dict) or data.get("format") != _FORMAT:
-        raise _fault("it was not written by Edgespec")
+        raise _fault("it is not an export of Edgespec")
     if type(version := data.get("version")) is not int or version != _VERSION:
-        raise _fault("its version is not known: update Edgespec")
+        raise _fault("its version is unknown, update Edgespec")
     conversations = _Table(data, "the file").take("conversations", _list)
     return history.add([_parsed(value, f"conversation {n}") for n, value in enumerate(conversations, 1)])
 
 
 def read(path: Path) -> str:
-    """The text of a file to import. Raises EdgespecError if it is too large, no file, or not UTF-8."""
+    """Read a file to import. Raises EdgespecError if it is too large, not a file, or not UTF-8."""
     name = one_line(str(path))
     try:
-        # Without waiting for someone to write into a pipe.
+        # O_NONBLOCK: opening a named pipe would wait for a writer.
         with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode) or about.st_size > _MOST_BYTES:
-                raise EdgespecError(
-                    f"Cannot import {name}: it is no file, or larger than {_MOST_BYTES:,} bytes."
-                )
+                raise EdgespecError(f"cannot import {name}: not a file, or larger than {_MOST_BYTES:,} bytes")
             return file.read(_MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
-        raise EdgespecError(f"Cannot read {name}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read {name}: {error.strerror}") from None
     except ValueError:
-        raise EdgespecError(f"Cannot import {name}: it is not UTF-8 text.") from None
+        raise EdgespecError(f"cannot import {name}: not UTF-8 text") from None
 
 
 def write(path: Path, text: str) -> None:
-    """Write an export, whole or not at all, for the user alone to read. Raises EdgespecError."""
+    """Write an export atomically, readable by the user alone. Raises EdgespecError if that fails."""
     try:
         write_whole(path, text.encode())
     except OSError as error:
-        raise EdgespecError(f"Cannot write {one_line(str(path))}: {error.strerror}.") from None
+        raise EdgespecError(f"cannot write {one_line(str(path))}: {error.strerror}") from None
 
 
-# --- what is imported ---
+# --- parsing an import ---
 
 
 def _parsed(value: object, where: str) -> tuple[Conversation, list[StoredMessage]]:
@@ -134,7 +132,7 @@ def _parsed(value: object, where: str) -> tuple[Conversation, list[StoredMessage
     for n, each in enumerate(table.take("messages", _list), 1):
         message = _parsed_message(each, f"{where}, message {n}")
         if message.id in known or not (message.parent is None or message.parent in known):
-            raise _fault(f"{where}, message {n}: ids must differ, and a parent stands before its children")
+            raise _fault(f"{where}, message {n}: ids must differ, and a parent precedes its children")
         known.add(message.id)
         messages.append(message)
     head = table.take("head", _optional_int)
@@ -165,7 +163,7 @@ def _parsed_message(value: object, where: str) -> StoredMessage:
 
 
 class _Table:
-    """A JSON object whose entries are taken one by one, each as what it must be, until none is left."""
+    """A JSON object whose entries are taken one by one, each checked, until none is left."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -178,7 +176,7 @@ class _Table:
         except KeyError:
             raise _fault(f"{self._where} has no {name}") from None
         except (ValueError, TypeError, RecursionError):
-            raise _fault(f"{self._where}: {name} is not what it should be") from None
+            raise _fault(f"{self._where}: {name} has an invalid value") from None
 
     def end(self) -> None:
         if self._left:
@@ -187,7 +185,7 @@ class _Table:
 
 def _exactly(kind: type) -> Callable[[object], Any]:
     def check(value: object) -> object:
-        if type(value) is not kind:  # True is no number here
+        if type(value) is not kind:  # so that True is not a number
             raise TypeError
         return value
 
@@ -223,7 +221,7 @@ def _time(value: Any) -> float:
 
 
 def _settings(value: object) -> Mapping[str, Any]:
-    """An object that is shallow and small."""
+    """Accept an object of limited depth and size."""
 
     def depth(part: object) -> int:
         parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
@@ -256,4 +254,4 @@ def _not_finite(name: str) -> NoReturn:
 
 
 def _fault(what: str) -> EdgespecError:
-    return EdgespecError(f"Cannot import this file: {what}.")
+    return EdgespecError(f"cannot import this file: {what}")

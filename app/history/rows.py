@@ -1,6 +1,6 @@
-"""What the history holds, and its rows in SQLite: see `history`."""
+"""Conversations and messages of the history, and their rows in SQLite."""
 
-# ruff: noqa: S608 - all names put into statements are this file's own
+# ruff: noqa: S608 - every name that is put into a statement is defined in this file
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from edgespec.app.history.db import sound
 
 MessageRole = Literal["system", "user", "assistant", "tool"]
 MessageState = Literal["complete", "stopped", "partial"]
-"""`partial` is being written; when its writer died, `stopped` follows once no chat has the history open."""
+"""`partial` is being generated; after a crash it becomes `stopped` when the history is opened again."""
 Sources = Sequence[tuple[str, Sequence[int]]]
-"""Where an answer's tokens came from: runs of one source, with the characters of each of its tokens."""
+"""The sources of an answer's tokens: runs of one source, with the number of characters of each token."""
 
 _TITLE = 80  # characters
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`created`, `updated` and `deleted_at` are seconds since 1970; `deleted_at` is None unless deleted.
+    """A conversation without its messages; `head` is the last message of the branch that is shown.
 
-    `system` is the system prompt, `persona` the name it goes by, `sampling` the settings as JSON values.
+    Times are in seconds since 1970; `deleted_at` is None unless the conversation is deleted. `system` is the
+    system prompt, `persona` its name, `sampling` the settings as JSON values.
     """
 
     id: int = 0
@@ -44,7 +45,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """A message, the `place`-th of `places` beside each other under `parent`, counted from 1."""
+    """A message, the `place`-th (from 1) of the `places` children of `parent`."""
 
     id: int
     conversation: int
@@ -66,7 +67,7 @@ MESSAGES = f"""SELECT m.id, m.conversation, m.parent, m.role, m.state, m.created
     m.text || coalesce((SELECT group_concat(text, '')
         FROM (SELECT text FROM pieces WHERE message = m.id ORDER BY id)), ''),
     m.sources, ({_SIBLINGS} AND s.id <= m.id), ({_SIBLINGS}) FROM messages m"""
-# A parent's id is smaller, so no damage makes this endless.
+# The id of a parent is smaller, so that this ends even in a damaged file.
 PATH = """path (id, parent) AS (SELECT id, parent FROM messages WHERE id = ? UNION ALL
     SELECT m.id, m.parent FROM path JOIN messages m ON m.id = path.parent AND m.id < path.id)"""
 
@@ -99,7 +100,7 @@ def message_of(row: Sequence[Any]) -> StoredMessage:
 
 
 def insert_conversation(db: sqlite3.Connection, c: Conversation) -> int:
-    """Add a conversation without its messages. Returns its number."""
+    """Insert a conversation without its messages. Returns its number."""
     values = (
         None, None, int(c.pinned), c.created, c.updated, c.deleted_at, sound(c.title), sound(c.model),
         sound(c.persona), dumped(c.sampling), sound(c.system),
@@ -121,7 +122,7 @@ def insert_message(db: sqlite3.Connection, m: StoredMessage) -> int:
 
 
 def show(db: sqlite3.Connection, leaf: int) -> None:
-    """Make `leaf` the head, and remember the way to it."""
+    """Make `leaf` the head, and choose the messages on the path to it."""
     db.execute(
         f"""WITH RECURSIVE {PATH} UPDATE messages SET chosen = path.id FROM path
         WHERE messages.id = path.parent AND messages.chosen IS NOT path.id""",
@@ -134,7 +135,7 @@ def show(db: sqlite3.Connection, leaf: int) -> None:
 
 
 def leaf_below(db: sqlite3.Connection, message: int) -> int:
-    """The last message of what was last shown below `message`."""
+    """The last message of the branch last shown below `message`."""
     (leaf,) = db.execute(
         """WITH RECURSIVE way (id, chosen) AS (SELECT id, chosen FROM messages WHERE id = ? UNION ALL
         SELECT m.id, m.chosen FROM way JOIN messages m ON m.id = way.chosen AND m.id > way.id)
@@ -145,16 +146,16 @@ def leaf_below(db: sqlite3.Connection, message: int) -> int:
 
 
 def dumped(value: object) -> str:
-    """`value` as JSON, null for the numbers that JSON has no word for."""
+    """Encode as JSON, with null for NaN and infinities."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    if "NaN" in text or "Infinity" in text:  # perhaps in a string only
+    if "NaN" in text or "Infinity" in text:  # perhaps only in a string
         value = json.loads(text, parse_constant=lambda _: None)
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return sound(text)
 
 
 def _loaded(text: str, default: Any) -> Any:
-    """The JSON value in a column, `default` if damage changed it."""
+    """Decode a column. Returns `default` if it is not JSON of the type of `default`."""
     with suppress(ValueError):
         value = json.loads(text)
         if type(value) is type(default):
@@ -163,6 +164,6 @@ def _loaded(text: str, default: Any) -> Any:
 
 
 def title_of(text: str) -> str:
-    """The first line that is not empty, cut."""
+    """The first line that is not empty, truncated."""
     line = next((" ".join(line.split()) for line in text.splitlines() if line.strip()), "")
     return sound(line if len(line) <= _TITLE else line[: _TITLE - 1] + "…")

@@ -1,6 +1,6 @@
-"""Searching the history: what was typed into FTS5 queries, and what was found into snippets."""
+"""Full-text search of the history: the query for FTS5, and snippets of the hits."""
 
-# ruff: noqa: S608 - all names put into statements are this file's own
+# ruff: noqa: S608 - every name that is put into a statement is defined in this file
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from edgespec.app.history.db import sound
 
 _MOST_TYPED, _MOST_WORDS = 1000, 20
-_LENGTH, _LEAD = 240, 60  # characters of a snippet, and of those before its first match
+_LENGTH, _LEAD = 240, 60  # characters of a snippet, and before its first match
 _TOKENS = 24
-# Thai to Khmer, kana, Han: written without spaces, so that the index knows only whole runs of words.
+# Thai to Khmer, kana, Han: written without spaces, so that the index contains runs of words only.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -22,10 +22,10 @@ _UNSPACED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """Where a search found something: in a message, or in the title if `message` is None.
+    """A match in a message, or in the title of a conversation if `message` is None.
 
-    `matches` are the ranges [start, end) of `snippet` that matched. What is shown must be cleaned in the
-    pieces they make, since cleaning shifts what follows.
+    `matches` are the ranges [start, end) of `snippet` that matched. To show a snippet, clean the parts
+    between these limits one by one: cleaning changes the offsets of what follows.
     """
 
     conversation: int
@@ -36,10 +36,10 @@ class Hit:
 
 
 def search(db: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
-    """Titles, then messages, that have every word of `query`, each the last made first, at most `limit`.
+    """Find titles, then messages, that contain every word of `query`, newest first, at most `limit`.
 
-    Words match by their beginning, without regard to case and accents; signs, and words of scripts without
-    spaces, match anywhere as they are. No query is wrong, and what is deleted is not found.
+    Words match as prefixes, regardless of case and accents; symbols, and words of scripts without spaces,
+    match literally anywhere. Every query is valid. Deleted conversations are not searched.
     """
     words = sound(query[:_MOST_TYPED]).replace("\0", " ").split()[:_MOST_WORDS]
     literal = [word for word in words if _UNSPACED.search(word) or not any(map(str.isalnum, word))]
@@ -53,7 +53,7 @@ def search(db: sqlite3.Connection, query: str, limit: int) -> list[Hit]:
 def _search(
     db: sqlite3.Connection, table: str, column: str, match: str, literal: list[str], limit: int
 ) -> list[Hit]:
-    index, mark = f"{table}_words", secrets.token_hex(8)  # a message cannot hold a mark it does not know
+    index, mark = f"{table}_words", secrets.token_hex(8)  # random, so that no message contains it
     start, end = f"<{mark}", f"{mark}>"
     where = [f"t.{column} LIKE ? ESCAPE '\\'" for _ in literal]
     values: list[object] = ["%" + re.sub(r"([%_\\])", r"\\\1", word) + "%" for word in literal]
@@ -81,7 +81,7 @@ def _search(
 
 
 def _marked(text: str, start: str, end: str) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text without its marks, and the ranges they enclosed."""
+    """Remove the marks from a text. Returns it with the ranges that they enclosed."""
     before, *rest = text.split(start)
     plain, matches = before, []
     for part in rest:
@@ -92,7 +92,7 @@ def _marked(text: str, start: str, end: str) -> tuple[str, tuple[tuple[int, int]
 
 
 def _around(text: str, words: list[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """The text around the first of `words`, and where they stand in it."""
+    """The text around the first of `words`, and the ranges of these words in it."""
     pattern = re.compile("|".join(map(re.escape, words)), re.IGNORECASE)
     first = pattern.search(text)
     at = max(0, first.start() - _LEAD) if first else 0
@@ -101,7 +101,7 @@ def _around(text: str, words: list[str]) -> tuple[str, tuple[tuple[int, int], ..
 
 
 def _cut(text: str, matches: list[tuple[int, int]]) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """At most 240 characters from shortly before the first match: a word may be of any length."""
+    """At most `_LENGTH` characters from shortly before the first match: a word may have any length."""
     at = max(0, matches[0][0] - _LEAD) if matches and len(text) > _LENGTH else 0
     inside = [(max(a - at, 0), min(b - at, _LENGTH)) for a, b in matches if a - at < _LENGTH]
     return text[at : at + _LENGTH], tuple(inside)

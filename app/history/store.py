@@ -1,11 +1,11 @@
-"""The conversations of the terminal chat, kept on this machine.
+"""The history: the conversations of the terminal chat, stored on this machine.
 
-A conversation's messages form a tree: an answer written again and a question asked differently stand
-beside the first one. Its *head* is the last message of the branch that is shown. Text is kept as it was
-written and must be cleaned where it is shown.
+The messages of a conversation form a tree: a regenerated answer and an edited question are siblings of the
+original. The *head* is the last message of the branch that is shown. Text is stored as it was generated or
+typed, and must be cleaned where it is shown.
 """
 
-# ruff: noqa: S608 - all names put into statements are this file's own
+# ruff: noqa: S608 - every name that is put into a statement is defined in this file
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ from edgespec.app.history.search import Hit, search
 from edgespec.machine.paths import user_folder
 
 KEPT = 30 * 86400.0
-"""Seconds for which a deleted conversation can be brought back."""
+"""Seconds for which a deleted conversation can be restored."""
 
 
 def data_folder() -> Path:
-    """EDGESPEC_DATA, or the user's data folder for Edgespec. May not exist yet."""
+    """EDGESPEC_DATA, or the user's data folder for Edgespec. It may not exist yet."""
     return user_folder("data", "EDGESPEC_DATA")
 
 
 def history_path() -> Path:
-    """Where the history is kept. Its folder is its own, so that only the user may read it."""
+    """The path of the history, in a separate folder that only the user may read."""
     return data_folder() / "history" / "history.db"
 
 
 class History:
-    """All conversations, in one SQLite file that several chats may use at once, one History a thread.
+    """All conversations, in one SQLite file. Several processes may use it; each thread needs its own History.
 
-    What a method wrote has survived a kill when it returns, and a power failure except for `append_text`.
-    Every method raises EdgespecError when the file cannot be read or written, after at most `wait` seconds if
-    another holds it, and for a conversation or message that is not there. `note` is a sentence that the user
-    must read, empty unless a damaged file was set aside.
+    When a method returns, its changes survive a kill, and except for `append_text` a power failure. Every
+    method raises EdgespecError if the file cannot be read or written (after at most `wait` seconds if another
+    process holds it) and if a conversation or message does not exist. `note` is a message for the user, empty
+    unless a damaged file was set aside.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class History:
         self._file.close()
 
     def snapshot(self) -> AbstractContextManager[object]:
-        """While it lasts, reads see one moment, whatever other chats write. Nothing may be written inside."""
+        """A context for reads that all see the same state, whatever other processes write."""
         return self._file.reading()
 
     # --- conversations ---
@@ -100,7 +100,7 @@ class History:
         model: str = "",
         sampling: Mapping[str, Any] | None = None,
     ) -> Conversation:
-        """Begin a conversation. Without a title it gets the first line of its first question."""
+        """Create a conversation. Without a title it gets the first line of its first question."""
         now = self._clock()
         made = Conversation(
             created=now, updated=now, title=title_of(title), model=model, persona=persona,
@@ -118,7 +118,7 @@ class History:
         return conversation_of(row)
 
     def conversations(self, limit: int = 50, offset: int = 0, *, deleted: bool = False) -> list[Conversation]:
-        """A page of those there are: pinned first, then the last written to. Or the deleted, last first."""
+        """A page of the conversations, pinned first, then last changed first; or of the deleted."""
         chosen = "deleted_at IS NULL ORDER BY pinned DESC, updated DESC, id DESC"
         if deleted:
             chosen = "deleted_at IS NOT NULL ORDER BY deleted_at DESC, id DESC"
@@ -127,7 +127,7 @@ class History:
             return [conversation_of(row) for row in rows]
 
     def rename(self, conversation: int, title: str) -> None:
-        """Give it the first line of `title`, cut at 80 characters."""
+        """Set the title to the first line of `title`, truncated to 80 characters."""
         self._change(conversation, title=title_of(title))
 
     def pin(self, conversation: int, pinned: bool = True) -> None:
@@ -142,7 +142,7 @@ class History:
         model: str | None = None,
         sampling: Mapping[str, Any] | None = None,
     ) -> None:
-        """Change the settings that are given."""
+        """Change the settings that are not None."""
         settings = {"system": system, "persona": persona, "model": model}
         changes = {name: sound(value) for name, value in settings.items() if value is not None}
         if sampling is not None:
@@ -151,14 +151,14 @@ class History:
             self._change(conversation, **changes)
 
     def delete(self, conversation: int) -> None:
-        """Hide it from lists and searches. `restore` brings it back within 30 days."""
+        """Hide a conversation from lists and searches. `restore` undoes it within 30 days."""
         self._change(conversation, deleted_at=self._clock())
 
     def restore(self, conversation: int) -> None:
         self._change(conversation, deleted_at=None)
 
     def purge(self, conversation: int) -> None:
-        """Remove it for good."""
+        """Delete a conversation permanently."""
         self._purge("id = ?", conversation)
 
     def _change(self, conversation: int, **columns: object) -> None:
@@ -191,7 +191,7 @@ class History:
         )
 
     def messages(self, conversation: int) -> list[StoredMessage]:
-        """All messages of all branches; a parent stands before its children."""
+        """All messages of all branches; a parent precedes its children."""
         return self._messages(f"{MESSAGES} WHERE m.conversation = ? ORDER BY m.id", conversation)
 
     def message(self, message: int) -> StoredMessage:
@@ -201,7 +201,7 @@ class History:
         return found[0]
 
     def siblings(self, message: int) -> list[int]:
-        """The messages under the same parent, in the order they were made, itself among them."""
+        """The children of the same parent, oldest first, with the message itself."""
         of = self.message(message)
         with self._file.reading() as db:
             rows = db.execute(
@@ -221,10 +221,10 @@ class History:
         stats: Mapping[str, Any] | None = None,
         sources: Sources = (),
     ) -> StoredMessage:
-        """Add a message under the head and make it the head.
+        """Add a message below the head and make it the head.
 
-        With the `parent` of an earlier message it becomes that one's sibling: another answer, or the question
-        put differently. An answer that is about to be written is `partial`: see `append_text`, `finish`.
+        With the `parent` of an earlier message it becomes a sibling of that one: another answer, or an edited
+        question. An answer that is to be generated is `partial`: see `append_text` and `finish`.
         """
         text, now = sound(text), self._clock()
         with self._file.writing() as db:
@@ -247,9 +247,9 @@ class History:
         return self.message(number)
 
     def append_text(self, message: int, more: str) -> None:
-        """Add to a message that is being written, a few times a second; costs what `more` is long.
+        """Append to a message that is being generated, in time proportional to `more`.
 
-        One that was finished is taken up again.
+        A finished message becomes `partial` again.
         """
         with self._file.writing(durable=False) as db:
             db.execute(
@@ -265,7 +265,7 @@ class History:
         stats: Mapping[str, Any] | None = None,
         sources: Sources | None = None,
     ) -> None:
-        """No more text follows for now. What is not given of `stats` and `sources` stays as it was."""
+        """End the generation of a message. `stats` and `sources` stay as they are if None."""
         with self._file.writing() as db:
             settle(db, message, state)
             for name, value in (("stats", stats), ("sources", sources)):
@@ -280,7 +280,7 @@ class History:
                 raise gone()
 
     def switch(self, message: int) -> None:
-        """Show the branch that `message` is on, and below it what was last shown there."""
+        """Show the branch of `message`, and below it the branch last shown there."""
         with self._file.writing() as db:
             if not db.execute("SELECT 1 FROM messages WHERE id = ?", (message,)).fetchone():
                 raise gone()
@@ -293,14 +293,14 @@ class History:
     # --- everything ---
 
     def search(self, query: str, limit: int = 50) -> list[Hit]:
-        """Where `query` is found: see `history_search.search`. Not in what is just being written."""
+        """Search titles and messages: see `search.search`. Text that is being appended is not found yet."""
         with self._file.reading() as db:
             return search(db, query, limit)
 
     def add(self, conversations: Iterable[tuple[Conversation, Sequence[StoredMessage]]]) -> list[int]:
-        """Add whole conversations, all or none. Returns their numbers.
+        """Add conversations with their messages, all or none. Returns their numbers.
 
-        The numbers given need be right only within each conversation, where parents stand before children.
+        Ids need to be consistent only within each conversation, where parents precede children.
         """
         added = []
         with self._file.writing() as db:

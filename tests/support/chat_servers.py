@@ -16,7 +16,7 @@ Write = Callable[[bytes], object]
 
 
 class Script:
-    """What the server answers, and what it was asked."""
+    """The responses of the server, and the requests it got."""
 
     def __init__(self) -> None:
         self.models: Any = {"data": [{"id": "big-model", "max_model_len": 8192}]}
@@ -79,7 +79,7 @@ class UnixServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 @contextmanager
 def serving(socket: Path | None = None) -> Iterator[Script]:
-    """A server that answers as its script says, on `socket` or on a port of its own."""
+    """Run a server with a script, on `socket` or on a free port."""
     script = Script()
     server: Any
     if socket is None:

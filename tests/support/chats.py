@@ -1,4 +1,4 @@
-"""A scripted engine, and a chat on it driven by keys."""
+"""A scripted model, and a chat with it, driven by keys or line by line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from textual.pilot import Pilot
 from edgespec.app.chat.app import ChatApp
 from edgespec.app.chat.chat_model import TokenTrace
 from edgespec.app.chat.history_worker import HistoryWorker
+from edgespec.app.chat.plain import PlainChat
+from edgespec.app.chat.session import Session
 from edgespec.app.chat.widgets.input import MessageInput
 from edgespec.app.engine.request import Request, Step
 from edgespec.core import Draft, Reading, Round
@@ -22,8 +24,8 @@ SIZE = (80, 24)
 
 
 @dataclass
-class FakeEngine:
-    """Answers every prompt with `pieces`, or raises what stands among them. Ten tokens a message."""
+class FakeModel:
+    """Answers every prompt with `pieces`, raising the exceptions among them. A message has ten tokens."""
 
     pieces: Sequence[str | Exception] = ("Hello ", "there.")
     pause: float = 0.0
@@ -81,9 +83,9 @@ class FakeEngine:
         self.closed = True
 
 
-def app_of(engine: FakeEngine, path: Path | None = None, **settings: Any) -> ChatApp:
+def app_of(engine: FakeModel, path: Path | None = None, **settings: Any) -> ChatApp:
     settings = {"system": "Be kind.", **settings}
-    return ChatApp(lambda progress: engine, "fake-model", store=HistoryWorker(path), **settings)
+    return ChatApp(lambda progress: engine, "fake-model", history=HistoryWorker(path), **settings)
 
 
 def shown(app: Any) -> str:
@@ -98,14 +100,33 @@ async def until(pilot: Pilot[Any], ready: Callable[[], bool], seconds: float = 6
         await pilot.pause(0.02)
 
 
-async def say(pilot: Pilot[Any], text: str) -> None:
+async def send(pilot: Pilot[Any], text: str) -> None:
     pilot.app.query_one(MessageInput).insert(text)
     await pilot.press("enter")
 
 
 async def answered(pilot: Pilot[Any]) -> None:
-    """Until nothing more will happen."""
+    """Wait until no event can happen."""
     app = pilot.app
     assert isinstance(app, ChatApp)
     await until(pilot, lambda: app.session.quiet and app.session.state != "loading")
     await pilot.pause(0.06)
+
+
+def talk_plainly(path: Path, model: FakeModel, *lines: str, reopen: int | None = None, **options: Any) -> str:
+    """Return the output of `--plain` when `lines` are typed."""
+    typed: Iterator[str] = iter(lines)
+    written: list[str] = []
+
+    def read(prompt: str) -> str:
+        try:
+            line = next(typed)
+        except StopIteration:
+            raise EOFError from None
+        written.append(f"{prompt}{line}\n")
+        return line
+
+    session = Session(lambda progress: model, "fake", system="Be kind.", history=HistoryWorker(path))
+    assert PlainChat(session, read, written.append, **options).run(reopen) == 0
+    assert model.closed
+    return "".join(written)

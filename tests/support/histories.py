@@ -8,7 +8,7 @@ from edgespec.app.history.rows import StoredMessage
 from edgespec.app.history.store import History
 
 written = st.text(st.characters(codec=None))
-"""Text of any kind, with lone surrogates and control characters."""
+"""Any text, including lone surrogates and control characters."""
 
 
 def texts(messages: list[StoredMessage]) -> list[str]:
@@ -16,11 +16,11 @@ def texts(messages: list[StoredMessage]) -> list[str]:
 
 
 def talk(history: History, *lines: str) -> list[StoredMessage]:
-    """A conversation of these lines, the user's first."""
+    """Store a conversation of these lines, alternately of the user and of the model."""
     about = history.new()
     return [history.append(about.id, ("user", "assistant")[n % 2], line) for n, line in enumerate(lines)]
 
 
 def storable(text: str) -> str:
-    """What is kept of `text`."""
+    """`text` as the history stores it."""
     return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)

@@ -1,11 +1,10 @@
-"""Small screens over the chat: a choice, a line of text, help. Each gives back what was chosen, or None."""
+"""Dialogs over the chat: a choice, a line of text, a text to read. Each returns the choice, or None."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import ClassVar, Generic, TypeVar
 
-from rich.console import RenderableType
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -21,9 +20,9 @@ T = TypeVar("T")
 
 
 class ChoiceDialog(ModalScreen[T], Generic[T]):
-    """One of several things, each with what is to be said of it."""
+    """A choice of one of several options (value, name, description)."""
 
-    AUTO_FOCUS = "*"  # not the chat's own
+    AUTO_FOCUS = "*"  # instead of that of the chat
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave")]
 
     def __init__(self, question: str, options: Sequence[tuple[T, str, str]]) -> None:
@@ -47,19 +46,19 @@ class ChoiceDialog(ModalScreen[T], Generic[T]):
 
 
 class TextDialog(ModalScreen[str]):
-    """A line of text."""
+    """An input of one line, with a default."""
 
-    AUTO_FOCUS = "*"  # not the chat's own
+    AUTO_FOCUS = "*"  # instead of that of the chat
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Leave")]
 
-    def __init__(self, question: str, before: str = "") -> None:
+    def __init__(self, question: str, value: str = "") -> None:
         super().__init__()
-        self._question, self._before = question, before
+        self._question, self._value = question, value
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box"):
             yield Static(clean(self._question), classes="title", markup=False)
-            yield LineInput(one_line(self._before))
+            yield LineInput(one_line(self._value))
             yield Label("Enter · Esc leaves", classes="keys", markup=False)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -67,17 +66,16 @@ class TextDialog(ModalScreen[str]):
 
 
 class HelpScreen(ModalScreen[None]):
-    """Text to read: help."""
+    """A text to read."""
 
-    AUTO_FOCUS = "*"  # not the chat's own
+    AUTO_FOCUS = "*"  # instead of that of the chat
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,f1,enter", "dismiss(None)", "Leave"),
         Binding("up", "scroll(-1)", show=False),
         Binding("down", "scroll(1)", show=False),
     ]
 
-    def __init__(self, title: str, text: RenderableType) -> None:
-        """`text` is shown as it is: it must be clean."""
+    def __init__(self, title: str, text: str) -> None:
         super().__init__()
         self._title, self._text = title, text
 
@@ -85,7 +83,7 @@ class HelpScreen(ModalScreen[None]):
         with Vertical(classes="box tall"):
             yield Static(clean(self._title), classes="title", markup=False)
             with VerticalScroll():
-                yield Static(self._text, markup=False)
+                yield Static(clean(self._text), markup=False)
             yield Label("Esc leaves", classes="keys", markup=False)
 
     def action_scroll(self, direction: int) -> None:

@@ -1,4 +1,4 @@
-"""Where a message is written: several lines, what was sent before, large pastes, completion."""
+"""The input of a message: several lines, recall of sent messages, large pastes, completion."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from textual.widgets import Input, TextArea
 
 from edgespec.app.terminal import clean, one_line
 
-_LARGE = 8000  # characters of a paste that are not laid out anew at every key
+_LARGE = 8000  # characters of a paste; longer ones are replaced by a mark, since each key lays out the text
 _MOST_SENT = 200
 
 
 class LineInput(Input):
-    """A line of text, which a paste cannot fill with anything else."""
+    """An input of one line, cleaned whatever is pasted into it."""
 
     def validate_value(self, value: str) -> str:
         return value if value.isprintable() else one_line(value)
@@ -27,10 +27,9 @@ class LineInput(Input):
 
 
 class MessageInput(TextArea):
-    """Enter sends, other ways of Enter make a new line, Tab completes.
+    """Enter sends, Enter with a modifier inserts a new line, Tab completes, Up recalls what was sent.
 
-    Up at the top brings back what was sent. A large paste stands as one short
-    mark, which is replaced when the message is sent.
+    A large paste is shown as a short mark, which is replaced by the text when the message is sent.
     """
 
     class Sent(Message):
@@ -43,25 +42,25 @@ class MessageInput(TextArea):
         self._complete = complete
         self._pasted: dict[str, str] = {}
         self._sent: list[str] = []
-        self._back = 0  # how far back in `_sent`, 0: what is being written
+        self._back = 0  # position in `_sent` from its end; 0: the message being typed
         self._draft = ""
 
     def whole(self) -> str:
-        """The message with its large pastes."""
+        """The message with the text of large pastes."""
         if not self._pasted:
             return self.text
         marks = "|".join(map(re.escape, self._pasted))
         return re.sub(marks, lambda match: self._pasted[match[0]], self.text)
 
     def put(self, text: str) -> None:
-        """Replace what stands there, the cursor at its end."""
+        """Replace the text, with the cursor at its end."""
         self._pasted = {}
         self.text = ""
         self._insert(clean(text))
         self.move_cursor(self.document.end)
 
     def remember(self, sent: Sequence[str]) -> None:
-        """What Up brings back, the oldest first."""
+        """Set the messages that Up recalls, oldest first."""
         self._sent, self._back = list(sent)[-_MOST_SENT:], 0
 
     async def _on_key(self, event: events.Key) -> None:
@@ -107,10 +106,10 @@ class MessageInput(TextArea):
             self.put(self._sent[-back] if back else self._draft)
 
     def _tab(self) -> None:
-        """Write what all completions of the word before the cursor begin with."""
+        """Insert the common prefix of all completions of the word before the cursor."""
         row, column = self.cursor_location
         word = self.document.get_line(row)[:column].rpartition(" ")[2]
         found = self._complete(word)
-        common = os.path.commonprefix(list(found))  # noqa: RUF071 - of names, too
+        common = os.path.commonprefix(list(found))  # noqa: RUF071 - of command names, too
         if len(common) > len(word):
             self.replace(common, (row, column - len(word)), (row, column))

@@ -1,4 +1,4 @@
-"""The engine panel: how fast, how far guessed, how hot, and where each token came from."""
+"""The engine panel: speed, draft lengths, temperature, and the source of each token."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 _SAMPLES = 240
 _SHOWN = 1200  # characters of the answer
 _HEIGHT = 2  # lines of a plot
-_COOL = 20.0  # °C at the foot of its plot
+_COOL = 20.0  # °C at the bottom of its plot
 _BARS = " ▁▂▃▄▅▆▇█"
-# Told apart without colour, too.
+# Distinguishable without color, too.
 STYLES = {
     "target": "",
     "suffix": "$text-success underline",
@@ -39,7 +39,7 @@ _WORDS = {
 
 
 class EnginePanel(Vertical):
-    """Drawn from a session a few times a second while it is open."""
+    """Drawn from a session four times per second while it is open."""
 
     def __init__(self, session: Session) -> None:
         super().__init__(id="engine")
@@ -58,19 +58,19 @@ class EnginePanel(Vertical):
 
     def on_mount(self) -> None:
         self.set_interval(0.25, self.draw)
-        self.set_interval(1.0, self._feel)
-        self.draw(anew=True)
+        self.set_interval(1.0, self._sample_heat)
+        self.draw(force=True)
 
     def on_resize(self) -> None:
-        self.draw(anew=True)
+        self.draw(force=True)
 
-    def draw(self, anew: bool = False) -> None:
-        """Show what the answer under way, or the last one, has come to."""
+    def draw(self, force: bool = False) -> None:
+        """Draw the current answer, or the last one, if it has changed or `force`."""
         result = self._session.result
-        item = self._session.writing or self._session.last("assistant")
+        item = self._session.generating or self._session.last("assistant")
         rounds = len(result.drafts) if result is not None else 0
         state = (id(result), rounds, len(item.text) if item is not None else 0)
-        if not self.display or (state == self._drawn and not anew):
+        if not self.display or (state == self._drawn and not force):
             return
         self._drawn = state
         speeds = result.speeds[-_SAMPLES:] if result is not None else []
@@ -78,55 +78,63 @@ class EnginePanel(Vertical):
         self._plot("speed", "{:.0f} tokens/s", speeds)
         self._plot("draft", "draft length {:.0f}", drafts)
         self._plot("heat", "{:.0f} °C", self._heat, _COOL)
-        text = Content("No answer yet.")
+        text = Content("no answer yet")
         if item is not None and result is not None and result.spans:
             spans = list(result.spans)
-            text = coloured(item.text[len(item.text) - _written(spans, item.text) :], spans)
+            text = colored(item.text[len(item.text) - _described(spans, item.text) :], spans)
         elif item is not None and item.sources:
-            text = coloured(item.text, [(source, n) for source, lengths in item.sources for n in lengths])
+            text = colored(item.text, [(source, n) for source, lengths in item.sources for n in lengths])
         elif item is not None:
-            text = Content("It is not known where this answer's tokens came from.")
-        self.query_one("#tokens", Static).update(text, layout=False)
+            text = Content("the sources of this answer's tokens are unknown")
+        tokens = self.query_one("#tokens", Static)
+        tokens.update(last_lines(text, tokens.size.width, tokens.size.height), layout=False)
 
-    def _feel(self) -> None:
-        engine = self._session.engine
-        reading = engine.reading if engine is not None else None
+    def _sample_heat(self) -> None:
+        model = self._session.model
+        reading = model.reading if model is not None else None
         if reading is not None and reading.celsius is not None:
             self._heat.append(reading.celsius)
             if self.display:
                 self._plot("heat", "{:.0f} °C", self._heat, _COOL)
 
-    def _plot(self, name: str, form: str, values: Sequence[float], foot: float = 0.0) -> None:
-        now = (
-            f"{form.format(values[-1])} · most {max(values):.0f}" if values else form.replace("{:.0f}", "no")
-        )
+    def _plot(self, name: str, form: str, values: Sequence[float], bottom: float = 0.0) -> None:
+        now = f"{form.format(values[-1])} · max {max(values):.0f}" if values else form.replace("{:.0f}", "no")
         plot = self.query_one(f"#{name}-plot", Static)
         self.query_one(f"#{name}-label", Label).update(now, layout=False)
-        plot.update(bars(list(values)[-max(1, plot.size.width) :], foot), layout=False)
+        plot.update(bars(list(values)[-max(1, plot.size.width) :], bottom), layout=False)
 
 
-def bars(values: Sequence[float], foot: float = 0.0) -> str:
-    """Two lines of bars from `foot` up to the largest of `values`, one a column."""
-    most = max(max(values, default=foot) - foot, 1e-9)
-    heights = [max(1, round((value - foot) / most * 8 * _HEIGHT)) for value in values]
+def bars(values: Sequence[float], bottom: float = 0.0) -> str:
+    """Two lines of bars from `bottom` to the largest of `values`, one per column."""
+    most = max(max(values, default=bottom) - bottom, 1e-9)
+    heights = [max(1, round((value - bottom) / most * 8 * _HEIGHT)) for value in values]
     lines = range(8 * (_HEIGHT - 1), -1, -8)
     return "\n".join("".join(_BARS[min(8, max(0, height - below))] for height in heights) for below in lines)
 
 
-def _written(spans: Sequence[tuple[str, int]], text: str) -> int:
-    """Characters of `text` that `spans` are of: an answer taken up again begins with others."""
+def _described(spans: Sequence[tuple[str, int]], text: str) -> int:
+    """Characters at the end of `text` that `spans` describe: a continued answer has earlier ones."""
     return min(sum(length for _, length in spans), len(text))
 
 
-def coloured(text: str, spans: Sequence[tuple[str, int]]) -> Content:
-    """The end of `text`, each token in the style of its source."""
+def colored(text: str, spans: Sequence[tuple[str, int]]) -> Content:
+    """The last `_SHOWN` characters of `text` or more, from the start of a line, each token in its style."""
     parts: list[tuple[str, str]] = []
     at, skip = 0, max(0, len(text) - _SHOWN)
+    if (line := text.rfind("\n", max(0, skip - _SHOWN), skip) + 1) > 0:
+        skip = line
     for source, length in spans:
         if at + length > skip:
             parts.append((clean(text[max(at, skip) : at + length]), STYLES.get(source, "reverse")))
         at += length
     return Content.assemble(*parts)
+
+
+def last_lines(text: Content, width: int, height: int) -> Content:
+    """The last lines of `text`, wrapped, that fit."""
+    if not (width and height):
+        return text
+    return Content("\n").join(text.wrap(width)[-height:])
 
 
 def legend() -> Content:

@@ -1,4 +1,4 @@
-"""The settings as a form. What is changed is written into the config file at once."""
+"""The settings as a form, which saves changes to the settings file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgespec.core import EdgespecError
 
 
 class SettingsScreen(ModalScreen[settings_file.Settings | None]):
-    """Gives back the settings as they were saved."""
+    """A form. Returns the saved settings, or None."""
 
     AUTO_FOCUS = "Input"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -46,7 +46,7 @@ class SettingsScreen(ModalScreen[settings_file.Settings | None]):
                         )
                     yield Static(about + words, classes="about", markup=False)
             yield Static("", id="wrong", markup=False)
-            yield Label("Enter or Ctrl+S saves · Tab goes on · Esc leaves", classes="keys", markup=False)
+            yield Label("Enter or Ctrl+S saves · Tab moves on · Esc leaves", classes="keys", markup=False)
 
     def on_input_submitted(self) -> None:
         self.action_save()

@@ -1,4 +1,4 @@
-"""The conversations beside the one shown: search, open, rename, pin, delete and bring back."""
+"""The list of conversations: search, open, rename, pin, delete and restore."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _WIDTH = 32  # of a title, in cells
 
 
 class Sidebar(Vertical):
-    """`chosen` is what stands under the cursor."""
+    """A search field and the conversations it finds."""
 
     class Opened(Message):
         def __init__(self, conversation: int, message: int | None) -> None:
@@ -38,7 +38,7 @@ class Sidebar(Vertical):
             self.conversation, self.message = conversation, message
 
     class Wanted(Message):
-        """Something to be done to a conversation: rename, pin, delete, undo, export."""
+        """A command for a conversation, see `commands.CONVERSATION_COMMANDS`."""
 
         def __init__(self, what: str, conversation: int) -> None:
             super().__init__()
@@ -52,11 +52,10 @@ class Sidebar(Vertical):
         Binding("down", "down", show=False),
     ]
 
-    def __init__(self, store: HistoryWorker) -> None:
+    def __init__(self, history: HistoryWorker) -> None:
         super().__init__(id="sidebar")
-        self._store = store
+        self._history = history
         self._found: list[tuple[int, int | None]] = []
-        self._asked = 0
 
     def compose(self) -> ComposeResult:
         yield LineInput(placeholder="Search", id="search")
@@ -65,12 +64,12 @@ class Sidebar(Vertical):
 
     @property
     def chosen(self) -> tuple[int, int | None] | None:
-        """The conversation, and the message if it was found by one."""
+        """The selected conversation, and the message if the search found one."""
         at = self.query_one(OptionList).highlighted
         return self._found[at] if at is not None and at < len(self._found) else None
 
     def begin(self, query: str | None = None) -> None:
-        """Take the focus, to search."""
+        """Focus the search field, with `query` in it unless None."""
         search = self.query_one(Input)
         if query is not None:
             search.value = query
@@ -78,7 +77,7 @@ class Sidebar(Vertical):
         self._fill(search.value)
 
     def refill(self) -> None:
-        """Show what there is now."""
+        """Update the list."""
         if self.display:
             self._fill(self.query_one(Input).value)
 
@@ -110,10 +109,10 @@ class Sidebar(Vertical):
             await asyncio.sleep(0.1)  # until typing pauses
         try:
             if query.strip():
-                hits = await _asked(self._store, lambda history: history.search(query, _MOST))
+                hits = await _query(self._history, lambda history: history.search(query, _MOST))
                 rows = [((hit.conversation, hit.message), _hit(hit)) for hit in hits]
             else:
-                listed = await _asked(self._store, lambda history: history.conversations(_MOST))
+                listed = await _query(self._history, lambda history: history.conversations(_MOST))
                 rows = [((one.id, None), _title(one.title, one.pinned)) for one in listed]
         except EdgespecError as error:
             self.app.notify(one_line(str(error)), severity="error", markup=False)
@@ -126,8 +125,8 @@ class Sidebar(Vertical):
             options.highlighted = self._found.index(before) if before in self._found else 0
 
 
-async def _asked(store: HistoryWorker, job: Callable[[History], T]) -> T:
-    return await asyncio.wrap_future(store.do(job))
+async def _query(history: HistoryWorker, job: Callable[[History], T]) -> T:
+    return await asyncio.wrap_future(history.do(job))
 
 
 def _title(title: str, pinned: bool) -> Text:
@@ -136,7 +135,7 @@ def _title(title: str, pinned: bool) -> Text:
 
 
 def _hit(hit: Hit) -> Text:
-    """The title, and under it where the words stand. Cleaned in the pieces between the matches."""
+    """The title, and below it the snippet, cleaned in the parts between its matches."""
     text = _cut(Text(one_line(hit.title) or "(untitled)", style="bold"))
     if hit.message is None:
         return text

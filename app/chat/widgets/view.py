@@ -1,4 +1,4 @@
-"""The conversation on the screen: a window on its messages, each a widget."""
+"""The conversation on the screen: its last messages, each a widget."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from textual.widget import Widget
 from textual.widgets import Label, Static
 
 from edgespec.app.chat.attachments import folded
-from edgespec.app.chat.messages import BranchMessage, Ended
+from edgespec.app.chat.events import Ended
+from edgespec.app.chat.messages import BranchMessage
 from edgespec.app.chat.widgets.markdown import MarkdownAnswer, Section
 from edgespec.app.terminal import clean, one_line
 
 T = TypeVar("T")
-_PAGE = 30  # messages drawn at a time
+_PAGE = 30  # messages that are mounted at a time
 _LINES = 20  # of a question, until it is unfolded
 _EMPTY = """\
 Ask anything.
@@ -26,17 +27,17 @@ Ask anything.
 @path   attaches a text file, Tab completes it
 /       lists the commands, F1 all keys
 Ctrl+F  searches all conversations
-Ctrl+G  shows how the engine guesses
-F4      another model
-F6      settings"""
+Ctrl+G  shows the engine panel
+F4      chooses a model
+F6      changes the settings"""
 
 
 class MessageView(Vertical, can_focus=True):
-    """A message, where it stands among its branches, and a line if it did not end well."""
+    """A message, its place among its siblings, and how it ended."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "app.message('edit')", "Edit and branch"),
-        Binding("r", "app.message('regenerate')", "Write again"),
+        Binding("r", "app.message('regenerate')", "Regenerate"),
         Binding("c,y", "app.message('copy')", "Copy"),
         Binding("left", "app.message('previous')", "Other branch"),
         Binding("right", "app.message('next')", "Other branch"),
@@ -48,7 +49,7 @@ class MessageView(Vertical, can_focus=True):
         self.item = item
         self._drawn = len(item.text)
         self._folded = True
-        # Held, not looked up: the last news may come when the app is closing and the children are gone.
+        # Attributes, not queries: the last events may come when the app closes and the children are gone.
         self._branch = Label("", classes="branch", markup=False)
         self._question = Static("", classes="question", markup=False)
         self.answer = MarkdownAnswer(item.text if item.role == "assistant" else "")
@@ -65,26 +66,26 @@ class MessageView(Vertical, can_focus=True):
         self._branch.update(f"branch {item.place} of {item.places}: Alt+← Alt+→ switch")
         self._branch.display = item.places > 1
         if item.role == "assistant" and item.state == "stopped" and not item.error:
-            self._tell("Stopped. Ctrl+T goes on with it.")
+            self._show_outcome("stopped: Ctrl+T continues")
         elif item.error:
-            self._tell(item.error, bad=True)
+            self._show_outcome(item.error, error=True)
 
     def write(self) -> None:
-        """Draw what its item has come to since the last time: its first words may be drawn already."""
+        """Draw the text of the message that is not drawn yet."""
         new = self.item.text[self._drawn :]
         self._drawn += len(new)
         if self._outcome.has_class("-shown"):
-            self._tell("")
+            self._show_outcome("")
         self.answer.write(new)
 
     async def end(self, event: Ended) -> None:
         reason = event.result.stop_reason if event.result is not None else "cancelled"
         endings = {
-            "cancelled": "Stopped. Ctrl+T goes on with it." if self.item.text else "Stopped.",
-            "context": "The context is full: /drop offers what to leave out, Ctrl+L begins anew.",
+            "cancelled": "stopped: Ctrl+T continues" if self.item.text else "stopped",
+            "context": "context full: /drop lists what can be left out, Ctrl+L starts a new conversation",
             "length": "",
         }
-        self._tell(clean(event.error) or endings.get(reason, ""), bad=bool(event.error))
+        self._show_outcome(clean(event.error) or endings.get(reason, ""), error=bool(event.error))
         await self.answer.end()
 
     def action_unfold(self) -> None:
@@ -99,16 +100,16 @@ class MessageView(Vertical, can_focus=True):
             lines = folded(text).splitlines()
             more = len(lines) - _LINES
             cut = [line[:1000] for line in lines[:_LINES]]
-            text = "\n".join([*cut, *([f"… {more:,} more lines: Enter unfolds"] if more > 0 else [])])
+            text = "\n".join([*cut, *([f"… {more:,} more lines: Enter shows them"] if more > 0 else [])])
         self._question.update(clean(text))
 
-    def _tell(self, text: str, bad: bool = False) -> None:
+    def _show_outcome(self, text: str, error: bool = False) -> None:
         self._outcome.update(text)
-        self._outcome.set_class(bool(text), "-shown").set_class(bad, "-error")
+        self._outcome.set_class(bool(text), "-shown").set_class(error, "-error")
 
 
 class ConversationView(VerticalScroll, can_focus=False):
-    """The last messages of a conversation, and a page more whenever one looks further up."""
+    """The last messages of a conversation, and a page more when scrolled to the top."""
 
     def __init__(self) -> None:
         super().__init__(id="conversation")
@@ -128,7 +129,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self.set_interval(0.1, self._reveal)
 
     async def _reveal(self) -> None:
-        """Draw the parts of answers that are looked at, and a screen on either side."""
+        """Draw the sections of answers that are in view, and one screen above and below."""
         state = (self.scroll_y, self.virtual_size, self.size)
         if state == self._revealed:
             return
@@ -145,7 +146,7 @@ class ConversationView(VerticalScroll, can_focus=False):
                     continue
                 settled = False
                 await self._show(section, near)
-        if unmeasured is not None:  # one at a time, so that keys are heard meanwhile
+        if unmeasured is not None:  # one at a time, so that keys are handled in between
             settled = False
             await self._show(unmeasured, True)
         if settled:
@@ -158,13 +159,13 @@ class ConversationView(VerticalScroll, can_focus=False):
             self.call_after_refresh(self._shifted, section, place.height)
 
     def _shifted(self, section: Section, before: int) -> None:
-        """What is looked at stays where it was when something above it turns out to be of another height."""
+        """Keep the visible lines in place when the height of a section above them changes."""
         more = section.region.height - before if section.region else 0
-        if more and self.scroll_y < self.max_scroll_y:  # the end is followed in any case
+        if more and self.scroll_y < self.max_scroll_y:  # the anchor follows the end in any case
             self.scroll_relative(y=more, animate=False, force=True, immediate=True)
 
     def set_reactive(self, reactive: Reactive[T], value: T) -> None:
-        """As in Textual, whose anchor scrolls a short conversation to a position below zero."""
+        """As in Textual, whose anchor scrolls a short conversation to a negative position."""
         if reactive in (Widget.scroll_y, Widget.scroll_target_y) and isinstance(value, int) and value < 0:
             value = 0  # type: ignore[assignment]
         super().set_reactive(reactive, value)
@@ -175,12 +176,12 @@ class ConversationView(VerticalScroll, can_focus=False):
         return focused.item if isinstance(focused, MessageView) else None
 
     async def show(self, items: Sequence[BranchMessage], keep: int, at: int | None = None) -> None:
-        """Draw `items` anew but for the first `keep`; look at message `at`, or at the end."""
+        """Show `items`, of which the first `keep` are drawn; scroll to message `at`, or to the end."""
         if any(item.id == at for item in self._hidden):
             keep = 0
         kept = set(items[:keep])
         if not keep:
-            if self._views:  # what is said before the first message stays
+            if self._views:  # notes before the first message stay
                 await self.query(".note").remove()
             self._hidden = []
         stale = [view for item, view in self._views.items() if item not in kept]
@@ -202,7 +203,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         self._show_earlier()
         found = next((view for item, view in self._views.items() if item.id == at), None)
         if found is None:
-            if lost and views and keep:  # where it branches, so that one can go on switching
+            if lost and views and keep:  # the branching point, so that its keys still work
                 self.screen.set_focus(views[0], scroll_visible=False)
             self.anchor()
         else:
@@ -210,8 +211,8 @@ class ConversationView(VerticalScroll, can_focus=False):
             self.screen.set_focus(found, scroll_visible=False)
             self.call_after_refresh(self.scroll_to_widget, found, animate=False, top=True)
 
-    async def tell(self, note: str, bad: bool = False) -> None:
-        await self.mount(Static(one_line(note), classes="note -error" if bad else "note", markup=False))
+    async def add_note(self, note: str, error: bool = False) -> None:
+        await self.mount(Static(one_line(note), classes="note -error" if error else "note", markup=False))
 
     def write(self, item: BranchMessage) -> None:
         if item in self._views:
@@ -226,7 +227,7 @@ class ConversationView(VerticalScroll, can_focus=False):
             await self._more()
         to = max(0, self.scroll_y + direction * self.scrollable_content_region.height)
         if to >= self.max_scroll_y:
-            self.anchor()  # to go there would not, where it is there already
+            self.anchor()  # scrolling would not, if it is at the end already
         else:
             self.scroll_to(y=to, animate=False, immediate=True)
         self.call_after_refresh(self._reveal)
@@ -237,7 +238,7 @@ class ConversationView(VerticalScroll, can_focus=False):
         here = self.focused_item
         at = items.index(here) + step if here in self._views and here is not None else len(items) - 1
         if items and 0 <= at < len(items):
-            self.screen.set_focus(self._views[items[at]])  # at once: keys may come fast
+            self.screen.set_focus(self._views[items[at]])  # at once: keys may follow quickly
 
     async def _more(self) -> None:
         new, self._hidden = self._hidden[-_PAGE:], self._hidden[:-_PAGE]

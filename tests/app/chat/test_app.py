@@ -1,4 +1,4 @@
-"""The chat screen, driven by keys, with a scripted engine instead of a model."""
+"""The chat screen, driven by keys, with a scripted model."""
 
 import asyncio
 import threading
@@ -6,12 +6,12 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import pytest
-from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from chats import SIZE, FakeModel, answered, app_of, send, shown, until
 from textual.events import Paste
 from textual.widgets import ProgressBar
 
 from edgespec.app.chat.app import ChatApp
-from edgespec.app.chat.messages import Changed
+from edgespec.app.chat.events import Changed
 from edgespec.app.chat.widgets.input import MessageInput
 from edgespec.app.chat.widgets.view import ConversationView
 from edgespec.core import EdgespecError, Progress
@@ -23,9 +23,9 @@ def _data_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_screen_is_there_and_typing_works_before_the_model() -> None:
-    engine, loaded = FakeEngine(notes=["One note."]), threading.Event()
+    engine, loaded = FakeModel(notes=["One note."]), threading.Event()
 
-    def load(progress: Progress) -> FakeEngine:
+    def load(progress: Progress) -> FakeModel:
         assert progress(0.4)
         assert loaded.wait(10)
         return engine
@@ -46,17 +46,17 @@ async def test_screen_is_there_and_typing_works_before_the_model() -> None:
 
 
 async def test_answer_streams_and_figures_follow() -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Hi [red]x[/red]")
+        await send(pilot, "Hi [red]x[/red]")
         await until(pilot, lambda: "ready" in shown(app) and "22/512" in shown(app))
         screen = shown(app)
         assert "Hello there." in screen
         assert "Hi [red]x[/red]" in screen
         assert "ready · 0.0 tokens/s · 1.0/round · 25% accepted · 22/512" in screen.splitlines()[-1]
         assert "fake-model" in screen.splitlines()[-1]
-        await say(pilot, "More")
+        await send(pilot, "More")
         await until(pilot, lambda: shown(app).count("Hello there.") == 2)
         assert [m["content"] for m in engine.asked[1]] == [
             "Be kind.",
@@ -67,7 +67,7 @@ async def test_answer_streams_and_figures_follow() -> None:
 
 
 async def test_f3_goes_through_the_modes() -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "0/512" in shown(app))
@@ -84,15 +84,15 @@ async def test_f3_goes_through_the_modes() -> None:
 
 
 async def test_escape_stops_within_a_piece_and_keeps_the_text() -> None:
-    engine = FakeEngine(["word "] * 500, pause=0.02)
+    engine = FakeModel(["word "] * 500, pause=0.02)
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Go")
-        await say(pilot, "Behind it")
+        await send(pilot, "Go")
+        await send(pilot, "Behind it")
         await until(pilot, lambda: "word word word" in shown(app))
         before = engine.given
         await pilot.press("escape")
-        await until(pilot, lambda: shown(app).count("Stopped.") == 2)
+        await until(pilot, lambda: shown(app).count("stopped") == 3)
         stopped_at = engine.given
         assert stopped_at < before + 30
         await asyncio.sleep(0.1)
@@ -100,52 +100,52 @@ async def test_escape_stops_within_a_piece_and_keeps_the_text() -> None:
         assert "word word word" in shown(app)
         assert "stopped" in shown(app).splitlines()[-1]
         assert len(engine.asked) == 1
-        await say(pilot, "Again")
+        await send(pilot, "Again")
         await until(pilot, lambda: len(engine.asked) == 2)
         assert engine.asked[1][2]["content"] == "word " * stopped_at
         await pilot.press("ctrl+q")
 
 
-async def test_new_conversation_while_writing_forgets_everything() -> None:
-    engine = FakeEngine(["word "] * 500, pause=0.02)
+async def test_new_conversation_during_an_answer_forgets_everything() -> None:
+    engine = FakeModel(["word "] * 500, pause=0.02)
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Old")
+        await send(pilot, "Old")
         await until(pilot, lambda: "word" in shown(app))
         await pilot.press("ctrl+l")
         await until(pilot, lambda: "ready · 0/512" in shown(app))
         assert "word" not in shown(app)
         engine.pieces = ["Fresh."]
-        await say(pilot, "New")
+        await send(pilot, "New")
         await until(pilot, lambda: "Fresh." in shown(app))
         assert [m["content"] for m in engine.asked[1]] == ["Be kind.", "New"]
 
 
-async def test_quit_while_writing_ends_app_and_engine_thread() -> None:
-    engine = FakeEngine(["word "] * 5000, pause=0.02)
+async def test_quit_during_an_answer_ends_app_and_model_thread() -> None:
+    engine = FakeModel(["word "] * 5000, pause=0.02)
     app = app_of(engine)
     start = 0.0
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Go")
+        await send(pilot, "Go")
         await until(pilot, lambda: "word" in shown(app))
         start = monotonic()
         await pilot.press("ctrl+q")
     assert monotonic() - start < 2
     assert app.return_value == 0
     assert engine.closed
-    thread = app.session._writer._thread
+    thread = app.session._model_worker._thread
     assert thread is not None
     assert not thread._thread.is_alive()
 
 
-async def test_quit_while_loading_gives_up_the_load() -> None:
+async def test_quit_while_loading_cancels_the_load() -> None:
     asked_again = threading.Event()
 
-    def load(progress: Progress) -> FakeEngine:
+    def load(progress: Progress) -> FakeModel:
         while progress(0.5):
             sleep(0.01)
         asked_again.set()
-        raise EdgespecError("given up")
+        raise EdgespecError("canceled")
 
     app = ChatApp(load, "fake-model")
     async with app.run_test(size=SIZE) as pilot:
@@ -158,32 +158,32 @@ async def test_quit_while_loading_gives_up_the_load() -> None:
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (EdgespecError("No file\nx.gguf: run `edgespec pull x`."), "No file x.gguf: run `edgespec pull x`."),
+        (EdgespecError("no file\nx.gguf: run `edgespec pull x`"), "no file x.gguf: run `edgespec pull x`"),
         (ValueError("odd"), "please report it: ValueError: odd"),
     ],
 )
 async def test_load_error_is_a_line_and_the_app_lives(error: Exception, line: str) -> None:
-    def load(progress: Progress) -> FakeEngine:
+    def load(progress: Progress) -> FakeModel:
         raise error
 
     app = ChatApp(load, "fake-model")
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: line in shown(app))
-        assert "Ctrl+Q quits" in shown(app)
+        assert "Ctrl+Q quits" in " ".join(shown(app).split())
         assert "failed" in shown(app).splitlines()[-1]
-        await say(pilot, "Hi?")
-        await until(pilot, lambda: "No model is loaded" in shown(app))
+        await send(pilot, "Hi?")
+        await until(pilot, lambda: "no model is loaded" in shown(app))
 
 
 async def test_answer_error_is_a_line_and_the_turn_is_forgotten() -> None:
-    engine = FakeEngine([EdgespecError("The prompt has 600 tokens:\nshorten it.")])
+    engine = FakeModel([EdgespecError("prompt has 600 tokens:\nshorten it")])
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Too long")
-        await until(pilot, lambda: "The prompt has 600 tokens: shorten it." in shown(app))
+        await send(pilot, "Too long")
+        await until(pilot, lambda: "prompt has 600 tokens: shorten it" in shown(app))
         assert "Traceback" not in shown(app)
         engine.pieces = ["Fine."]
-        await say(pilot, "Short")
+        await send(pilot, "Short")
         await until(pilot, lambda: "Fine." in shown(app))
         assert [m["content"] for m in engine.asked[1]] == ["Be kind.", "Short"]
 
@@ -198,7 +198,7 @@ async def test_nothing_but_text_reaches_the_screen() -> None:
         "<b>tag</b>\n\n```\n\x1b[2J",
         "code\n```\n",
     ]
-    app = ChatApp(lambda progress: FakeEngine(pieces, 0.06, ["no\x1b[31mte"]), "na\x1b[1mme\u202e")
+    app = ChatApp(lambda progress: FakeModel(pieces, 0.06, ["no\x1b[31mte"]), "na\x1b[1mme\u202e")
     async with app.run_test(size=SIZE) as pilot:
         app.post_message(Paste("one\r\ntwo\x1b[3m\x9d"))
         await pilot.pause()
@@ -213,7 +213,7 @@ async def test_nothing_but_text_reaches_the_screen() -> None:
 
 
 async def test_new_lines_and_paste_make_one_message() -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         app.post_message(Paste("one\n\ntwo"))
@@ -226,14 +226,16 @@ async def test_new_lines_and_paste_make_one_message() -> None:
         assert len(engine.asked) == 1
 
 
-async def test_what_an_answer_begins_with_is_drawn_once() -> None:
-    engine = FakeEngine(["Once ", "only."])
+async def test_the_start_of_an_answer_is_drawn_once() -> None:
+    engine = FakeModel(["Once ", "only."])
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "0/512" in shown(app))
         poll, app.session.poll = app.session.poll, lambda wait=0.0: []  # type: ignore[method-assign]
-        await say(pilot, "Go")
-        await until(pilot, lambda: any(isinstance(event, Changed) for event in poll()))  # now it is asked for
+        await send(pilot, "Go")
+        await until(
+            pilot, lambda: any(isinstance(event, Changed) for event in poll())
+        )  # the model is asked now
         await until(pilot, lambda: engine.given == 2)
         kept = app.session.items
         app.session.poll = lambda wait=0.0: [Changed(0), *poll()]  # type: ignore[method-assign]
@@ -245,7 +247,7 @@ async def test_what_an_answer_begins_with_is_drawn_once() -> None:
 
 async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
     read = threading.Event()
-    engine = FakeEngine([f"line {n}\n\n" for n in range(60)])
+    engine = FakeModel([f"line {n}\n\n" for n in range(60)])
     engine.before_piece = lambda number: number != 40 or read.wait(20)
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
@@ -255,7 +257,7 @@ async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
         assert view.size.height >= 10
         assert "fake-model" in shown(app).splitlines()[-1]
         app.query_one(MessageInput).clear()
-        await say(pilot, "Go")
+        await send(pilot, "Go")
         await until(pilot, lambda: "line 39" in shown(app))
         await pilot.press("pageup")
         await until(pilot, lambda: "line 39" not in shown(app))
@@ -266,25 +268,25 @@ async def test_small_window_follows_the_end_unless_scrolled_up() -> None:
         before = looked_at()
         read.set()
         await answered(pilot)
-        assert view.max_scroll_y > 90
+        await until(pilot, lambda: view.max_scroll_y > 90)
         await until(pilot, lambda: looked_at() == before)
-        await say(pilot, "Again")
+        await send(pilot, "Again")
         await until(pilot, lambda: engine.given == 120 and "line 59" in shown(app))
 
 
 async def test_paging_where_there_is_nothing_to_scroll_does_not_lose_the_end() -> None:
-    engine = FakeEngine(["Short."])
+    engine = FakeModel(["Short."])
     app = app_of(engine)
     async with app.run_test(size=SIZE) as pilot:
         view = app.query_one(ConversationView)
-        await say(pilot, "Go")
+        await send(pilot, "Go")
         await until(pilot, lambda: "Short." in shown(app))
         assert "Go" in shown(app).splitlines()[1]
         assert view.scroll_y == 0
         await pilot.press("pageup", "pagedown")
         engine.pieces = [f"line {n}\n\n" for n in range(30)]
-        await say(pilot, "More")
+        await send(pilot, "More")
         await until(pilot, lambda: "line 29" in shown(app))
         engine.before_piece = lambda number: None if number else app.call_from_thread(view.page, 1)
-        await say(pilot, "And more")  # a page forth at the end, as it grows
+        await send(pilot, "And more")  # page down at the end while it grows
         await until(pilot, lambda: engine.given == 61 and "line 29" in shown(app))

@@ -1,11 +1,11 @@
-"""Writing again, asking differently, switching, stopping, going on, forgetting: driven by keys."""
+"""Regenerating, editing, switching branches, stopping, continuing, trimming: driven by keys."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from chats import SIZE, FakeModel, answered, app_of, send, shown, until
 from textual.widgets import OptionList
 
 from edgespec.app.chat.widgets.input import MessageInput
@@ -17,11 +17,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "history.db"
 
 
-async def test_an_answer_written_again_stands_beside_the_first(path: Path) -> None:
-    engine = FakeEngine(["First answer."])
+async def test_a_regenerated_answer_is_a_sibling_of_the_first(path: Path) -> None:
+    engine = FakeModel(["First answer."])
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "Question")
+        await send(pilot, "Question")
         await answered(pilot)
         engine.pieces = ["Second answer."]
         await pilot.press("ctrl+r")
@@ -34,7 +34,7 @@ async def test_an_answer_written_again_stands_beside_the_first(path: Path) -> No
         await pilot.press("alt+left")
         await until(pilot, lambda: "First answer." in shown(app))
         assert "branch 1 of 2" in shown(app)
-        await say(pilot, "And then?")
+        await send(pilot, "And then?")
         await answered(pilot)
         assert [m["content"] for m in engine.asked[2]] == [
             "Be kind.",
@@ -51,12 +51,12 @@ async def test_an_answer_written_again_stands_beside_the_first(path: Path) -> No
         assert len(history.messages(about.id)) == 5
 
 
-async def test_a_question_asked_differently_branches_and_loses_nothing(path: Path) -> None:
-    engine = FakeEngine(["One."])
+async def test_an_edited_question_is_a_new_branch_and_loses_nothing(path: Path) -> None:
+    engine = FakeModel(["One."])
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         for text in ("Alpha", "Beta"):
-            await say(pilot, text)
+            await send(pilot, text)
             await answered(pilot)
         await pilot.press("ctrl+up", "ctrl+up", "ctrl+up", "ctrl+up")  # to the first question
         await until(pilot, lambda: app.view.focused_item is app.session.items[0])
@@ -75,29 +75,29 @@ async def test_a_question_asked_differently_branches_and_loses_nothing(path: Pat
 
 
 async def test_leaving_an_edit_asks_nothing(path: Path) -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "Alpha")
+        await send(pilot, "Alpha")
         await answered(pilot)
         await pilot.press("f2")
         await until(pilot, lambda: app.query_one(MessageInput).text == "Alpha")
         await pilot.press("escape")
         await until(pilot, lambda: app.query_one(MessageInput).text == "")
-        await say(pilot, "Beta")
+        await send(pilot, "Beta")
         await answered(pilot)
         assert [item.text for item in app.session.items if item.role == "user"] == ["Alpha", "Beta"]
 
 
-async def test_a_stopped_answer_goes_on_where_it_was(path: Path) -> None:
-    engine = FakeEngine(["word "] * 500, pause=0.02)
+async def test_a_stopped_answer_continues_where_it_was(path: Path) -> None:
+    engine = FakeModel(["word "] * 500, pause=0.02)
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "Go")
+        await send(pilot, "Go")
         await until(pilot, lambda: engine.given > 3)
         await pilot.press("escape")
         await answered(pilot)
-        assert "Ctrl+T goes on" in shown(app)
+        assert "Ctrl+T continues" in shown(app)
         before = app.session.items[-1].text
         engine.pieces = ["and the end."]
         await pilot.press("ctrl+t")
@@ -105,7 +105,7 @@ async def test_a_stopped_answer_goes_on_where_it_was(path: Path) -> None:
         assert engine.asked[1][-1] == {"role": "assistant", "content": before}
         assert app.session.items[-1].text == before + "and the end."
         assert "and the end." in shown(app)
-        assert "Ctrl+T goes on" not in shown(app)
+        assert "Ctrl+T continues" not in shown(app)
     with History(path) as history:
         last = history.branch(history.conversations()[0].id)[-1]
         assert (last.text, last.state) == (before + "and the end.", "complete")
@@ -116,10 +116,10 @@ async def test_another_conversation_stops_the_answer_and_keeps_it(path: Path) ->
     with History(path) as history:
         other = history.new(title="Other").id
         history.append(other, "user", "Something else")
-    engine = FakeEngine(["word "] * 500, pause=0.02)
+    engine = FakeModel(["word "] * 500, pause=0.02)
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "Go")
+        await send(pilot, "Go")
         await until(pilot, lambda: engine.given > 3)
         app.session.open(other)
         await until(pilot, lambda: "Something else" in shown(app))
@@ -130,56 +130,56 @@ async def test_another_conversation_stops_the_answer_and_keeps_it(path: Path) ->
         assert "word " * engine.given in texts
 
 
-async def test_an_outgrown_conversation_offers_what_to_forget(path: Path) -> None:
-    engine = FakeEngine(context_length=80)  # a message takes ten tokens, the system prompt too
+async def test_a_conversation_that_is_too_long_offers_what_to_leave_out(path: Path) -> None:
+    engine = FakeModel(context_length=80)  # a message takes ten tokens, the system prompt too
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         for n in range(4):
-            await say(pilot, f"Question {n}")
+            await send(pilot, f"Question {n}")
             await answered(pilot)
             if n == 3:
-                await until(pilot, lambda: "model forget?" in shown(app))
+                await until(pilot, lambda: "tokens remain" in shown(app))
         assert len(engine.asked) == 3
         assert "80 tokens" in shown(app)
         assert app.screen.query_one(OptionList).option_count == 2
         await pilot.press("enter")
         await until(pilot, lambda: len(engine.asked) == 4)
         await answered(pilot)
-        said = [m["content"] for m in engine.asked[3] if m["role"] == "user"]
-        assert said == ["Question 1", "Question 2", "Question 3"]
+        output = [m["content"] for m in engine.asked[3] if m["role"] == "user"]
+        assert output == ["Question 1", "Question 2", "Question 3"]
         assert len(app.session.items) == 8  # nothing is lost
-        await say(pilot, "/drop none")
+        await send(pilot, "/drop none")
         await answered(pilot)
         assert app.session.chat.since == 0
 
 
-async def test_nothing_is_forgotten_unless_chosen(path: Path) -> None:
-    engine = FakeEngine(context_length=80)
+async def test_nothing_is_left_out_unless_chosen(path: Path) -> None:
+    engine = FakeModel(context_length=80)
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         for n in range(4):
-            await say(pilot, f"Question {n}")
+            await send(pilot, f"Question {n}")
             await answered(pilot)
-        await until(pilot, lambda: "model forget?" in shown(app))
+        await until(pilot, lambda: "tokens remain" in shown(app))
         await pilot.press("escape")
         await pilot.pause(0.1)
         assert len(engine.asked) == 3
-        await say(pilot, "/drop")
-        await until(pilot, lambda: "model forget?" in shown(app))
+        await send(pilot, "/drop")
+        await until(pilot, lambda: "tokens remain" in shown(app))
         await pilot.press("escape")
     with History(path) as history:
         states = [m.state for m in history.messages(1) if m.role == "assistant"]
     assert states == ["complete"] * 3 + ["stopped"]
 
 
-async def test_offering_to_forget_leaves_a_finished_answer_finished(path: Path) -> None:
-    app = app_of(FakeEngine(), path)
+async def test_a_finished_answer_stays_finished_when_drop_asks(path: Path) -> None:
+    app = app_of(FakeModel(), path)
     async with app.run_test(size=SIZE) as pilot:
         for text in ("One", "Two"):
-            await say(pilot, text)
+            await send(pilot, text)
             await answered(pilot)
-        await say(pilot, "/drop")
-        await until(pilot, lambda: "model forget?" in shown(app))
+        await send(pilot, "/drop")
+        await until(pilot, lambda: "tokens remain" in shown(app))
         await pilot.press("escape")
         await answered(pilot)
     with History(path) as history:
@@ -187,11 +187,11 @@ async def test_offering_to_forget_leaves_a_finished_answer_finished(path: Path) 
 
 
 async def test_keys_on_a_message(path: Path) -> None:
-    engine = FakeEngine(["One."])
+    engine = FakeModel(["One."])
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         for text in ("Alpha", "Beta"):
-            await say(pilot, text)
+            await send(pilot, text)
             await answered(pilot)
         await pilot.press("ctrl+up", "ctrl+up", "ctrl+up")  # the first answer
         await until(pilot, lambda: app.view.focused_item is app.session.items[1])
@@ -210,7 +210,7 @@ async def test_keys_on_a_message(path: Path) -> None:
 
 
 async def test_a_long_question_unfolds(path: Path) -> None:
-    app = app_of(FakeEngine(), path)
+    app = app_of(FakeModel(), path)
     async with app.run_test(size=(80, 60)) as pilot:
         app.query_one(MessageInput).put("\n".join(f"line {n}" for n in range(30)))
         await pilot.press("enter")
@@ -223,7 +223,7 @@ async def test_a_long_question_unfolds(path: Path) -> None:
 
 
 async def test_ctrl_q_leaves_from_anywhere(path: Path) -> None:
-    app = app_of(FakeEngine(), path)
+    app = app_of(FakeModel(), path)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.press("f1")
         await until(pilot, lambda: len(app.screen_stack) == 2)

@@ -1,4 +1,4 @@
-"""A busy chat is killed at random moments: what it had acknowledged is kept, and the file is sound."""
+"""A chat is killed at random moments: everything that it had shown is stored, and the file is intact."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from edgespec.app.history.store import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
-# The whole chat but the model. Imports once and forks a chat for every line it is given. A chat that asks for
-# the next line has shown all before as finished; what begins to be answered was shown as sent.
+# The whole chat except the model. Imports once, and forks a chat for every line it reads. A chat that
+# asks for the next line has shown everything before as finished; a question with an answer was shown as sent.
 _CHATS = """
 import json, os, random, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from chats import FakeEngine
+from chats import FakeModel
 from edgespec.app.chat.plain import PlainChat
 from edgespec.app.chat.session import Session
 from edgespec.app.chat.history_worker import HistoryWorker
@@ -36,8 +36,8 @@ def acknowledge(*what):
 
 def chat(path, seed):
     rng = random.Random(seed)
-    engine = FakeEngine(context_length=1 << 30)  # an outgrown conversation waits for the user
-    session = Session(lambda progress: engine, store=HistoryWorker(path))
+    engine = FakeModel(context_length=1 << 30)  # a context overflow would wait for the user
+    session = Session(lambda progress: engine, history=HistoryWorker(path))
     asked = 0
 
     def words():
@@ -54,14 +54,14 @@ def chat(path, seed):
         if choice < 0.1:
             return "/new"
         if choice < 0.2 and session.items:
-            return "/again"
+            return "/regenerate"
         if choice < 0.3 and session.items:
             return "/edit " + words()
         return words()
 
     def write(text):
-        if session.writing is not None and session.writing.parent is not None:
-            question = session.writing.parent
+        if session.generating is not None and session.generating.parent is not None:
+            question = session.generating.parent
             acknowledge("user", question.id, question.text, "complete")
 
     PlainChat(session, read, write).run(reopen=0)
@@ -76,13 +76,13 @@ for line in sys.stdin:
             os._exit(3)
     acknowledge("started", child)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    os.write(1, b"\\n")  # what it wrote last may have been cut short
+    os.write(1, b"\\n")  # its last line may be incomplete
     acknowledge("ended", status)
 """
 
 
 def killed(chats: subprocess.Popen[bytes], path: Path, seed: int, seconds: float) -> list[list[str]]:
-    """What a chat acknowledged before it was killed, `seconds` after it was first heard of."""
+    """Return what a chat acknowledged before it was killed, `seconds` after its first line."""
     assert chats.stdin is not None
     assert chats.stdout is not None
     chats.stdin.write(json.dumps([str(path), seed]).encode() + b"\n")
@@ -94,7 +94,7 @@ def killed(chats: subprocess.Popen[bytes], path: Path, seed: int, seconds: float
             for line in filter(None, lines):
                 try:
                     what = json.loads(line)
-                except ValueError:  # was never acknowledged in full
+                except ValueError:  # not acknowledged completely
                     torn = True
                     continue
                 assert what[0] == "ended" or not torn

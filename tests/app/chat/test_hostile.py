@@ -1,4 +1,4 @@
-"""Nothing but text reaches the terminal, whatever a model, a title, a file or a server says."""
+"""Nothing but text reaches the terminal, whatever a model, a title, a file or a server contains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pyte
 import pytest
-from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from chats import SIZE, FakeModel, answered, app_of, send, shown, until
 from hostile import EVIL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,12 +23,13 @@ from markdown_it.token import Token
 from textual.events import Paste
 
 from edgespec.app.chat.attachments import Attached, folded, with_files
-from edgespec.app.chat.messages import BranchMessage, Ended, Notice, TextAppended
+from edgespec.app.chat.events import Ended, Notice, TextAppended
+from edgespec.app.chat.markup import parser
+from edgespec.app.chat.messages import BranchMessage
 from edgespec.app.chat.plain import PlainChat
 from edgespec.app.chat.session import Session
 from edgespec.app.chat.widgets.input import MessageInput
-from edgespec.app.chat.widgets.markdown import parser
-from edgespec.app.chat.widgets.panel import coloured
+from edgespec.app.chat.widgets.panel import colored
 from edgespec.app.chat.widgets.sidebar import _hit, _title
 from edgespec.app.cli import main, run
 from edgespec.app.engine.request import GenerationStats, Request
@@ -55,7 +56,7 @@ def bad(text: str) -> list[str]:
 
 
 class Watched(pyte.Screen):
-    """A terminal that counts everything it is made to do but to write."""
+    """A terminal that records everything it executes except writing text."""
 
     def __init__(self) -> None:
         super().__init__(200, 50)
@@ -87,7 +88,7 @@ def test_every_split_of_a_stream_is_text_to_a_terminal(text: str, cuts: list[int
 
 
 class Scripted:
-    """As much of an engine as `run` needs: it answers with its pieces, and has a note."""
+    """The part of an engine that `run` needs, with scripted pieces and a note."""
 
     draft_path = None
 
@@ -110,7 +111,7 @@ class Scripted:
 
 
 def streams(count: int) -> Iterator[list[str]]:
-    """Hostile texts, each in pieces: parted anywhere, every tenth after every character."""
+    """Hostile texts in pieces: split anywhere, every tenth after each character."""
     rng = random.Random(count)
     parts = [*EVIL, *"ab1;[]?\x1b\x9b\x9d\n\t", "\u200f", "é", "`", "**", "&#27;", "&#x9b;", "![](x)", "<b>"]
     for number in range(count):
@@ -125,7 +126,7 @@ def streams(count: int) -> Iterator[list[str]]:
 def test_ten_thousand_hostile_streams_are_text_in_every_sink(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `run`, the plain chat, notes, errors, titles and notifications say to a terminal; exports."""
+    """The output of `run`, the plain chat, notes, errors, titles and notifications; exports."""
     master, slave = pty.openpty()
     tty.setraw(slave)
     heard = bytearray()
@@ -136,7 +137,7 @@ def test_ten_thousand_hostile_streams_are_text_in_every_sink(
 
     reader = threading.Thread(target=read, daemon=True)  # a failure must not wait for it
     reader.start()
-    engine, said = Scripted(), 0
+    engine, count = Scripted(), 0
     with (
         open(slave, "w", encoding="utf-8", closefd=False) as terminal,
         History(tmp_path / "h.db") as history,
@@ -160,10 +161,10 @@ def test_ten_thousand_hostile_streams_are_text_in_every_sink(
             with pytest.raises(SystemExit):
                 main._fail(text)
             terminal.write(one_line(text) + _title(text, False).plain)
-            said += 1
+            count += 1
             tokens = parser().parse("".join(map(clean, pieces)))
             assert not bad("".join(_texts(tokens)))
-            if said % 50 == 0:
+            if count % 50 == 0:
                 history.append(number, "assistant", text)
         exported = to_markdown(history, number) + to_json(history)
         assert set(bad(exported)) == set()
@@ -182,7 +183,7 @@ def test_ten_thousand_hostile_streams_are_text_in_every_sink(
 
 
 def _texts(tokens: Iterable[Token]) -> Iterator[str]:
-    """All that a widget of Textual's may take from a token of Markdown."""
+    """All text that a Textual widget may take from a Markdown token."""
     for token in tokens:
         yield token.content + token.info + "".join(map(str, token.attrs.values()))
         yield from _texts(token.children or [])
@@ -194,7 +195,7 @@ def test_titles_snippets_files_and_tokens_are_clean(a: str, b: str, start: int, 
     whole = a + b
     hit = Hit(1, a, 2, whole, ((min(start, len(whole)), min(start + length, len(whole))),))
     spans = [("suffix", 1)] * len(whole)
-    shown = [_title(a, True).plain, _hit(hit).plain, coloured(whole, spans).plain]
+    shown = [_title(a, True).plain, _hit(hit).plain, colored(whole, spans).plain]
     shown += [clean(folded(with_files(a, [Attached(b, a)]))), one_line(a)]
     assert bad("".join(shown)) == []
 
@@ -207,7 +208,7 @@ async def test_a_hostile_conversation_cannot_steer_the_screen(tmp_path: Path) ->
         history.append(number, "assistant", f"# an{evil}swer\n\n`co{evil}de` [a{evil}](http://x{evil})")
         history.append(number, "tool", evil)
     pieces = list(f"str{evil}eam &#27;[2J &#x9b;2J &#x202e; <b>{evil}</b>\n\n```{evil}\n{evil}\n```\n")
-    app = app_of(FakeEngine(pieces, notes=[f"no{evil}te"]), tmp_path / "h.db", reopen=number)
+    app = app_of(FakeModel(pieces, notes=[f"no{evil}te"]), tmp_path / "h.db", reopen=number)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         seen = []
         await answered(pilot)
@@ -223,15 +224,17 @@ async def test_a_hostile_conversation_cannot_steer_the_screen(tmp_path: Path) ->
         await until(pilot, lambda: "pasted" in app.query_one(MessageInput).text)
         await pilot.press("enter")
         await answered(pilot)
-        await pilot.pause(0.4)
-        seen.append(shown(app))
-        await pilot.press("f2")  # what was sent comes back to be changed
+        for _ in range(2):  # with the engine panel, and without it
+            await pilot.pause(0.4)
+            seen.append(shown(app))
+            await pilot.press("ctrl+g")
+        await pilot.press("f2")  # edits the question
         await pilot.pause(0.1)
         seen.append(shown(app))
         await pilot.press("escape")
         for command in (f"/rename x{evil}y", f"/{evil}", f"/export /no{evil}where/x.md", f"/persona {evil}"):
             app.query_one(MessageInput).clear()
-            await say(pilot, command)
+            await send(pilot, command)
             await pilot.pause(0.2)
             seen.append(shown(app))
         for key in ("f1", "f6", "f7", "f4"):

@@ -1,4 +1,4 @@
-"""Writing a message: what was sent before, large pastes, attached files, commands, copying."""
+"""The input: recall of sent messages, large pastes, attached files, commands, copying."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
-from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from chats import SIZE, FakeModel, answered, app_of, send, shown, until
 from hypothesis import given
 from hypothesis import strategies as st
 from textual.events import Paste
@@ -19,8 +19,8 @@ from edgespec.app.chat.attachments import (
     unfolded_question,
     with_files,
 )
+from edgespec.app.chat.markup import code_blocks
 from edgespec.app.chat.widgets.input import MessageInput
-from edgespec.app.chat.widgets.markdown import code_blocks
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_up_and_down_go_through_what_was_sent(path: Path) -> None:
-    app = app_of(FakeEngine(), path)
+    app = app_of(FakeModel(), path)
     async with app.run_test(size=SIZE) as pilot:
         box = app.query_one(MessageInput)
         for text in ("one", "two\nlines"):
-            await say(pilot, text)
+            await send(pilot, text)
         await answered(pilot)
         await pilot.press("n", "e", "w", "up")
         assert box.text == "two\nlines"
@@ -48,7 +48,7 @@ async def test_up_and_down_go_through_what_was_sent(path: Path) -> None:
 
 
 async def test_a_large_paste_is_one_mark_and_arrives_whole(path: Path) -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine, path)
     text = "".join(f"line {n} of a long text\n" for n in range(5000))
     assert len(text) > 100_000
@@ -73,7 +73,7 @@ async def test_tab_completes_paths_and_commands(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes-a.txt").write_text("one two three")
     (tmp_path / "notes-b.txt").write_text("four")
-    app = app_of(FakeEngine(), path)
+    app = app_of(FakeModel(), path)
     async with app.run_test(size=SIZE) as pilot:
         await answered(pilot)
         box = app.query_one(MessageInput)
@@ -86,7 +86,7 @@ async def test_tab_completes_paths_and_commands(
         box.clear()
         await pilot.press(*"/reg", "tab")
         assert box.text == "/regenerate"
-        await until(pilot, lambda: "Write the last answer again" in shown(app))
+        await until(pilot, lambda: "Regenerate the last answer" in shown(app))
 
 
 async def test_an_attached_file_is_sent_and_folded(
@@ -95,14 +95,14 @@ async def test_an_attached_file_is_sent_and_folded(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my notes.txt").write_text("secret ```` fence\nsecond\n")
     (tmp_path / "data.bin").write_bytes(b"\xff\0\x01")
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "Look at @data.bin")
-        await until(pilot, lambda: "is no UTF-8 text" in " ".join(shown(app).split()))
+        await send(pilot, "Look at @data.bin")
+        await until(pilot, lambda: "is not UTF-8 text" in " ".join(shown(app).split()))
         assert app.query_one(MessageInput).text == "Look at @data.bin"
         app.query_one(MessageInput).clear()
-        await say(pilot, 'Sum up @"my notes.txt" for @bob')
+        await send(pilot, 'Sum up @"my notes.txt" for @bob')
         await answered(pilot)
         sent = engine.asked[0][-1]["content"]
         assert sent.startswith('Sum up @"my notes.txt" for @bob\n\nFile my notes.txt:\n`````\n')
@@ -115,14 +115,14 @@ async def test_an_attached_file_is_sent_and_folded(
 
 
 @given(st.lists(st.text(alphabet="`ab\n \\u202e", max_size=30), max_size=3), st.text("ab `\n", max_size=20))
-def test_what_was_attached_comes_off_again(contents: list[str], typed: str) -> None:
+def test_attached_files_are_removed_again(contents: list[str], typed: str) -> None:
     files = [Attached(f"f{n}", text) for n, text in enumerate(contents)]
     whole = with_files("x" + typed, files)
     assert unfolded_question(whole) == "x" + typed
     assert folded(whole).count("@f") == len(files)
 
 
-def test_files_that_cannot_be_attached_say_why(tmp_path: Path) -> None:
+def test_files_that_cannot_be_attached_have_a_reason(tmp_path: Path) -> None:
     (tmp_path / "big.txt").write_bytes(b"a" * 1_000_001)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.txt").write_text("x")
@@ -134,35 +134,35 @@ def test_files_that_cannot_be_attached_say_why(tmp_path: Path) -> None:
 
 
 async def test_unknown_commands_stay_and_two_slashes_send_one(path: Path) -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await say(pilot, "/nonsense now")
-        await until(pilot, lambda: "There is no command /nonsense" in shown(app))
+        await send(pilot, "/nonsense now")
+        await until(pilot, lambda: "unknown command /nonsense" in shown(app))
         assert app.query_one(MessageInput).text == "/nonsense now"
         app.query_one(MessageInput).clear()
-        await say(pilot, "//usr/bin")
+        await send(pilot, "//usr/bin")
         await answered(pilot)
         assert engine.asked[0][-1]["content"] == "/usr/bin"
 
 
 async def test_answers_and_code_blocks_are_copied_clean(path: Path) -> None:
-    engine = FakeEngine(["Text\n```py\none\x1b\n```\n", "and\n```\ntwo\n```\n"])
+    engine = FakeModel(["Text\n```py\none\x1b\n```\n", "and\n```\ntwo\n```\n"])
     app = app_of(engine, path)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
         await pilot.press("ctrl+y")
-        await until(pilot, lambda: "no answer yet" in shown(app))
-        await say(pilot, "Code")
+        await until(pilot, lambda: "no answer to copy" in shown(app))
+        await send(pilot, "Code")
         await answered(pilot)
         await pilot.press("ctrl+y")
         await until(pilot, lambda: app.clipboard.endswith("two\n```\n"))
         assert "\x1b" not in app.clipboard
         await pilot.press("f5")
         await until(pilot, lambda: app.clipboard == "two\n")
-        await say(pilot, "/code 1")
+        await send(pilot, "/code 1")
         await until(pilot, lambda: app.clipboard == "one\n")
-        await say(pilot, "/code 9")
-        await until(pilot, lambda: "There are 2 code blocks" in " ".join(shown(app).split()))
+        await send(pilot, "/code 9")
+        await until(pilot, lambda: "no such code block" in shown(app))
 
 
 def test_code_blocks_are_found_in_lists_and_indented() -> None:
@@ -172,13 +172,13 @@ def test_code_blocks_are_found_in_lists_and_indented() -> None:
 
 
 async def test_the_palette_and_help_know_every_command(path: Path) -> None:
-    engine = FakeEngine()
+    engine = FakeModel()
     app = app_of(engine, path)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.press("f1")
-        await until(pilot, lambda: "Enter sends, Ctrl+J makes a new line" in shown(app))
+        await until(pilot, lambda: "Enter sends, Ctrl+J inserts a new line" in shown(app))
         await pilot.press("escape", "ctrl+p")
-        await until(pilot, lambda: "Begin a conversation" in shown(app))
+        await until(pilot, lambda: "Start a new conversation" in shown(app))
         await pilot.press(*"sidebar")
         await until(pilot, lambda: "Show or hide the conversations" in shown(app))
         await pilot.pause(0.3)

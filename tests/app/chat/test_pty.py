@@ -37,7 +37,7 @@ def terminals() -> Iterator[list[Terminal]]:
 
 
 def test_a_day_in_a_terminal(script: Script, terminals: list[Terminal]) -> None:
-    """Ask, search, quit; and again from where it was, with a kill in the middle of an answer."""
+    """Ask, search, quit; then continue, with a kill in the middle of an answer."""
     script.answer = words("The capital ", "is Par", "is.")
     chat = Terminal([*COMMAND, "--server", script.url])
     terminals.append(chat)
@@ -65,13 +65,13 @@ def test_a_day_in_a_terminal(script: Script, terminals: list[Terminal]) -> None:
     script.answer = words("Back.")
     chat = Terminal([*COMMAND, "--server", script.url, "--open", "1"])
     terminals.append(chat)
-    text = chat.until(lambda text: "more more" in text and "Stopped" in text)
+    text = chat.until(lambda text: "more more" in text and "stopped: Ctrl+T" in text)
     assert text.count("more") > 20
     chat.write(b"And now?\r")
     chat.until(lambda text: "Back." in text and "ready" in text)
-    told = [message["content"] for message in script.asked[-1]["messages"]]
-    assert told[:3] == ["Which capital?", "The capital is Paris.", "Again?"]
-    assert told[3].startswith("more more")
+    sent = [message["content"] for message in script.asked[-1]["messages"]]
+    assert sent[:3] == ["Which capital?", "The capital is Paris.", "Again?"]
+    assert sent[3].startswith("more more")
     chat.write(b"\x11")
     assert chat.wait() == 0
 
@@ -92,7 +92,7 @@ def test_no_hostile_byte_reaches_the_terminal(script: Script, terminals: list[Te
         assert sequence.encode() not in chat.raw
 
 
-def test_without_colour_there_is_none(
+def test_without_color_there_is_none(
     script: Script, terminals: list[Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
@@ -100,11 +100,11 @@ def test_without_colour_there_is_none(
     chat = Terminal([*COMMAND, "--server", script.url])
     terminals.append(chat)
     chat.until(lambda text: "Enter sends" in text)
-    chat.write(b"Colours?\r")
+    chat.write(b"Colors?\r")
     chat.until(lambda text: "import os" in text and "ready" in text)
-    colours = {cell.fg for row in chat._screen.buffer.values() for cell in row.values()}
-    hexes = [colour for colour in colours if len(colour) == 6 and set(colour) <= set("0123456789abcdef")]
-    assert all(max(bytes.fromhex(c)) - min(bytes.fromhex(c)) < 24 for c in hexes)  # shades of grey
+    colors = {cell.fg for row in chat._screen.buffer.values() for cell in row.values()}
+    hexes = [color for color in colors if len(color) == 6 and set(color) <= set("0123456789abcdef")]
+    assert all(max(bytes.fromhex(c)) - min(bytes.fromhex(c)) < 24 for c in hexes)  # shades of gray
     chat.write(b"\x11")
     assert chat.wait() == 0
 

@@ -1,7 +1,7 @@
-"""The main screens as they look, in every theme, at 80 by 24 and 140 by 40.
+"""The main screens in every theme, at 80 by 24 and 140 by 40.
 
-The expected screens are in tests/app/chat/screens: the text of each screen once, and for each theme its
-styles with the first words in them. EDGESPEC_SCREENS=new writes new ones: look at the difference.
+The expected screens are in tests/app/chat/screens: the text of each screen once, and the styles of each theme
+with the first words in them. EDGESPEC_SCREENS=new writes new ones; check the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from chats import FakeEngine, answered, app_of, say, shown, until
+from chats import FakeModel, answered, app_of, send, shown, until
 from rich.style import Style
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -31,7 +31,7 @@ A **suffix automaton** holds every substring of a text in *linear* space.
 
 ```python
 def extend(self, token: int) -> None:
-    \"\"\"Amortised constant time.\"\"\"
+    \"\"\"Amortized constant time.\"\"\"
     self.next[node][token] = state  # a comment
 ```
 
@@ -39,11 +39,11 @@ def extend(self, token: int) -> None:
 |---|---|
 | suffix array | O(n log n) |
 
-> Guess what you can check: `retrieval.py`.
+> Draft what you can verify: `retrieval.py`.
 """
 CHOICES = [
     selection.ModelChoice("fake-model", True, "98 MB · Apache-2.0"),
-    selection.ModelChoice("large", False, "1,117 MB · draft tiny · to be fetched"),
+    selection.ModelChoice("large", False, "1,117 MB · draft tiny · not downloaded"),
 ]
 
 
@@ -53,7 +53,7 @@ async def key(pilot: Pilot[int], pressed: str, sign: str) -> None:
 
 
 async def _answer(pilot: Pilot[int]) -> None:
-    await say(pilot, "What is a suffix automaton?")
+    await send(pilot, "What is a suffix automaton?")
     await answered(pilot)
     await until(pilot, lambda: "retrieval.py" in shown(pilot.app))
 
@@ -90,7 +90,7 @@ SCREENS: dict[str, Callable[[Pilot[int]], Awaitable[None]]] = {
 
 
 def styles(app: ChatApp) -> list[str]:
-    """Each style on the screen, as the terminal gets it, with the first words in it."""
+    """Every style on the screen, as the terminal gets it, with the first words in it."""
     background = app.screen.styles.background
     found: dict[str, str] = {}
     for strip in app.screen._compositor.render_strips():
@@ -116,14 +116,14 @@ async def settled(pilot: Pilot[int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (140, 40)], ids=["80x24", "140x40"])
-@pytest.mark.parametrize("theme", ["dark", "light", "contrast", "no-colour"])
+@pytest.mark.parametrize("theme", ["dark", "light", "contrast", "no-color"])
 async def test_screens_look_as_they_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theme: str, size: tuple[int, int]
 ) -> None:
     monkeypatch.setattr(settings_file, "config_path", lambda: Path("/home/me/.config/edgespec/config.toml"))
     monkeypatch.setattr(selection, "choices", lambda: CHOICES)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    if theme == "no-colour":
+    if theme == "no-color":
         monkeypatch.setenv("NO_COLOR", "1")
     with History(tmp_path / "h.db") as history:
         for question in ("Why is the sky blue?", "A title that is far too long for the list of titles"):
@@ -131,8 +131,8 @@ async def test_screens_look_as_they_did(
             history.append(about.id, "user", question)
             history.append(about.id, "assistant", "Because the sky is the sky.")
         history.pin(1)
-    settings = settings_file.Settings(theme="dark" if theme == "no-colour" else theme)  # type: ignore[arg-type]
-    engine = FakeEngine([ANSWER[at : at + 9] for at in range(0, len(ANSWER), 9)])
+    settings = settings_file.Settings(theme="dark" if theme == "no-color" else theme)  # type: ignore[arg-type]
+    engine = FakeModel([ANSWER[at : at + 9] for at in range(0, len(ANSWER), 9)])
     app = app_of(engine, tmp_path / "h.db", settings=settings, opener=lambda name: lambda _: engine)
     seen: dict[str, str] = {}
     async with app.run_test(size=size, notifications=True) as pilot:

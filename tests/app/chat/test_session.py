@@ -1,4 +1,4 @@
-"""What a model is told, and what happens to sources and events on the way, without a screen."""
+"""The messages a model gets, the sources of tokens, and the merging of events, without a screen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgespec.app.chat.chat_model import TokenTrace
-from edgespec.app.chat.messages import BranchMessage, ChatEvent, Ended, TextAppended, joined, told
+from edgespec.app.chat.events import ChatEvent, Ended, TextAppended, merge_text
+from edgespec.app.chat.messages import BranchMessage, model_messages
 from edgespec.app.engine.request import Step
 from edgespec.core import Draft, Round
 
 
 def chain(*messages: tuple[str, str]) -> BranchMessage:
-    """The last of some messages, each under the one before."""
+    """The last of a chain of messages, each the child of the one before."""
     item = None
     for number, (role, text) in enumerate(messages, 1):
         item = BranchMessage(number, role, text, "complete", item)  # type: ignore[arg-type]
@@ -23,10 +24,10 @@ def chain(*messages: tuple[str, str]) -> BranchMessage:
 
 
 def texts(last: BranchMessage, **settings: int) -> list[str]:
-    return [f"{m['role'][0]}:{m['content']}" for m in told(last, "S", **settings)]
+    return [f"{m['role'][0]}:{m['content']}" for m in model_messages(last, "S", **settings)]
 
 
-def test_questions_without_an_answer_are_not_told() -> None:
+def test_questions_without_an_answer_are_left_out() -> None:
     last = chain(
         ("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", ""), ("user", "c"), ("assistant", "")
     )
@@ -34,37 +35,37 @@ def test_questions_without_an_answer_are_not_told() -> None:
     assert texts(chain(("user", "a"), ("user", "b"), ("assistant", ""))) == ["s:S", "u:b"]
 
 
-def test_an_answer_taken_up_again_is_told_as_far_as_it_goes() -> None:
+def test_a_continued_answer_is_included() -> None:
     assert texts(chain(("user", "a"), ("assistant", "half"))) == ["s:S", "u:a", "a:half"]
 
 
-def test_what_was_dropped_is_not_told() -> None:
+def test_trimmed_messages_are_left_out() -> None:
     last = chain(("user", "a"), ("assistant", "A"), ("user", "b"), ("assistant", ""))
     assert texts(last, since=3) == ["s:S", "u:b"]
-    assert texts(last, since=2) == ["s:S", "u:b"]  # never begins with an answer
-    assert told(last, "", 3) == [{"role": "user", "content": "b"}]
+    assert texts(last, since=2) == ["s:S", "u:b"]  # never starts with an answer
+    assert model_messages(last, "", 3) == [{"role": "user", "content": "b"}]
 
 
-def test_an_imported_system_message_is_told() -> None:
+def test_an_imported_system_message_is_included() -> None:
     assert texts(chain(("system", "x"), ("user", "a"), ("assistant", ""))) == ["s:S", "s:x", "u:a"]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.text(max_size=3)), max_size=30))
-def test_bursts_are_joined_and_lose_nothing(pieces: list[tuple[int, str]]) -> None:
+def test_bursts_are_merged_and_lose_nothing(pieces: list[tuple[int, str]]) -> None:
     items = [chain(("user", str(n))) for n in range(3)]
     events: list[ChatEvent] = [TextAppended(items[n], text) for n, text in pieces]
     events.insert(len(events) // 2, Ended(items[0]))
-    news = joined(events)
+    merged = merge_text(events)
     for item in items:
         expected = "".join(text for n, text in pieces if items[n] is item)
-        assert "".join(e.text for e in news if isinstance(e, TextAppended) and e.item is item) == expected
+        assert "".join(e.text for e in merged if isinstance(e, TextAppended) and e.item is item) == expected
     assert all(
         not (isinstance(a, TextAppended) and isinstance(b, TextAppended) and a.item is b.item)
-        for a, b in pairwise(news)
+        for a, b in pairwise(merged)
     )
 
 
-def test_sources_are_those_of_the_tokens_that_stood() -> None:
+def test_sources_are_those_of_the_accepted_tokens() -> None:
     pieces = {1: b"a", 2: "é".encode()[:1], 3: "é".encode()[1:], 4: b"bcd", 9: b""}
     result = TokenTrace()
     result.piece = pieces.__getitem__

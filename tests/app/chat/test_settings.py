@@ -1,4 +1,4 @@
-"""The config file, the form that writes it, themes, personas, and the choice of a model."""
+"""The settings file, its form, themes, personas, and the choice of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import SIZE, FakeEngine, answered, app_of, say, shown, until
+from chats import SIZE, FakeModel, answered, app_of, send, shown, until
 from downloads import DATA, PART, PARTS, entry, put_wheel
 from textual.widgets import Input, OptionList
 from typer.testing import CliRunner
@@ -61,7 +61,7 @@ def test_what_is_saved_is_loaded_and_comments_stay(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "output"),
     [
         ("temprature = 1", "unknown setting 'temprature' (valid: mode, model"),
         ("temperature = 'hot'", "temperature must be a number"),
@@ -75,12 +75,12 @@ def test_what_is_saved_is_loaded_and_comments_stay(folder: Path) -> None:
         ("x = ", "is not TOML"),
     ],
 )
-def test_wrong_settings_are_told(folder: Path, line: str, said: str) -> None:
+def test_invalid_settings_are_reported(folder: Path, line: str, output: str) -> None:
     folder.mkdir()
     (folder / "config.toml").write_text(line)
     with pytest.raises(EdgespecError) as error:
         settings_file.load()
-    assert said in str(error.value)
+    assert output in str(error.value)
     assert str(folder) in str(error.value)
 
 
@@ -97,17 +97,17 @@ def test_a_file_of_the_version_before_is_read_and_kept(folder: Path) -> None:
 
 
 def test_config_help_documents_every_setting() -> None:
-    said = " ".join(CliRunner().invoke(commands, ["config", "--help"], terminal_width=200).output.split())
+    output = " ".join(CliRunner().invoke(commands, ["config", "--help"], terminal_width=200).output.split())
     for name, about in settings_file.ABOUT.items():
-        assert f"{name}: {about}" in said
+        assert f"{name}: {about}" in output
     printed = CliRunner().invoke(commands, ["config"])
     assert printed.exit_code == 0
     assert "temperature = 0.7" in printed.output
     assert set(settings_file.ABOUT) == set(settings_file.Settings.__dataclass_fields__)
 
 
-async def test_the_form_saves_and_holds_at_once(folder: Path, tmp_path: Path) -> None:
-    app = app_of(FakeEngine(), tmp_path / "h.db")
+async def test_the_form_saves_and_applies_at_once(folder: Path, tmp_path: Path) -> None:
+    app = app_of(FakeModel(), tmp_path / "h.db")
     async with app.run_test(size=SIZE) as pilot:
         await answered(pilot)
         await pilot.press("f6")
@@ -126,8 +126,8 @@ async def test_the_form_saves_and_holds_at_once(folder: Path, tmp_path: Path) ->
     assert settings_file.load() == settings_file.Settings(temperature=0.1, theme="light")
 
 
-async def test_themes_go_round_and_high_contrast_is_black_and_white(tmp_path: Path) -> None:
-    app = app_of(FakeEngine(), tmp_path / "h.db")
+async def test_themes_rotate_and_high_contrast_is_black_and_white(tmp_path: Path) -> None:
+    app = app_of(FakeModel(), tmp_path / "h.db")
     async with app.run_test(size=SIZE) as pilot:
         seen = [app.theme]
         for _ in range(3):
@@ -135,7 +135,7 @@ async def test_themes_go_round_and_high_contrast_is_black_and_white(tmp_path: Pa
             await pilot.pause(0.1)
             seen.append(app.theme)
         assert seen == ["textual-dark", "textual-light", "contrast", "textual-dark"]
-        await say(pilot, "/theme contrast")
+        await send(pilot, "/theme contrast")
         await until(pilot, lambda: app.theme == "contrast")
         assert app.screen.styles.background.rgb == (0, 0, 0)
 
@@ -145,24 +145,24 @@ async def test_no_color_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
-    app = app_of(FakeEngine(["```python\nimport os\n```\n"]), tmp_path / "h.db")
+    app = app_of(FakeModel(["```python\nimport os\n```\n"]), tmp_path / "h.db")
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "Colours?")
+        await send(pilot, "Colors?")
         await answered(pilot)
-        colours = set()
+        colors = set()
         for y in range(SIZE[1]):
             for segment in app.screen._compositor.render_strips()[y]:
                 style = segment.style
-                for colour in (style.color, style.bgcolor) if style is not None else ():
-                    if colour is not None and colour.triplet is not None:
-                        colours.add(tuple(colour.triplet))
+                for color in (style.color, style.bgcolor) if style is not None else ():
+                    if color is not None and color.triplet is not None:
+                        colors.add(tuple(color.triplet))
         filters = [type(one).__name__ for one in app._filters]
-        assert len(colours) > 3
+        assert len(colors) > 3
         assert ("Monochrome" in filters) is no_color
 
 
-async def test_a_persona_is_a_system_prompt_that_is_kept(tmp_path: Path) -> None:
-    engine = FakeEngine()
+async def test_a_persona_is_a_system_prompt_that_is_stored(tmp_path: Path) -> None:
+    engine = FakeModel()
     settings = settings_file.Settings(personas={"brief": "Be brief.", "long": "Be long."})
     app = app_of(engine, tmp_path / "h.db", settings=settings)
     async with app.run_test(size=SIZE, notifications=True) as pilot:
@@ -170,12 +170,12 @@ async def test_a_persona_is_a_system_prompt_that_is_kept(tmp_path: Path) -> None
         await until(pilot, lambda: "Be long." in shown(app))
         await pilot.press("down", "enter")
         await until(pilot, lambda: "[brief]" in shown(app))
-        await say(pilot, "Hi")
+        await send(pilot, "Hi")
         await answered(pilot)
         assert engine.asked[0][0] == {"role": "system", "content": "Be brief."}
-        await say(pilot, "/persona nobody")
+        await send(pilot, "/persona nobody")
         await until(pilot, lambda: "unknown persona" in shown(app))
-    app = app_of(FakeEngine(), tmp_path / "h.db", settings=settings, reopen=0)
+    app = app_of(FakeModel(), tmp_path / "h.db", settings=settings, reopen=0)
     async with app.run_test(size=SIZE) as pilot:
         await until(pilot, lambda: "[brief]" in shown(app).splitlines()[0])
         assert app.session.chat.system == "Be brief."
@@ -183,16 +183,16 @@ async def test_a_persona_is_a_system_prompt_that_is_kept(tmp_path: Path) -> None
 
 CHOICES = [
     selection.ModelChoice("small", True, "98 MB"),
-    selection.ModelChoice("large", False, "1,117 MB · draft tiny · to be fetched"),
+    selection.ModelChoice("large", False, "1,117 MB · draft tiny · not downloaded"),
 ]
 
 
 async def test_another_model_is_loaded_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "choices", lambda: CHOICES)
-    first, second = FakeEngine(), FakeEngine(["Second model."])
+    first, second = FakeModel(), FakeModel(["Second model."])
     app = app_of(first, tmp_path / "h.db", opener=lambda name: lambda progress: second)
     async with app.run_test(size=SIZE) as pilot:
-        await say(pilot, "One")
+        await send(pilot, "One")
         await answered(pilot)
         await pilot.press("f4")
         await until(pilot, lambda: "1,117 MB · draft tiny" in shown(app))
@@ -200,12 +200,12 @@ async def test_another_model_is_loaded_in_place(tmp_path: Path, monkeypatch: pyt
         await until(pilot, lambda: "small" in shown(app).splitlines()[-1])
         await answered(pilot)
         assert first.closed
-        await say(pilot, "Two")
+        await send(pilot, "Two")
         await answered(pilot)
         assert [m["content"] for m in second.asked[0]] == ["Be kind.", "One", "Hello there.", "Two"]
 
 
-async def test_without_a_model_one_is_chosen_fetched_and_used(
+async def test_without_a_model_one_is_chosen_downloaded_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "choices", lambda: CHOICES[::-1])
@@ -215,16 +215,16 @@ async def test_without_a_model_one_is_chosen_fetched_and_used(
         going.update(name=name, progress=progress, done=done)
 
     monkeypatch.setattr(chat_models, "fetch", fetch)
-    engine = FakeEngine()
+    engine = FakeModel()
     loads = []
 
     def opener(name: str) -> Any:
         loads.append(name)
         return lambda progress: engine
 
-    app = ChatApp(lambda progress: engine, "", opener=opener, store=HistoryWorker(tmp_path / "h.db"))
+    app = ChatApp(lambda progress: engine, "", opener=opener, history=HistoryWorker(tmp_path / "h.db"))
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await until(pilot, lambda: "No model on this machine yet" in shown(app))
+        await until(pilot, lambda: "No model on this machine" in shown(app))
         await pilot.press("enter")
         await until(pilot, lambda: "name" in going)
         import threading
@@ -235,24 +235,24 @@ async def test_without_a_model_one_is_chosen_fetched_and_used(
             going["thread"] = thread
 
         in_thread(going["progress"], 0.37)
-        await until(pilot, lambda: "fetching large 37%" in shown(app))
-        in_thread(going["done"], "No source gave it.")
-        await until(pilot, lambda: "No source gave it." in shown(app))
+        await until(pilot, lambda: "downloading large 37%" in shown(app))
+        in_thread(going["done"], "no source has it")
+        await until(pilot, lambda: "no source has it" in shown(app))
         await pilot.press("f4")
-        await until(pilot, lambda: "No model on this machine yet" in shown(app))
+        await until(pilot, lambda: "No model on this machine" in shown(app))
         await pilot.press("enter")
         await pilot.pause(0.1)
         in_thread(going["done"], "")
         await until(pilot, lambda: loads == ["large"])
-        await say(pilot, "Hi")
+        await send(pilot, "Hi")
         await until(pilot, lambda: "Hello there." in shown(app))
     assert loads == ["large"]
 
 
-async def test_the_first_start_fetches_for_real_without_leaving_the_screen(
+async def test_the_first_start_downloads_without_leaving_the_screen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip's true client on hand-made wheels; the first question may be typed meanwhile."""
+    """pip's real client on wheels made by the test; the first question may be typed meanwhile."""
     index, models = tmp_path / "index", tmp_path / "models"
     index.mkdir()
     for number in (1, 2, 3):
@@ -262,19 +262,18 @@ async def test_the_first_start_fetches_for_real_without_leaving_the_screen(
         monkeypatch.setenv(name, str(value))
     for module in (catalog, store):
         monkeypatch.setattr(module, "load_catalog", lambda: {"tiny-1m": entry(PARTS)})
-    engine, loaded = FakeEngine(), []
+    engine, loaded = FakeModel(), []
 
     def opener(name: str) -> Any:
         loaded.append((name, (models / "tiny.gguf").read_bytes()))
         return lambda progress: engine
 
-    app = ChatApp(lambda progress: engine, "", opener=opener, store=HistoryWorker(tmp_path / "h.db"))
+    app = ChatApp(lambda progress: engine, "", opener=opener, history=HistoryWorker(tmp_path / "h.db"))
     async with app.run_test(size=SIZE, notifications=True) as pilot:
-        await until(pilot, lambda: "No model on this machine yet" in shown(app) and "tiny-1m" in shown(app))
-        assert "to be fetched" in shown(app)
+        await until(pilot, lambda: "No model on this machine" in shown(app) and "tiny-1m" in shown(app))
         await pilot.press("enter")
         await until(pilot, lambda: len(app.screen_stack) == 1)
-        await say(pilot, "Hi")
+        await send(pilot, "Hi")
         await until(pilot, lambda: "Hello there." in shown(app))
         assert loaded == [("tiny-1m", DATA)]
         assert "tiny-1m" in shown(app).splitlines()[-1]
@@ -294,7 +293,7 @@ def test_the_choice_names_sizes_pairs_and_what_is_here(
 
 
 async def test_choices_leave_with_escape(tmp_path: Path) -> None:
-    app = app_of(FakeEngine(), tmp_path / "h.db", opener=lambda name: lambda progress: FakeEngine())
+    app = app_of(FakeModel(), tmp_path / "h.db", opener=lambda name: lambda progress: FakeModel())
     async with app.run_test(size=SIZE) as pilot:
         await answered(pilot)
         for key in ("f4", "f6", "f7", "f1"):

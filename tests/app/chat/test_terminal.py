@@ -1,4 +1,4 @@
-"""`edgespec chat` in a real pseudo-terminal on the real starter model, read through a terminal emulator."""
+"""`edgespec chat` in a pseudo-terminal with the starter model, read through a terminal emulator."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def chat(starter_path: Path) -> Iterator[Terminal]:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*forkpty:DeprecationWarning")  # the child execs at once
-def test_a_question_is_answered_an_answer_stopped_and_the_terminal_given_back(chat):
+def test_a_question_is_answered_an_answer_stopped_and_the_terminal_restored(chat):
     chat.until(lambda text: "Enter sends" in text)
-    chat.write(b"What is the capital of France? One sentence.\r")  # before the model is there
+    chat.write(b"What is the capital of France? One sentence.\r")  # before the model is loaded
     chat.until(lambda text: "ready" in text and "tokens/s" in text and "Paris" in text)
     chat.write(b"Write a very long story about a lighthouse and its keeper.\r")
-    chat.until(lambda text: "writing" in text)
+    chat.until(lambda text: "generating" in text)
     chat.pump(0.5)
     chat.write(b"\x1b")
     chat.until(lambda text: "stopped" in text)
     chat.write(b"Write another very long story.\r")
-    chat.until(lambda text: "writing" in text)
+    chat.until(lambda text: "generating" in text)
     chat.write(b"\x11")
     assert chat.wait() == 0
-    assert b"\x1b[?1049l" in chat.raw  # back on the ordinary screen
+    assert b"\x1b[?1049l" in chat.raw  # back on the main screen
     assert b"Traceback" not in chat.raw

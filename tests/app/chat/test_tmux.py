@@ -1,4 +1,4 @@
-"""`edgespec chat` inside tmux, on the real starter model: from the first question to reopening."""
+"""`edgespec chat` inside tmux, with the starter model: from the first question to reopening."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 120.0
 
 
 class Tmux:
-    """A server of its own with one window."""
+    """A separate server with one window."""
 
     def __init__(self, folder: Path, columns: int, rows: int) -> None:
         self._socket = str(folder / "tmux")
@@ -30,7 +30,7 @@ class Tmux:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
 
     def start(self, command: list[str]) -> None:
-        # tmux itself sometimes never learns how a program ended.
+        # tmux sometimes misses the exit code of a program.
         self._run("respawn-window", "-k", f"{shlex.join(command)}; echo exit code $?; cat")
 
     def keys(self, *names: str) -> None:
@@ -81,12 +81,12 @@ def test_a_day_on_the_real_model(tmux: Tmux, tmp_path: Path) -> None:
 
     tmux.text("Write a very long story about a lighthouse and its keeper.")
     tmux.keys("Enter")
-    tmux.until(lambda screen: "writing" in status(screen) and len(screen.split()) > 60)
+    tmux.until(lambda screen: "generating" in status(screen) and len(screen.split()) > 60)
     tmux.keys("Escape")
-    tmux.until(lambda screen: "stopped" in status(screen) and "Ctrl+T goes on" in screen)
+    tmux.until(lambda screen: "stopped" in status(screen) and "Ctrl+T continues" in screen)
 
     tmux.keys("C-r")
-    tmux.until(lambda screen: "writing" in status(screen))
+    tmux.until(lambda screen: "generating" in status(screen))
     tmux.keys("Escape")
     tmux.until(lambda screen: "stopped" in status(screen))
     tmux.keys("C-Up")
@@ -99,7 +99,7 @@ def test_a_day_on_the_real_model(tmux: Tmux, tmp_path: Path) -> None:
     tmux.leave()
 
     tmux.start([*chat, "-c"])
-    tmux.until(lambda screen: "ready" in status(screen) and "Ctrl+T goes on" in screen)
+    tmux.until(lambda screen: "ready" in status(screen) and "Ctrl+T continues" in screen)
     tmux.keys("C-Up")
     tmux.until(lambda screen: "branch 2 of 2" in screen)
     tmux.leave()

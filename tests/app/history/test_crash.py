@@ -1,4 +1,4 @@
-"""A busy chat is killed at random moments: what it had acknowledged is there, and the file is sound."""
+"""A writer is killed at random moments: everything that it acknowledged is stored, and the file is intact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgespec.app.history.store import History
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
-# Imports once and forks a writer for every line it is given, which says what is done only when it is.
+# Imports once, and forks a writer for every line on standard input. A writer acknowledges what it has stored.
 _WRITERS = """
 import json, os, random, sys
 from pathlib import Path
@@ -69,7 +69,7 @@ for line in sys.stdin:
 
 
 class Writers:
-    """Runs one writer after another, each to a sudden end."""
+    """Runs one writer after another, and kills each."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -78,7 +78,7 @@ class Writers:
         self._rest = b""
 
     def run(self, path: Path, seed: int, seconds: float, busy: bool = True) -> list[list[object]]:
-        """Everything a writer acknowledged before it was killed.
+        """Return everything that a writer acknowledged before it was killed.
 
         That is `seconds` after its first acknowledgement, or after it was started if not `busy`.
         """
@@ -128,21 +128,21 @@ def test_what_was_acknowledged_survives_fifty_kills(writers: Writers, tmp_path: 
     texts: dict[int, str] = {}
     for seed in range(50):
         acknowledged = writers.run(path, seed, rng.uniform(0.0, 0.1), busy=seed % 5 > 0)
-        begun: dict[int, str] = {}
+        started: dict[int, str] = {}
         for kind, number, *value in acknowledged:
             assert isinstance(number, int)
             if kind == "message":
                 texts[number] = str(value[0])
-                begun.pop(number, None)
+                started.pop(number, None)
             elif kind == "begins":
-                begun[number] = str(value[0])
+                started[number] = str(value[0])
         heads = {number: value for kind, number, *value in acknowledged if kind == "head"}
         with sqlite3.connect(path) as db:
             assert db.execute("PRAGMA quick_check").fetchall() == [("ok",)]
         db.close()
         with History(path) as history:
             assert history.note == ""
-            for number, text in begun.items():
+            for number, text in started.items():
                 message = history.message(number)
                 assert message.text.startswith(text)
                 assert message.state != "partial"
@@ -178,6 +178,6 @@ def test_a_chat_that_is_killed_does_not_stop_another(writers: Writers, tmp_path:
         for seed in range(5):
             history.append_text(answer.id, f"{seed} ")
             assert writers.run(path, seed, 0.2)
-            assert history.message(answer.id).state == "partial"  # its writer is alive
+            assert history.message(answer.id).state == "partial"  # its writer is running
         history.finish(answer.id)
         assert history.message(answer.id).text == "0 1 2 3 4 "

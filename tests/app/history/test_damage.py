@@ -1,4 +1,4 @@
-"""The history's file: what can go wrong with it, damage, migrations."""
+"""The file of the history: errors, damage, migrations."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def history(path: Path) -> Iterator[History]:
         yield history
 
 
-# --- what can go wrong ---
+# --- errors ---
 
 
-def test_another_that_holds_it_is_waited_for_and_then_told(path: Path) -> None:
+def test_a_lock_of_another_process_is_waited_for_and_then_reported(path: Path) -> None:
     with History(path, wait=0.05) as history, closing(sqlite3.connect(path, isolation_level=None)) as other:
         (first,) = talk(history, "kept")
         other.execute("BEGIN IMMEDIATE")
@@ -48,7 +48,7 @@ def test_another_that_holds_it_is_waited_for_and_then_told(path: Path) -> None:
 
 
 @posix
-def test_one_that_is_just_being_opened_is_waited_for(path: Path) -> None:
+def test_another_process_that_opens_the_file_is_waited_for(path: Path) -> None:
     path.parent.mkdir()
     other = Presence(path.with_name("history.db.lock"), 0)
     try:
@@ -60,7 +60,7 @@ def test_one_that_is_just_being_opened_is_waited_for(path: Path) -> None:
         other.close()
 
 
-def test_a_full_disk_loses_nothing_that_was_there(path: Path) -> None:
+def test_a_full_disk_loses_nothing_that_was_stored(path: Path) -> None:
     with History(path) as history:
         (first,) = talk(history, "kept")
         with history._file.writing() as db:  # the only way to fill the disk for this file alone
@@ -74,7 +74,7 @@ def test_a_full_disk_loses_nothing_that_was_there(path: Path) -> None:
         assert [text[0] for text in texts(history.branch(first.conversation))] == ["k", "y"]
 
 
-def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EdgespecError, match="EDGESPEC_DATA"):
         History(tmp_path / "file" / "history.db")
@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_be_one_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_is_read_only_is_told(path: Path) -> None:
+def test_a_read_only_folder_is_reported(path: Path) -> None:
     History(path).close()
     path.parent.chmod(0o500)
     try:
@@ -94,13 +94,13 @@ def test_a_folder_that_is_read_only_is_told(path: Path) -> None:
         path.parent.chmod(0o700)
 
 
-def test_what_is_not_ours_is_left_alone(path: Path) -> None:
+def test_the_database_of_another_program_is_left_alone(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE bookmarks (x)")
         db.commit()
     before = path.read_bytes()
-    with pytest.raises(EdgespecError, match="another program's"):
+    with pytest.raises(EdgespecError, match="of another program"):
         History(path)
     assert path.read_bytes() == before
 
@@ -111,7 +111,7 @@ def test_a_newer_file_is_refused_and_not_touched(path: Path) -> None:
         db.execute(f"PRAGMA user_version = {len(history_db.MIGRATIONS) + 1}")
         db.commit()
     before = path.read_bytes()
-    with pytest.raises(EdgespecError, match="newer Edgespec's: update"):
+    with pytest.raises(EdgespecError, match="of a newer version: update"):
         History(path)
     assert path.read_bytes() == before
 
@@ -151,14 +151,17 @@ def test_a_damaged_file_is_set_aside_and_nothing_is_deleted(path: Path) -> None:
 
 
 def test_any_page_may_be_flipped(path: Path) -> None:
-    """Set aside or read on, and nothing but an EdgespecError ever; all is rescued if only an index broke."""
+    """The file is set aside or used, with no exception but EdgespecError; damaged indexes lose nothing."""
     filled(path)
     whole = path.read_bytes()
     outcomes = []
     for page in range(len(whole) // 4096):
         for file in path.parent.iterdir():
             file.unlink()
-        data, at = bytearray(whole), page * 4096 + (0, 1500)[page % 2]  # the page's head, or its contents
+        data, at = (
+            bytearray(whole),
+            page * 4096 + (0, 1500)[page % 2],
+        )  # the header of the page, or its contents
         data[at : at + 200] = bytes(255 - byte for byte in data[at : at + 200])
         path.write_bytes(data)
         with History(path) as history:
@@ -167,20 +170,20 @@ def test_any_page_may_be_flipped(path: Path) -> None:
                 (kept,) = damaged(path)
                 assert kept.read_bytes() == data
                 assert kept.name in outcome
-            for _ in range(2):  # a search index that broke inside is mended by the first
+            for _ in range(2):  # the first search rebuilds a damaged index
                 try:
                     history.search("question")
                     for about in history.conversations():
                         history.branch(about.id)
                     talk(history, "and on")
                 except EdgespecError as error:
-                    assert "damaged search index" in str(error)  # noqa: PT017 - it need not be raised
+                    assert "damaged search index" in str(error)  # noqa: PT017 - it may not be raised
                 else:
                     break
             else:
-                pytest.fail("the index was not mended")
-            outcomes.append("rescued" if "12 of" in outcome else "begun" if outcome else "read")
-    assert set(outcomes) == {"rescued", "begun", "read"}, outcomes
+                pytest.fail("the index was not rebuilt")
+            outcomes.append("recovered" if "12 of" in outcome else "empty" if outcome else "used")
+    assert set(outcomes) == {"recovered", "empty", "used"}, outcomes
 
 
 def test_several_damaged_files_in_one_second(path: Path) -> None:
@@ -194,7 +197,7 @@ def test_several_damaged_files_in_one_second(path: Path) -> None:
     assert [file.read_bytes() for file in logs] == [b"log"] * 3
 
 
-def test_an_emptied_file_keeps_its_log(path: Path) -> None:
+def test_a_truncated_file_keeps_its_log(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
     path.with_name("history.db-wal").write_bytes(b"log")
@@ -204,7 +207,7 @@ def test_an_emptied_file_keeps_its_log(path: Path) -> None:
     assert kept.with_name(kept.name + "-wal").read_bytes() == b"log"
 
 
-def test_chats_that_begin_together_find_the_damage_once(path: Path) -> None:
+def test_chats_that_start_together_find_the_damage_once(path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"not a database" * 100)
     notes: list[str] = []
@@ -241,12 +244,12 @@ def test_a_damaged_file_that_is_open_elsewhere_stays(path: Path) -> None:
     assert damaged(path) == []
 
 
-def test_a_damaged_search_index_is_made_anew(path: Path, history: History) -> None:
+def test_a_damaged_search_index_is_rebuilt(path: Path, history: History) -> None:
     talk(history, "needle " * 50, "hay")
     with closing(sqlite3.connect(path)) as db:
         db.execute("UPDATE messages_words_data SET block = x'ff00ff' WHERE id > 10")
         db.commit()
-    with pytest.raises(EdgespecError, match="made anew: try again"):
+    with pytest.raises(EdgespecError, match="rebuilt: try again"):
         history.search("hay")
     assert len(history.search("hay")) == 1
 
@@ -256,7 +259,7 @@ def test_a_damaged_search_index_is_made_anew(path: Path, history: History) -> No
 _VERSION_1 = Path(__file__).parents[2] / "support" / "history_v1.sql"
 
 
-def test_the_first_versions_file_is_carried_over(path: Path) -> None:
+def test_a_file_of_the_first_version_is_migrated(path: Path) -> None:
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as db:
         db.executescript(_VERSION_1.read_text("utf-8"))

@@ -29,7 +29,7 @@ def history(path: Path) -> Iterator[History]:
         yield history
 
 
-def test_markdown_is_the_branch_shown_and_steers_no_terminal(history: History) -> None:
+def test_markdown_is_the_branch_shown_without_control_characters(history: History) -> None:
     about = history.new("A \x1b]52;c;x\x07 title", system="Be \u202e brief", model="q\x9bwen")
     question = history.append(about.id, "user", "What?\r\n```py\nx\n```")
     history.append(about.id, "assistant", "hidden")
@@ -44,7 +44,7 @@ def test_markdown_is_the_branch_shown_and_steers_no_terminal(history: History) -
     assert "hidden" not in text
 
 
-def test_json_brings_everything_back(path: Path, history: History) -> None:
+def test_json_restores_everything(path: Path, history: History) -> None:
     nasty = "xyz " + "".join(map(chr, range(0x100))) + "\u202e\u2066\u2028 🦊 ä \\u0041 \ud800"
     about = history.new(
         nasty, system=nasty, persona="p", model="m", sampling={"temperature": 0.5, "stop": [nasty]}
@@ -67,11 +67,11 @@ def test_json_brings_everything_back(path: Path, history: History) -> None:
         assert other.branch(number)[-1].sources == (("target", (1, 0)),)
         assert [hit.message for hit in other.search("xyz") if hit.message] == [1]
         assert len(from_json(other, text)) == 1
-        assert len(other.conversations()) == 2  # beside what is there
+        assert len(other.conversations()) == 2  # in addition to what is there
 
 
 def one(**changes: Any) -> dict[str, Any]:
-    """A conversation that can be imported, but for the changes."""
+    """A conversation that can be imported, with changes."""
     message = {"id": 1, "parent": None, "role": "user", "text": "hello", "created": 1.0, "state": "complete"}
     return {
         "title": "t", "created": 1.0, "updated": 2, "pinned": False, "system": "", "persona": "", "model": "",
@@ -139,7 +139,7 @@ def test_a_hostile_import_adds_nothing(history: History, text: str) -> None:
         from_json(history, text)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 200
-    if text.startswith('{"format'):  # sound ones before it are not added either
+    if text.startswith('{"format'):  # valid ones before it are not added either
         data = json.loads(text)
         if isinstance(data["conversations"], list):
             data["conversations"].insert(0, one())
@@ -153,7 +153,7 @@ def test_numbers_of_any_size_are_only_names(history: History) -> None:
     assert len(history.branch(number)) == 2
 
 
-def test_a_file_is_written_whole_and_read_with_care(tmp_path: Path) -> None:
+def test_a_file_is_written_atomically_and_checked_when_read(tmp_path: Path) -> None:
     path, folder = tmp_path / "export.json", tmp_path / "folder"
     folder.mkdir()
     write(path, "ä\n")
@@ -161,12 +161,12 @@ def test_a_file_is_written_whole_and_read_with_care(tmp_path: Path) -> None:
     assert (path.read_bytes(), read(path)) == ("ö\n".encode(), "ö\n")
     path.write_bytes("\ufeffx".encode())
     assert read(path) == "x"
-    with pytest.raises(EdgespecError, match="Cannot write"):
+    with pytest.raises(EdgespecError, match="cannot write"):
         write(tmp_path / "none" / "x", "x")
-    with pytest.raises(EdgespecError, match="Cannot write"):
+    with pytest.raises(EdgespecError, match="cannot write"):
         write(folder, "x")
     assert sorted(tmp_path.iterdir()) == [path, folder]
-    with pytest.raises(EdgespecError, match="Cannot read"):
+    with pytest.raises(EdgespecError, match="cannot read"):
         read(tmp_path / "none")
     path.write_bytes(b"\xff")
     with pytest.raises(EdgespecError, match="UTF-8"):
@@ -177,5 +177,5 @@ def test_a_file_is_written_whole_and_read_with_care(tmp_path: Path) -> None:
     if sys.platform != "win32":
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(EdgespecError, match="no file"):
+        with pytest.raises(EdgespecError, match="not a file"):
             read(path)

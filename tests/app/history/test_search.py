@@ -1,4 +1,4 @@
-"""Searching the history."""
+"""Full-text search of the history."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def history(path: Path) -> Iterator[History]:
 
 
 def found(history: History, query: str) -> list[str]:
-    """What matched in each hit."""
+    """The first match in each hit."""
     return ["|".join(hit.snippet[a:b] for a, b in hit.matches) for hit in history.search(query)]
 
 
-def test_words_are_found_by_their_beginning(history: History) -> None:
+def test_words_match_as_prefixes(history: History) -> None:
     talk(history, "Wie groß ist die Zugspitze?", "The naïve answer: 2962 metres, foo-bar.")
     assert found(history, "zug") == ["Zugspitze", "Zugspitze"]  # in the title and in the message
     assert found(history, "NAIVE met") == ["naïve|metres"]
@@ -37,7 +37,7 @@ def test_words_are_found_by_their_beginning(history: History) -> None:
     assert found(history, "pitze") == found(history, "zug metres") == found(history, "  ") == []
 
 
-def test_signs_and_scripts_without_spaces_are_found_anywhere(history: History) -> None:
+def test_symbols_and_scripts_without_spaces_match_anywhere(history: History) -> None:
     talk(history, "我喜欢机器学习", "In C: p->next = 100%; 🦊 _x")
     assert found(history, "机器") == ["机器", "机器"]
     assert found(history, "->") == ["->"]
@@ -64,7 +64,7 @@ def test_a_search_follows_every_change(history: History) -> None:
     assert history.search("alpha") == history.search("gamma") == []
 
 
-def test_the_last_made_come_first_within_the_limit(history: History) -> None:
+def test_the_newest_come_first_within_the_limit(history: History) -> None:
     made = [message.id for message in talk(history, *["word"] * 9)]
     assert [hit.message for hit in history.search("word", 4)] == [None, *made[:-4:-1]]
     assert len(history.search("word", 0)) == 0
@@ -78,7 +78,7 @@ def test_the_last_made_come_first_within_the_limit(history: History) -> None:
         "\u0300", "𞤀", "\x1b]52;",
     ],
 )  # fmt: skip
-def test_no_query_is_wrong(history: History, query: str) -> None:
+def test_every_query_is_valid(history: History, query: str) -> None:
     talk(history, "a b NEAR text", "or not")
     for hit in history.search(query):
         assert all(0 <= start < end <= len(hit.snippet) for start, end in hit.matches)

@@ -36,10 +36,10 @@ def history(path: Path) -> Iterator[History]:
         yield history
 
 
-# --- where it is ---
+# --- the file ---
 
 
-def test_the_folder_is_the_platforms_unless_one_is_chosen(
+def test_the_folder_is_that_of_the_platform_unless_set(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("EDGESPEC_DATA", str(tmp_path / "mine"))
@@ -51,7 +51,7 @@ def test_the_folder_is_the_platforms_unless_one_is_chosen(
 
 
 @posix
-def test_nobody_else_may_read_it(path: Path) -> None:
+def test_only_the_user_may_read_it(path: Path) -> None:
     before = os.umask(0)
     try:
         with History(path) as history:
@@ -84,7 +84,7 @@ def test_a_title_is_the_first_line_of_the_first_question(history: History) -> No
     assert history.conversation(named.id).title == "Yours"
 
 
-def test_what_was_written_to_last_comes_first_and_the_pinned_before(path: Path) -> None:
+def test_the_last_changed_comes_first_after_the_pinned(path: Path) -> None:
     times = iter(range(1, 100))
     with History(path, clock=lambda: next(times)) as history:
         made = [history.new(str(now)).id for now in range(1, 8)]
@@ -100,7 +100,7 @@ def test_what_was_written_to_last_comes_first_and_the_pinned_before(path: Path) 
         assert [about.id for about in history.conversations()] == [made[n] for n in (2, 6, 5, 4, 3, 1, 0)]
 
 
-def test_settings_are_kept(path: Path) -> None:
+def test_settings_are_stored(path: Path) -> None:
     with History(path) as history:
         about = history.new(system="Be brief.", persona="terse", model="qwen", sampling={"temperature": 0.5})
         history.configure(about.id, model="smol", sampling={"stop": ["a", "b"], "seed": None})
@@ -111,7 +111,7 @@ def test_settings_are_kept(path: Path) -> None:
         assert kept.sampling == {"stop": ["a", "b"], "seed": None}
 
 
-def test_what_is_not_there_is_told(history: History) -> None:
+def test_unknown_ids_are_reported(history: History) -> None:
     (message,) = talk(history, "x")
     other = history.new()
     calls: list[Callable[[], object]] = [
@@ -128,12 +128,12 @@ def test_what_is_not_there_is_told(history: History) -> None:
         lambda: history.branch(99),
     ]
     for call in calls:
-        with pytest.raises(EdgespecError, match="not in the history any more"):
+        with pytest.raises(EdgespecError, match="no such conversation"):
             call()
     assert history.messages(other.id) == []
 
 
-def test_the_deleted_come_back_until_they_are_purged(path: Path) -> None:
+def test_deleted_conversations_can_be_restored_until_they_are_purged(path: Path) -> None:
     now = 1e9
     with History(path, clock=lambda: now) as history:
         first, second = (talk(history, "some words of a secret", "answer")[0].conversation for _ in range(2))
@@ -164,7 +164,7 @@ def test_the_deleted_come_back_until_they_are_purged(path: Path) -> None:
 # --- messages ---
 
 
-def test_branches_are_kept_and_come_back_as_they_were_left(history: History) -> None:
+def test_branches_are_stored_and_shown_again_as_they_were_left(history: History) -> None:
     question, answer, second, _ = talk(history, "q", "a", "q2", "a2")
     number = question.conversation
     again = history.append(number, "assistant", "a'", parent=question.id)
@@ -197,7 +197,7 @@ def test_a_search_may_lead_to_a_branch_that_is_not_shown(history: History) -> No
     assert texts(history.branch(question.conversation)) == ["q", "hidden", "deeper needle", "end"]
 
 
-def test_an_answer_is_there_while_it_is_written(path: Path, history: History) -> None:
+def test_an_answer_can_be_read_while_it_is_generated(path: Path, history: History) -> None:
     (question,) = talk(history, "q")
     answer = history.append(question.conversation, "assistant", state="partial")
     with History(path) as other:
@@ -218,7 +218,7 @@ def test_an_answer_is_there_while_it_is_written(path: Path, history: History) ->
         assert (seen.text, seen.state, seen.stats["rate"]) == ("One two\0\ufffdthree", "complete", 2.5)
 
 
-def test_a_piece_costs_what_it_is_long(path: Path, history: History) -> None:
+def test_appending_costs_time_proportional_to_the_text(path: Path, history: History) -> None:
     (question,) = talk(history, "q")
     answer = history.append(question.conversation, "assistant", "x" * 1_000_000, state="partial")
     history.append_text(answer.id, "x")
@@ -229,7 +229,7 @@ def test_a_piece_costs_what_it_is_long(path: Path, history: History) -> None:
     assert path.with_name("history.db-wal").stat().st_size < 1_000_000
 
 
-def test_an_answer_without_a_writer_is_stopped_when_the_next_chat_begins(path: Path) -> None:
+def test_an_answer_without_a_writer_is_stopped_when_the_next_chat_starts(path: Path) -> None:
     with History(path) as history:
         (question,) = talk(history, "q")
         answer = history.append(question.conversation, "assistant", "a", state="partial")
@@ -241,7 +241,7 @@ def test_an_answer_without_a_writer_is_stopped_when_the_next_chat_begins(path: P
 
 
 class Branches(RuleBasedStateMachine):
-    """The history against a tree in memory in which the shown child of every message is remembered."""
+    """The history compared with a tree in memory that records the child of each message shown last."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ class Branches(RuleBasedStateMachine):
 
     @rule()
     def carry_over(self) -> None:
-        """What is exported and imported shows the same branch and has the same tree."""
+        """An export that is imported has the same tree and shows the same branch."""
         (copy,) = from_json(self.history, to_json(self.history, [self.number]))
         assert texts(self.history.branch(copy)) == [self.text[number] for number in self.way()]
         there = self.history.messages(copy)
@@ -327,11 +327,11 @@ class Branches(RuleBasedStateMachine):
         branch = self.history.branch(self.number)
         assert [message.id for message in branch] == self.way()
         for message in branch:
-            beside = self.children(message.parent)
+            siblings = self.children(message.parent)
             assert message.parent == self.parents[message.id]
             assert message.text == self.text[message.id]
-            assert (message.place, message.places) == (beside.index(message.id) + 1, len(beside))
-            assert self.history.siblings(message.id) == beside
+            assert (message.place, message.places) == (siblings.index(message.id) + 1, len(siblings))
+            assert self.history.siblings(message.id) == siblings
         assert {m.id: m.text for m in self.history.messages(self.number)} == self.text
         if branch:
             assert self.history.conversation(self.number).head == branch[-1].id
@@ -343,7 +343,7 @@ Branches.TestCase.settings = settings(
 test_branches = Branches.TestCase
 
 
-# --- several at once ---
+# --- concurrency ---
 
 
 def test_two_chats_at_once(path: Path) -> None:
@@ -368,7 +368,7 @@ def test_two_chats_at_once(path: Path) -> None:
             assert {m.text[-1] for m in history.branch(mine[0].conversation)} == {"!"}
 
 
-def test_a_snapshot_is_of_one_moment(path: Path, history: History) -> None:
+def test_reads_in_a_snapshot_see_the_same_state(path: Path, history: History) -> None:
     (first,) = talk(history, "one")
     with History(path) as other, other.snapshot():
         assert len(other.messages(first.conversation)) == 1
@@ -377,7 +377,7 @@ def test_a_snapshot_is_of_one_moment(path: Path, history: History) -> None:
     assert len(history.messages(first.conversation)) == 2
 
 
-def test_only_the_pieces_of_an_answer_may_be_lost_with_the_power(history: History) -> None:
+def test_only_appended_text_may_be_lost_in_a_power_failure(history: History) -> None:
     for durable, level in ((True, 2), (False, 1), (True, 2)):
         with history._file.writing(durable) as db:
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -125,7 +125,7 @@ def chat(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, list[st
     """Its standard error, and the models that were fetched or opened."""
     did: list[str] = []
     monkeypatch.setattr("edgespec.app.cli.models.fetch", lambda entry: did.append(f"fetch {entry.name}"))
-    monkeypatch.setattr("edgespec.app.chat.plain.talk", lambda session, _: did.append(session.name) or 0)
+    monkeypatch.setattr("edgespec.app.chat.plain.talk", lambda s, *_, **__: did.append(s.name) or 0)
     result = CliRunner().invoke(main.app, ["chat", "--plain", *arguments])
     return f"{result.stderr}{result.exception}", did
 
