@@ -48,8 +48,13 @@ class Settings:
         return Sampling(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
 
 
-ABOUT: Mapping[str, str] = {one.name: OPTIONS[one.name].help for one in fields(Settings)}
-"""What each setting is, by name."""
+def _about(name: str) -> str:
+    row = OPTIONS[name]
+    return f"{row.help} Empty: {row.default}." if row.default and not getattr(Settings(), name) else row.help
+
+
+ABOUT: Mapping[str, str] = {one.name: _about(one.name) for one in fields(Settings)}
+"""Descriptions of the settings, by name."""
 WORDS: Mapping[str, tuple[str, ...]] = {name: OPTIONS[name].words for name in ABOUT if OPTIONS[name].words}
 """The values of settings that have a fixed list of them."""
 

@@ -1,4 +1,4 @@
-"""How often a guess stands: counted by drafter and by the confidence it had."""
+"""Acceptance probabilities of draft tokens, counted by drafter and by the drafter's confidence."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from edgespec.draft_account import DraftAccount
 
 _EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.995)
 _BINS = len(_EDGES) + 1
-_PRIOR = 20.0  # how many observations the drafter's own word is worth
-_MEMORY = 400.0  # older observations fade beyond this many
-LEVEL = 0.85  # of a source never asked
+_PRIOR = 20.0  # observations that the drafter's own confidence counts for
+_MEMORY = 400.0  # observations, beyond which older ones fade
+LEVEL = 0.85  # of a source that was never asked
 
 
 class Acceptance:
-    """Maps (source, confidence) to the probability that the target agrees, given that it did so far.
+    """Maps (source, confidence) to the probability that the target accepts a token, all before it accepted.
 
-    Each source has a bin for each range of confidence; an empty one believes the drafter. The position in the
-    draft needs none of its own: a guess whose predecessors stood is as good as a first guess of the same
-    confidence. `level` is what a source's next guess is worth on average, before it was asked. `account`
-    has what a drafter that takes time has gained.
+    Each source has a bin for each range of confidence; an empty bin returns the drafter's confidence.
+    Positions in the draft have no bins of their own: a token after accepted ones is accepted as often as a
+    first token of the same confidence. `level` is the mean probability of a source's next token, before the
+    source is asked. `account` has what a costly drafter has gained.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Acceptance:
         return (hits + _PRIOR * confidence) / (seen + _PRIOR)
 
     def observe(self, source: str, confidence: float, accepted: bool) -> None:
-        """A guess was checked, all before it having been accepted."""
+        """Count a draft token that was verified after all before it had been accepted."""
         bins = self._bins.setdefault(source, [[0.0, 0.0] for _ in range(_BINS)])
         cell = bins[bisect_right(_EDGES, confidence)]
         fade = 1.0 if cell[1] < _MEMORY else _MEMORY / (_MEMORY + 1.0)
@@ -47,16 +47,16 @@ class Acceptance:
         return self._levels.get(source, LEVEL)
 
     def note(self, source: str, probability: float) -> None:
-        """A guess was made that stands with `probability`: moves the level, whether it is checked or not."""
+        """Move the level of `source`, which drafted a token that is accepted with `probability`."""
         known = self.level(source)
         self._levels[source] = known + 0.005 * (probability - known)
 
     def account(self, source: str) -> DraftAccount:
-        """What a drafter that takes time has gained so far."""
+        """Return the account of a drafter that takes time."""
         return self._accounts.setdefault(source, DraftAccount())
 
     def earn(self, tokens: float) -> None:
-        """The time of `tokens` plain ones has passed."""
+        """Credit all accounts with the time that `tokens` take in plain decoding."""
         for account in self._accounts.values():
             account.earn(tokens)
 
@@ -69,7 +69,10 @@ class Acceptance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else."""
+        """Load what `as_json` returned.
+
+        Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else.
+        """
         acceptance = cls()
         for source, level in data["levels"].items():
             if not 0.0 <= float(level) <= 1.0:

@@ -1,12 +1,12 @@
 """How many rows each of several generations has in one batch.
 
-An engine evaluates generations side by side with equally many tokens each; what some have more, it
-evaluates after that and reads all weights again. So all get equally many rows, and what a generation does
-not draft is padding.
+An engine evaluates generations in one pass as long as each has equally many tokens. It evaluates the rest
+in a further pass, which loads all weights again. So all get equally many rows, and rows that a generation
+does not draft for are padding.
 
-Nor could each decide for itself: it would price its draft at what the next larger batch costs more, and
-none would pay for the step, though sixteen rows may cost hardly more than nine. So all offer what they
-would draft, and the batch is planned as a whole.
+Generations cannot decide alone: each would compare its draft with the cost of the next larger batch, and
+none would pay for that, though sixteen rows may cost hardly more than nine. So all offer what they would
+draft, and the batch is planned as a whole.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from edgespec.pricing import RunningRate, best_length, expected_tokens
 
 
 class BatchPlanner:
-    """Plans batches of generations whose targets share one model. Learns what drafting yielded so far."""
+    """Plans batches of generations that share a target. Learns what drafting yielded so far."""
 
     def __init__(self, costs: Callable[[], CostCurve]) -> None:
-        """`costs` returns the curve of the target's passes now."""
+        """`costs` returns the current cost curve of the target."""
         self._costs = costs
         self._running = RunningRate()
 
     def rows(
         self, offers: Sequence[DraftCandidate], bounds: Sequence[tuple[int, int]], most: int, length: int
     ) -> int:
-        """How many rows to give each generation: one, and one for each token of its offer to be verified.
+        """Return the rows of each generation: one, and one for each token of its offer to be verified.
 
         At most `most`, which is more than any offer's `least`, and enough for that. `bounds`: the fewest and
-        the most tokens that each generation of the batch can have in it, those that only evaluate their
-        prompts and offer nothing among them. `length`: tokens in a generation's cache.
+        the most tokens that each generation of the batch can have in it, including those that only evaluate
+        their prompts and offer nothing. `length`: tokens in a generation's cache.
         """
         costs = self._costs()
         generations = len(offers)
@@ -49,12 +49,12 @@ class BatchPlanner:
         return 1 + best_length(expected, seconds, rate, least=least)[1]
 
     def observe(self, written: int, seconds: float) -> None:
-        """A batch in which no prompt was evaluated yielded `written` tokens in `seconds`."""
+        """Learn from a batch without prefill that yielded `written` tokens in `seconds`."""
         self._running.observe(written, seconds)
 
 
 def _seconds(costs: CostCurve, sizes: Sequence[int], length: int) -> float:
-    """The cost of a batch of so many tokens for each: what all have side by side, then what is left."""
+    """Return the cost of a batch with `sizes` tokens per generation: the common part first, then the rest."""
     seconds, done = 0.0, 0
     for size in sorted(set(sizes)):
         seconds += costs.seconds((size - done) * sum(one >= size for one in sizes), length)

@@ -1,7 +1,7 @@
-"""Texts known before a conversation starts, as one suffix array: what followed here before, and how often.
+"""A corpus as one suffix array: the tokens that followed a phrase in known documents, and how often.
 
-All suffixes of the tokens are kept in order, so the occurrences of a phrase are neighbours and counting them
-is two binary searches (Manber and Myers 1990). Two int32 a token, on disk and in memory.
+The suffixes of all tokens are sorted, so the occurrences of a phrase are adjacent and counting them takes two
+binary searches (Manber and Myers 1990). Two int32 per token, on disk and in memory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ MAX_MATCH = 64
 SEPARATOR = -1
 """Ends every document: no match contains it, no continuation passes it."""
 
-_DEPTH = 2 * MAX_MATCH  # suffixes are in order by this many tokens: a match and a continuation as long
+_DEPTH = 2 * MAX_MATCH  # tokens by which suffixes are sorted: a match and a continuation of the same length
 _SAMPLE = 64
 _MIN_SHARE = 0.1
 _MAGIC = b"EDGECORP"
 _VERSION = 1
-_HEADER = struct.Struct("=8sII32s32s")  # magic, version, tokens, key, SHA-256 of all else
+_HEADER = struct.Struct("=8sII32s32s")  # magic, version, tokens, key, SHA-256 of the rest
 
 Tokens = npt.NDArray[np.int32]
 
@@ -42,7 +42,7 @@ Tokens = npt.NDArray[np.int32]
 class Match(NamedTuple):
     """`length` tokens at the end of a context occur stop - start times: suffixes[start:stop] begin with them.
 
-    All three are 0 if nothing long enough occurs.
+    All three are 0 if no phrase of the minimum length occurs.
     """
 
     length: int
@@ -51,7 +51,10 @@ class Match(NamedTuple):
 
 
 class Continuation(NamedTuple):
-    """What followed most often. probabilities[i]: the share of tokens[i] where all before it occurred."""
+    """The most frequent continuation of a match of `match_length` tokens.
+
+    probabilities[i]: the share of tokens[i] among the occurrences of all before it.
+    """
 
     tokens: tuple[int, ...]
     probabilities: tuple[float, ...]
@@ -61,15 +64,14 @@ class Continuation(NamedTuple):
 class Corpus:
     """An immutable collection of documents in one vocabulary. Several threads may read it at once.
 
-    `key` (32 bytes) is its maker's note of what it was made from. Matches are `min_match` to MAX_MATCH
-    tokens long.
+    `key` (32 bytes) identifies what it was built from. Matches are `min_match` to MAX_MATCH tokens long.
     """
 
     def __init__(self, text: Tokens, suffixes: Tokens, *, key: bytes = bytes(32), min_match: int = 4) -> None:
         """`text` and `suffixes` as `build` returns them: int32 [n] both."""
         if len(key) != 32 or not 1 <= min_match <= MAX_MATCH:
-            raise ValueError(f"a key of {len(key)} bytes, or matches of at least {min_match} tokens")
-        # Padded, since a hostile array of suffixes may place a match at the very end.
+            raise ValueError(f"key of {len(key)} bytes, or min_match of {min_match} tokens, out of bounds")
+        # Padded, since a malicious suffix array may place a match at the very end.
         self._bytes = text.tobytes() + _pack(SEPARATOR) * _DEPTH
         self._tokens = memoryview(self._bytes).cast("i")
         self._order = suffixes.data
@@ -80,15 +82,15 @@ class Corpus:
 
     @classmethod
     def open(cls, path: Path, *, vocab_size: int = 2**31, min_match: int = 4) -> Corpus:
-        """What `save` wrote to `path`. Raises EdgespecError for anything else, and for tokens >= vocab_size.
+        """Load what `save` wrote. Raises EdgespecError for anything else, and for tokens >= vocab_size.
 
-        The file is read, not mapped: checking it touches every page anyway, and one that shrinks while it is
-        mapped kills the process.
+        The file is read, not mapped: its verification touches every page anyway, and a file that shrinks
+        while it is mapped kills the process.
         """
         try:
             text, suffixes, key = _read(path)
             if len(text) and int(text.max()) >= vocab_size:
-                raise ValueError("it has tokens that the model does not know")
+                raise ValueError("it has tokens outside the model's vocabulary")
         except OSError as error:
             raise _unusable(path, error.strerror or "it cannot be read") from None
         except ValueError as error:
@@ -96,7 +98,7 @@ class Corpus:
         return cls(text, suffixes, key=key, min_match=min_match)
 
     def save(self, path: Path) -> None:
-        """Write to `path`, readable by its owner only, all or nothing. Raises EdgespecError."""
+        """Write to `path`, readable by its owner only, whole or not at all. Raises EdgespecError."""
         digest = _digest(self.key, self.text, self.suffixes)
         header = _HEADER.pack(_MAGIC, _VERSION, len(self.text), self.key, digest)
         try:
@@ -108,7 +110,7 @@ class Corpus:
             raise EdgespecError(f"cannot write the corpus index {path}: {error.strerror}") from None
 
     def extended(self, documents: Iterable[Sequence[int]], *, key: bytes) -> Corpus:
-        """This corpus and more documents: quicker than `build` while those are few.
+        """Return this corpus with more documents: faster than `build` while those are few.
 
         Raises ValueError as `build` does.
         """
@@ -116,7 +118,7 @@ class Corpus:
         if len(self.text) + len(text) > MAX_TOKENS:
             raise ValueError(f"more than {MAX_TOKENS} tokens")
         joined = np.concatenate((self.text, text))
-        if len(text) > len(self.text) // 8:  # to insert takes five times as long a token as to sort
+        if len(text) > len(self.text) // 8:  # inserting takes five times as long per token as sorting
             return Corpus(joined, _suffix_order(joined), key=key, min_match=self._min_match)
         data, prefix = text.tobytes(), self._prefix(_DEPTH)
         places = [
@@ -126,7 +128,7 @@ class Corpus:
         return Corpus(joined, merged, key=key, min_match=self._min_match)
 
     def match(self, context: Sequence[int]) -> Match:
-        """The longest end of `context`, min_match to MAX_MATCH tokens long, that occurs in a document."""
+        """Return the longest end of `context`, min_match to MAX_MATCH tokens, that occurs in a document."""
         tail = array("i", context[-MAX_MATCH:])
         if tail and min(tail) < 0:
             tail = tail[max(i for i, token in enumerate(tail) if token < 0) + 1 :]
@@ -134,7 +136,7 @@ class Corpus:
         length, too_long = self._min_match, len(tail) + 1
         if length >= too_long or (start := self._first(pattern[-4 * length :])) is None:
             return Match(0, 0, 0)
-        # Whatever occurs, each end of it occurs: the longest is found by halving.
+        # Every end of a phrase that occurs occurs too: binary search finds the longest.
         while too_long - length > 1:
             middle = (length + too_long) // 2
             if (found := self._first(pattern[-4 * middle :])) is None:
@@ -145,9 +147,9 @@ class Corpus:
         return Match(length, start, stop)
 
     def continuation(self, context: Sequence[int], limit: int) -> Continuation:
-        """At most `limit` (and MAX_MATCH) tokens: each the one that most often came next.
+        """Return at most `limit` (and MAX_MATCH) tokens, each the most frequent after those before it.
 
-        Counts are exact. Ends with the document, and before a token with a share under 0.1.
+        Counts are exact. Ends with the document, and before a token with a share below 0.1.
         """
         length, start, stop = self.match(context)
         if not length:
@@ -167,20 +169,20 @@ class Corpus:
         return Continuation(tuple(tokens), tuple(probabilities), length)
 
     def _prefix(self, length: int) -> Callable[[int], bytes]:
-        """The first tokens of the suffix at a position, as bytes: those compare faster than lists."""
+        """Return a function of a position: the first tokens of its suffix, as bytes, which compare fast."""
         data, size = self._bytes, 4 * length
         return lambda position: data[4 * position : 4 * position + size]
 
     def _first(self, phrase: bytes) -> int | None:
-        """The first of the ordered suffixes that begins with `phrase`."""
+        """Return the index in `suffixes` of the first one that begins with `phrase`."""
         prefix = self._prefix(len(phrase) // 4)
         i = bisect_left(self._order, phrase, key=prefix)
         return i if i < len(self._order) and prefix(self._order[i]) == phrase else None
 
     def _likeliest(self, phrase: bytes, depth: int, start: int, stop: int) -> tuple[int, int, int]:
-        """The commonest token at `depth` of suffixes[start:stop], which begin with `phrase`; its interval.
+        """Return the most frequent token at `depth` of suffixes[start:stop], and its interval.
 
-        An empty interval if no token has a share of _MIN_SHARE.
+        They begin with `phrase`. The interval is empty if no token has a share of _MIN_SHARE.
         """
         text, step = self._tokens, -(-(stop - start) // _SAMPLE)
         sample = [text[position + depth] for position in self._order[start:stop:step]]
@@ -189,8 +191,8 @@ class Corpus:
         if step == 1:
             low = start + sample.index(token)
             return token, low, low + most
-        # Equal tokens are neighbours: one seen c times in steps of s occurs more than (c - 1) s and less than
-        # (c + 1) s times. So the commonest is among those that were seen most often or once less.
+        # Equal tokens are adjacent: one sampled c times in steps of s occurs more than (c - 1) s and less
+        # than (c + 1) s times. So the most frequent is among those sampled most often or once less.
         best = (token, start, start)
         if (most + 1) * step < _MIN_SHARE * (stop - start):
             return best
@@ -207,9 +209,9 @@ class Corpus:
 
 
 def build(documents: Iterable[Sequence[int]]) -> tuple[Tokens, Tokens]:
-    """The documents joined, SEPARATOR after each, and the start of each suffix in the order of the suffixes.
+    """Return the documents joined, each with SEPARATOR, and the starts of all suffixes in sorted order.
 
-    Both int32 [n]. The order is that of the tokens' bytes in memory and looks at 128 tokens of each suffix.
+    Both int32 [n]. The order is that of the tokens' bytes in memory and compares 128 tokens of each suffix.
     Raises ValueError for a negative token, and if n is more than MAX_TOKENS.
     """
     parts: list[Tokens] = []
@@ -217,7 +219,7 @@ def build(documents: Iterable[Sequence[int]]) -> tuple[Tokens, Tokens]:
     for document in documents:
         part = np.append(np.asarray(document, np.int32), np.int32(SEPARATOR))
         if len(part) > 1 and part[:-1].min() < 0:
-            raise ValueError("a negative token")
+            raise ValueError("negative token")
         total += len(part)
         if total > MAX_TOKENS:
             raise ValueError(f"more than {MAX_TOKENS} tokens")
@@ -227,9 +229,9 @@ def build(documents: Iterable[Sequence[int]]) -> tuple[Tokens, Tokens]:
 
 
 def _suffix_order(text: Tokens) -> Tokens:
-    """Prefix doubling: ranks by 2k tokens are ranks of pairs of ranks by k tokens."""
+    """Sort suffixes by prefix doubling: ranks by 2k tokens are ranks of pairs of ranks by k tokens."""
     n, k = len(text), 1
-    # Read as big-endian numbers, tokens are in the order of their bytes.
+    # Read as big-endian numbers, tokens sort in the order of their bytes.
     keys = text.view(">u4").astype(np.int64)
     while True:
         order = keys.argsort()
@@ -255,16 +257,16 @@ def _digest(key: bytes, text: Tokens, suffixes: Tokens) -> bytes:
 
 
 def _read(path: Path) -> tuple[Tokens, Tokens, bytes]:
-    """Text, suffixes and key. Raises OSError, and ValueError that says what is wrong with the file."""
-    if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for its other end
-        raise ValueError("it is not a file")
+    """Return text, suffixes and key. Raises OSError, and ValueError with what is wrong with the file."""
+    if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+        raise ValueError("it is not a regular file")
     with path.open("rb") as file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size:
             raise ValueError("it is damaged")
         magic, version, n, key, digest = _HEADER.unpack(header)
         if magic != _MAGIC or version != _VERSION:
-            raise ValueError("it is not an index of this version of Edgespec")
+            raise ValueError("it was written by another version of Edgespec")
         if n > MAX_TOKENS or os.fstat(file.fileno()).st_size != _HEADER.size + 8 * n:
             raise ValueError("it is damaged")
         text, suffixes = np.fromfile(file, np.int32, n), np.fromfile(file, np.int32, n)
@@ -275,5 +277,5 @@ def _read(path: Path) -> tuple[Tokens, Tokens, bytes]:
     return text, suffixes, key
 
 
-def _unusable(path: Path, what: str) -> EdgespecError:
-    return EdgespecError(f"cannot use the corpus index {path}: {what}; `edgespec corpus clear` starts anew")
+def _unusable(path: Path, reason: str) -> EdgespecError:
+    return EdgespecError(f"cannot use the corpus index {path} ({reason}): run `edgespec corpus clear`")

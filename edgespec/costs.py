@@ -1,10 +1,10 @@
-"""What a forward pass of n rows costs on this machine: a prior, measurements, and every pass seen.
+"""Seconds of a forward pass of n rows on this machine: a prior, refined by measurements and by every pass.
 
-A batch of four rows may be dearer than one of eight, and sixteen cost what twelve do: kernels work in blocks.
-Such cliffs decide how far to draft, so every size has a figure of its own. What is known of each is a normal
+A batch of four rows may cost more than one of eight, and sixteen cost what twelve do: kernels compute in
+blocks. Such steps decide how far to draft, so every size has a figure of its own. Each figure is a normal
 distribution over the logarithm of its seconds, and all of them together are one Gaussian (Rasmussen and
-Williams 2006, chapter 2; Kalman 1960): a pass of eight rows also says something of sixteen, and the
-uncertainty that is left says which sizes are worth another try.
+Williams 2006, chapter 2; Kalman 1960): a pass of eight rows also refines the figure of sixteen, and the
+remaining uncertainty decides which sizes are worth another try.
 """
 
 from __future__ import annotations
@@ -19,41 +19,45 @@ import numpy as np
 import numpy.typing as npt
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
-"""Rows that have a prior. A batch of another size is padded to the next, until it was seen itself."""
+"""Rows that have a prior. A batch of another size is padded to the next, until a pass of it was seen."""
 
 TYPICAL: Mapping[int, float] = {
     1: 1.0, 2: 1.6, 3: 2.2, 4: 2.6, 5: 3.1, 6: 3.5, 8: 4.2, 12: 5.7, 16: 6.4, 24: 9.0, 32: 11.0,
 }  # fmt: skip
-"""Relative costs where nothing is known of engine and weights: the middle of those that were measured."""
+"""Relative costs where engine and weights are unknown: the median of those that were measured."""
 
 _Vector = npt.NDArray[np.float64]
 _Matrix = npt.NDArray[np.float64]
 _TREND, _OWN = 0.15, 0.12  # standard deviations of a prior: per doubling of the rows; of each size alone
-_PACE = 1.5  # of the seconds of one row before any was seen
+_PACE = 1.5  # of the seconds of one row before any pass
 _MEASURED, _MEASURED_PACE = 0.08, 0.1  # of figures from a measurement
-_KEPT, _KEPT_TREND, _KEPT_PACE = 0.1, 0.1, 0.7  # of figures from a file: another day, other programs
+_KEPT, _KEPT_TREND, _KEPT_PACE = 0.1, 0.1, 0.7  # of figures from a file: other programs may run now
 _DRIFT, _OWN_DRIFT = 0.015, 0.003  # per pass: of all sizes together, of each alone
 _NOISE, _LEAST_NOISE, _MOST_NOISE = 0.1, 0.03, 0.8  # of a single pass
 _NOISE_RATE = 0.05
-_SURPRISE = 3.0  # deviations by which one pass counts at most, and beyond which a kept figure is not believed
-_UNSURE_PACE = 0.3  # deviation of the pace above which a great surprise is the pace's
+_SURPRISE = 3.0  # deviations: the most that a pass counts; a figure from a file beyond them is dropped
+_UNSURE_PACE = 0.3  # deviation of the pace above which a great surprise changes the pace
 _HOPE = 1.5  # deviations by which a batch may be cheaper than its figure: worth trying
-_TRIED = 2  # passes after which a prior is no longer hoped for
+_TRIED = 2  # passes after which a cheaper prior no longer counts
 _TURNS = 5  # passes of each size in a measurement
-_HELD = 64  # passes after which the pace is that of use, and not of a measurement
+_HELD = 64  # passes after which the pace is one of generations, not of a measurement
 _LARGEST = 256  # rows
-_EARNED, _ALLOWED, _MOST_ALLOWED = 0.01, 1.0, 4.0  # tokens: per token of time; at the start; at most
+_EARNED, _ALLOWED, _MOST_ALLOWED = (
+    0.01,
+    1.0,
+    4.0,
+)  # tokens: per plain token; at the start; at most
 
 
 class CostCurve:
     """Seconds of a forward pass: seconds(n, c) = figure(n) * (1 + slope * c), c tokens in the cache.
 
-    `slope` is given: contexts grow so slowly that the pace, which is the figure of one row, takes up what
-    it lacks. One surprising pass (another program's moment) moves the figures by a bounded step.
+    `slope` is fixed: contexts grow so slowly that the pace, which is the figure of one row, absorbs its
+    error. One surprising pass (another program ran) moves the figures by a bounded step.
 
-    `best` is the lowest pace ever held for a while, infinite before: `slowdown` against it is a thermometer
-    for machines without one. `allowance` is how many tokens' time may be lost on trying sizes of uncertain
-    cost: 1% of the time that passed. `seen` counts the passes of each size.
+    `best` is the lowest pace ever held for a while, infinite before: `slowdown` relative to it replaces a
+    temperature on machines without a sensor. `allowance` is how many tokens' time may be lost on trying sizes
+    of uncertain cost: 1% of the time that passed. `seen` counts the passes of each size.
     """
 
     def __init__(
@@ -65,13 +69,13 @@ class CostCurve:
         prior: Mapping[int, float] = TYPICAL,
         measured: bool = True,
     ) -> None:
-        """`seconds` of one row and any other sizes; not `measured`: those of one row are a first guess.
+        """`seconds` of one row and any other sizes; not `measured`: that of one row is a first estimate.
 
-        Larger sizes up to `most` have the relative costs of `prior`, corrected by the sizes nearest to them.
+        Larger sizes up to `most` have the relative costs of `prior`, corrected by the nearest given sizes.
         Raises ValueError without a positive figure for one row.
         """
         if not seconds.get(1, 0.0) > 0.0 or not all(0.0 < s < math.inf for s in seconds.values()):
-            raise ValueError("a cost curve needs positive seconds, those of one row among them")
+            raise ValueError("seconds of a cost curve must be positive and include one row")
         self.largest = max(*seconds, most)
         self.slope = slope
         self.best = math.inf
@@ -79,9 +83,9 @@ class CostCurve:
         self.seen: dict[int, int] = {}
         self.noise = _NOISE
         self._held = 0
-        least = max(seconds) if measured else 0  # what lies below was measured, or is no batch
+        least = max(seconds) if measured else 0  # smaller sizes were measured, or are no batches
         self._known = {*seconds, *(n for n in (*SIZES, most) if least < n <= most)}
-        self._allowed = frozenset(self._known)  # those that may be planned
+        self._allowed = frozenset(self._known)  # sizes that may be planned
         rows = np.arange(1, self.largest + 1, dtype=np.float64)
         doublings = np.log2(rows)
         sizes = sorted(prior)
@@ -90,8 +94,8 @@ class CostCurve:
             shape = np.where(rows > sizes[-1], math.log(prior[sizes[-1]]) + np.log(rows / sizes[-1]), shape)
         self._logs: _Vector = math.log(seconds[1]) + shape
         self._prior = shape
-        self._plan: list[int] = []  # the cheapest batch of at least so many rows
-        self._tried: dict[int, int] = {}  # passes of each size since this was made
+        self._plan: list[int] = []  # the cheapest batch of at least as many rows as the index
+        self._tried: dict[int, int] = {}  # passes of each size in this process
         self._covariance = _covariance(self.largest, _OWN, _TREND, _PACE)
         self._prior_variances = _covariance(self.largest, _OWN, _TREND, 0.0).diagonal()
         if measured:
@@ -114,11 +118,11 @@ class CostCurve:
 
     @property
     def slowdown(self) -> float:
-        """How many times as long as at best a pass takes now; 1 before that is known."""
+        """How many times as long as at its best a pass takes now; 1 while that is unknown."""
         return max(1.0, self.pace / self.best)
 
     def seconds(self, rows: int, context: int = 0) -> float:
-        """The cost of exactly `rows`, or of the next size known; beyond the largest in proportion."""
+        """Return the cost of exactly `rows`, or of the next known size; beyond the largest in proportion."""
         if rows > self.largest:
             figure = self._seconds[-1] * rows / self.largest
         else:
@@ -126,37 +130,37 @@ class CostCurve:
         return figure * (1.0 + self.slope * context)
 
     def uncertainty(self, rows: int) -> float:
-        """The standard deviation of the logarithm of what `rows` cost, relative to one row."""
+        """Return the standard deviation of the logarithm of the cost of `rows`, relative to one row."""
         return self._deviations[self._next[min(rows, self.largest)] - 1]
 
     def source(self, rows: int) -> str:
-        """Where the figure comes from: the "prior", one pass that was "measured", or "refined" by several."""
+        """Return where the figure comes from: "prior", "measured" by one pass, or "refined" by several."""
         seen = self.seen.get(self._next[min(rows, self.largest)], 0)
         return "refined" if seen > 1 else "measured" if seen else "prior"
 
     def hope(self, rows: int) -> float:
-        """Up to how many times as cheap as its figure a pass of `rows` may be."""
+        """Return up to how many times cheaper than its figure a pass of `rows` may be."""
         return max(math.exp(_HOPE * self.uncertainty(rows)), 1.0 / self._prior_share(rows))
 
     def caution(self, rows: int) -> float:
-        """How many times its figure a pass of `rows` is better taken to cost."""
+        """Return by how many times its figure a pass of `rows` should be priced."""
         return max(math.exp(self.uncertainty(rows)), self._prior_share(rows))
 
     def _prior_share(self, rows: int) -> float:
-        """The prior's relative cost over the figure's, until passes have decided between them; then 1."""
+        """Return the prior's relative cost over the figure's; 1 once passes have decided between them."""
         n = self._next[min(rows, self.largest)]
         if self._tried.get(n, 0) >= _TRIED:
             return 1.0
         return math.exp(self._prior[n - 1]) * self.pace / self._seconds[n - 1]
 
-    def size(self, rows: int, most: int, beside: int = 0) -> int:
-        """The cheapest batch of at least `rows` and at most `most` rows, 0 if there is none.
+    def size(self, rows: int, most: int, others: int = 0) -> int:
+        """Return the cheapest batch of at least `rows` and at most `most` rows, 0 if there is none.
 
-        Padding may be cheaper than not: of sizes that were never seen and have no prior none is taken. With
-        `beside` rows of other texts in the batch, those of this one.
+        Padding may make a batch cheaper; sizes that were never seen and have no prior are not used. With
+        `others` rows of other generations in the batch, the result is the rows of this one.
         """
-        if beside:
-            return max(0, self.size(rows + beside, most + beside) - beside)
+        if others:
+            return max(0, self.size(rows + others, most + others) - others)
         if not self._plan:
             self._plan = [0] * (self.largest + 1)
             best = 0
@@ -173,14 +177,14 @@ class CostCurve:
         return min(sizes, key=lambda n: self._seconds[n - 1], default=0)
 
     def with_one_row_of(self, other: CostCurve) -> CostCurve:
-        """A curve whose passes of one row cost what they do in `other`: for another number of threads."""
+        """Return a curve with the cost of one row of `other`: that of another number of threads."""
         curve = self.copy()
         curve._logs[0] = other._logs[0]
         curve._refresh()
         return curve
 
     def copy(self) -> CostCurve:
-        """A curve that learns on its own from here."""
+        """Return a curve that learns separately from now on."""
         curve = CostCurve({1: self.pace}, self.slope, self.largest, measured=False)
         curve._logs, curve._covariance = self._logs.copy(), self._covariance.copy()
         curve._known, curve._allowed, curve._tried = set(self._known), self._allowed, dict(self._tried)
@@ -189,7 +193,7 @@ class CostCurve:
         return curve
 
     def only(self, sizes: Iterable[int]) -> None:
-        """Plan batches of no other sizes from now on."""
+        """Plan only batches of these sizes from now on."""
         self._allowed &= set(sizes)
         self._plan = []
 
@@ -199,20 +203,20 @@ class CostCurve:
             return
         figure = math.log(seconds / (1.0 + self.slope * context))
         if self._covariance[0, 0] > _UNSURE_PACE**2:
-            # No relative cost is so far off: the excess is the pace's.
+            # No relative cost is that far off: the excess belongs to the pace.
             bound = _SURPRISE * math.hypot(self._deviations[rows - 1], self.noise)
             surprise = figure - float(self._logs[rows - 1])
             self._logs += surprise - min(bound, max(-bound, surprise))
         variance = float(self._covariance[rows - 1, rows - 1]) + self.noise**2
         surprise = self._learn(rows, figure, self.noise**2)
         if (excess := abs(surprise) - _SURPRISE * math.sqrt(variance)) > 0.0:
-            # Another program's moment, or another cost from now on: the next pass of this size decides.
+            # Another program ran, or the cost has changed: the next pass of this size decides.
             if rows == 1:
                 self._covariance += min(excess, _UNSURE_PACE) ** 2
             else:
                 self._covariance[rows - 1, rows - 1] += min(excess**2, self._prior_variances[rows - 1])
         squared = min(surprise**2, _SURPRISE**2 * variance)
-        share = self.noise**2 / variance  # of the surprise that is the pass's and not the figure's
+        share = self.noise**2 / variance  # of the surprise that is noise, not an error of the figure
         noise = self.noise**2 + _NOISE_RATE * share * (squared - variance)
         self.noise = min(_MOST_NOISE, max(_LEAST_NOISE, math.sqrt(noise)))
         self._covariance += _DRIFT**2
@@ -227,7 +231,7 @@ class CostCurve:
             self.best = min(self.best, self.pace)
 
     def spend(self, tokens: float, lost: float) -> None:
-        """A round took the time of `tokens` plain ones, of which `lost` were lost on trying a size."""
+        """Record a round that took the time of `tokens` plain ones, `lost` of which trying a size cost."""
         self.allowance = min(_MOST_ALLOWED, self.allowance + _EARNED * tokens - lost)
 
     def measured(self, figures: Mapping[int, float], noise: float) -> None:
@@ -245,7 +249,7 @@ class CostCurve:
         return abs(surprise) <= _SURPRISE * math.sqrt(float(self._covariance[rows - 1, rows - 1]) + _KEPT**2)
 
     def _learn(self, rows: int, log_seconds: float, noise: float, most: float = _SURPRISE) -> float:
-        """Condition on one figure with the variance `noise`, its surprise cut to `most` deviations."""
+        """Condition on one figure with the variance `noise`, its surprise limited to `most` deviations."""
         column = self._covariance[:, rows - 1].copy()
         variance = float(column[rows - 1]) + noise
         surprise = log_seconds - float(self._logs[rows - 1])
@@ -256,11 +260,11 @@ class CostCurve:
         return surprise
 
     def _blur(self, own: float, trend: float, pace: float) -> None:
-        """What was learned may be off by so much: deviations as of a prior."""
+        """Increase the uncertainty of all that was learned, by deviations as those of a prior."""
         self._covariance += _covariance(self.largest, own, trend, pace)
 
     def _refresh(self) -> None:
-        """What is asked for in every round, as plain numbers."""
+        """Compute what every round needs as plain numbers."""
         self._seconds: list[float] = np.exp(np.clip(self._logs, -60.0, 60.0)).tolist()
         variances = self._covariance.diagonal() + self._covariance[0, 0] - 2.0 * self._covariance[0]
         self._deviations: list[float] = np.sqrt(np.maximum(variances, 0.0)).tolist()
@@ -272,7 +276,7 @@ class CostCurve:
         self._plan = []
 
     def as_json(self) -> dict[str, Any]:
-        """What `from_json` reads: figures relative to one row, their deviations, how often each was seen."""
+        """Return what `from_json` loads: figures relative to one row, deviations, numbers of passes."""
         seen = sorted(self.seen)
         data = {
             "pace": self.pace,
@@ -287,8 +291,7 @@ class CostCurve:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], prior: Mapping[int, float] = TYPICAL) -> Self:
-        """The curve of `as_json`, as far as it can be believed: a figure far from all that `prior` allows
-        is not.
+        """Load the curve of `as_json`, without figures far from all that `prior` allows.
 
         Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else.
         """
@@ -322,7 +325,7 @@ class CostCurve:
 
 
 def _covariance(largest: int, own: float, trend: float, pace: float) -> _Matrix:
-    """Of the logarithms of the costs of 1 to `largest` rows: deviations of each, per doubling, and of all."""
+    """Return the covariance of the log costs of 1 to `largest` rows, from deviations."""
     doublings = np.log2(np.arange(1, largest + 1))
     matrix: _Matrix = pace**2 + trend**2 * np.minimum.outer(doublings, doublings)
     matrix[np.diag_indices(largest)] += np.where(doublings > 0.0, own**2, 0.0)
@@ -336,12 +339,11 @@ def measure(
     expected: Callable[[int], float],
     clock: Callable[[], float] = perf_counter,
 ) -> tuple[dict[int, float], float]:
-    """Seconds of `run(n)` for one row and, as far as `seconds` allow, for `sizes` in their order, and their
-    noise.
+    """Measure `run(n)` for one row and, within `seconds`, for `sizes` in order; return seconds and noise.
 
-    What a size takes is `expected`, in relation to one row, until it was seen. Of several passes the quickest
-    counts: other programs only add to a time. The noise is the relative standard deviation of a figure: how
-    far passes of the same size lie apart.
+    A size is `expected` to take so many times one row until it was seen. The fastest of several passes
+    counts: other programs only add to a time. The noise is the relative standard deviation of a figure, from
+    the spread of passes of the same size.
     """
     start = clock()
     samples: dict[int, list[float]] = {1: []}
@@ -354,14 +356,14 @@ def measure(
         run(n)
         samples.setdefault(n, []).append(clock() - before)
 
-    timed(1)  # pays for pages, caches and clock, too
+    timed(1)  # not counted: it includes page faults, cold caches and a low clock
     for turn in range(_TURNS):
         if left() > samples[1][-1]:
             timed(1)
         one = min(samples[1])
         for n in sizes if turn % 2 == 0 else sizes[::-1]:
-            guess = min(samples[n]) if n in samples else one * expected(n) / expected(1)
-            if left() > guess:
+            estimate = min(samples[n]) if n in samples else one * expected(n) / expected(1)
+            if left() > estimate:
                 timed(n)
     if len(samples[1]) > 1:
         samples[1].pop(0)

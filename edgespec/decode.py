@@ -1,7 +1,7 @@
-"""The decoding loop. One round: guess, check the guess in one batch, keep what the target agrees with.
+"""The decoding loop. One round: draft, verify the draft in one batch, keep what the target accepts.
 
-`speculate` is the algorithm, without a model: a generator that asks for one forward pass and returns a Round.
-`advance` drives it for any number of texts in one pass, `generate` for one text to its end.
+`speculate` is the algorithm, without a model: a generator that requests one forward pass and returns a Round.
+`advance` drives it for any number of generations in one pass, `generate` for one generation to its end.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from edgespec.verify import verify
 
 ForwardRequest = tuple[LanguageModel, Sequence[int], int]
 ForwardAll = Callable[[Sequence[ForwardRequest]], Sequence[Logits]]
-"""LanguageModel.forward of several sequences at once: (sequence, new tokens, rows wanted) of each."""
+"""LanguageModel.forward for several sequences at once: (sequence, new tokens, rows wanted) of each."""
 
 
 Propose = Callable[[Sequence[int], int], Draft]
-"""The draft to verify after a context, of at most so many tokens."""
+"""Returns the draft to verify after a context, of at most the given number of tokens."""
 
 
 def speculate(
     context: list[int], propose: Propose, limit: int, sampler: Sampler, done: Done
 ) -> Generator[Forward, Logits, Round]:
-    """One round of at most limit + 1 tokens after `context`, which it does not change."""
+    """Run one round of at most limit + 1 tokens after `context`, which it does not change."""
     start = perf_counter()
     draft = propose(context, limit) if limit > 0 else Draft()
     asked = perf_counter()
@@ -61,10 +61,10 @@ def speculate(
 
 
 class Generation:
-    """A text being written: `context` grows round by round until `done` or `max_tokens` say so.
+    """A sequence in generation: `context` grows round by round until `done` or `max_tokens` end it.
 
-    After every pass target.tokens is context[:-1] or, before its first round has ended, a prefix of it. The
-    first round drafts nothing: no drafter reads a prompt before the target has answered it.
+    After every pass target.tokens is context[:-1] or, before the end of its first round, a prefix of it. The
+    first round drafts nothing: no drafter evaluates a prompt before the target has.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Generation:
 
     @property
     def lacking(self) -> int:
-        """Tokens of the context that the target has not read, the last one aside."""
+        """Tokens of the context that the target has not evaluated, without the last one."""
         return len(self.context) - 1 - len(self.target.tokens)
 
     @property
@@ -96,14 +96,14 @@ class Generation:
         return fewest, fewest + self._end - len(self.context) - 1
 
     def offer(self, rows: int, shared: SharedBatch) -> DraftCandidate:
-        """What it would draft in a round of at most `rows` rows."""
+        """Return what it would draft in a round of at most `rows` rows."""
         limit = self.limit(rows)
         return self.controller.offer(self.context, limit, shared) if limit > 0 else DraftCandidate()
 
     def plan(
         self, rows: int, draft: Draft | None = None
     ) -> tuple[Generator[Forward, Logits, Round], ForwardRequest]:
-        """A round of at most `rows` rows, or one that verifies `draft`, and what it asks of the target."""
+        """Return a round of at most `rows` rows, or one that verifies `draft`, and its forward pass."""
 
         def propose(context: Sequence[int], limit: int) -> Draft:
             return self.controller.propose(context, limit, ALONE) if draft is None else draft
@@ -116,115 +116,116 @@ class Generation:
         return step, (self.target, new, 1 + len(ask.draft) + ask.padding)
 
     def limit(self, rows: int) -> int:
-        """How many tokens may be guessed in a round of `rows` rows."""
+        """Return how many tokens may be drafted in a round of `rows` rows."""
         return min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
 
     def take(self, round_: Round) -> None:
-        """A round is over."""
+        """Append the tokens of a finished round."""
         self.context.extend(round_.tokens)
         self.target.rollback(len(self.context) - 1)
         self.over = round_.done or len(self.context) >= self._end
         self.controller.observe(round_)
 
     def fail(self, error: EdgespecError) -> None:
-        """It cannot go on."""
+        """End the generation with `error`."""
         self.error, self.over = error, True
         self.undo()
 
     def undo(self) -> None:
-        """A pass failed: keep of what it evaluated only what belongs to the context."""
+        """After a failed pass, keep in the cache only what belongs to the context."""
         self.target.rollback(min(len(self.target.tokens), len(self.context) - 1))
 
 
 def advance(
-    texts: Sequence[Generation],
+    generations: Sequence[Generation],
     forward: ForwardAll,
     rows: int = 1 << 30,
     chunk: int = 1 << 30,
     sharing: BatchPlanner | None = None,
 ) -> list[Round | None]:
-    """One forward pass for all `texts`, none of which is over: a round of each, None where none came about.
+    """Run one forward pass for all `generations`, none of which is over; return the round of each, if any.
 
-    At most `rows` rows of logits, which is no less than the number of texts; `sharing` says how many each
-    has, without it several texts guess nothing. A text that lacks more than `chunk` tokens only reads so
-    many, so that the others need not wait for all of it. An EdgespecError of one text ends that text alone,
-    and is its `error`; what the pass itself raises is raised.
+    The pass has at most `rows` rows of logits, which is no less than the number of generations. `sharing`
+    plans how many each has; without it, several generations draft nothing. A generation that lacks more than
+    `chunk` tokens evaluates only that many of its prompt, so that the others do not wait for all of it. An
+    EdgespecError of one generation ends only that one, and is its `error`; errors of the pass are raised.
     """
-    reading = [text for text in texts if text.lacking > chunk]
-    writing = [text for text in texts if text.lacking <= chunk]
-    alone = not any(text.lacking for text in texts)  # with their rows: no prompts are read beside them
-    rows -= len(reading)
-    asking: list[tuple[Generation, Generator[Forward, Logits, Round] | None, ForwardRequest]] = []
-    for text in reading:
-        held = len(text.target.tokens)
-        asking.append((text, None, (text.target, text.context[held : held + chunk], 1)))
+    prefilling = [generation for generation in generations if generation.lacking > chunk]
+    decoding = [generation for generation in generations if generation.lacking <= chunk]
+    # Without a prefill in the pass, its cost is that of the rows.
+    alone = not any(generation.lacking for generation in generations)
+    rows -= len(prefilling)
+    requested: list[tuple[Generation, Generator[Forward, Logits, Round] | None, ForwardRequest]] = []
+    for generation in prefilling:
+        held = len(generation.target.tokens)
+        requested.append((generation, None, (generation.target, generation.context[held : held + chunk], 1)))
     rounds: dict[Generation, Round] = {}
     try:
-        drafts = _drafts(writing, rows, sharing, [chunk] * len(reading)) if len(writing) > 1 else {}
-        for text in writing:
+        drafts = _drafts(decoding, rows, sharing, [chunk] * len(prefilling)) if len(decoding) > 1 else {}
+        for generation in decoding:
             try:
-                if text.error is None:
-                    asking.append((text, *text.plan(rows, drafts.get(text))))
+                if generation.error is None:
+                    requested.append((generation, *generation.plan(rows, drafts.get(generation))))
             except EdgespecError as error:
-                text.fail(error)
+                generation.fail(error)
         start = perf_counter()
-        answers = forward([request for _, _, request in asking]) if asking else []
+        results = forward([request for _, _, request in requested]) if requested else []
         seconds = perf_counter() - start
-        for (text, step, _), logits in zip(asking, answers, strict=True):
+        for (generation, step, _), logits in zip(requested, results, strict=True):
             if step is not None:
                 try:
-                    rounds[text] = _answer(step, logits)
+                    rounds[generation] = _answer(step, logits)
                 except EdgespecError as error:
-                    text.fail(error)
+                    generation.fail(error)
     except BaseException:
-        for text in texts:
-            text.undo()
+        for generation in generations:
+            generation.undo()
         raise
-    taken = sum(request[2] for _, _, request in asking)
-    written = sum(len(round_.tokens) for round_ in rounds.values())
-    even = len({len(new) for _, _, (_, new, _) in asking}) == 1  # or it was more than one pass of the engine
+    taken = sum(request[2] for _, _, request in requested)
+    yielded = sum(len(round_.tokens) for round_ in rounds.values())
+    even = len({len(new) for _, _, (_, new, _) in requested}) == 1  # else the engine ran more than one pass
     if sharing is not None and alone and len(rounds) > 1:
-        sharing.observe(written, seconds)
-    for i, (text, round_) in enumerate(rounds.items()):
-        rounds[text] = replace(
+        sharing.observe(yielded, seconds)
+    for i, (generation, round_) in enumerate(rounds.items()):
+        rounds[generation] = replace(
             round_,
             shared=SharedBatch(len(rounds) - 1, taken - round_.draft.rows),
-            shared_tokens=written - len(round_.tokens),
+            shared_tokens=yielded - len(round_.tokens),
             timed=alone and even and i == 0,
         )
-        text.take(rounds[text])
-    return [rounds.get(text) for text in texts]
+        generation.take(rounds[generation])
+    return [rounds.get(generation) for generation in generations]
 
 
 def _drafts(
-    texts: Sequence[Generation], rows: int, sharing: BatchPlanner | None, reading: Sequence[int]
+    generations: Sequence[Generation], rows: int, sharing: BatchPlanner | None, prefills: Sequence[int]
 ) -> dict[Generation, Draft]:
-    """What each of several texts has checked in a pass of at most `rows` rows; those that fail have none.
+    """Return what each generation verifies in a pass of at most `rows` rows.
 
-    `reading`: how many tokens others only read in it.
+    Generations that fail have none. `prefills`: the tokens that each of the others evaluates in the pass.
     """
     offers: dict[Generation, DraftCandidate] = {}
-    most = rows // len(texts)
-    for text in texts:
-        others = SharedBatch(len(texts) - 1, len(texts) - 1)
+    most = rows // len(generations)
+    for generation in generations:
+        others = SharedBatch(len(generations) - 1, len(generations) - 1)
         try:
-            offers[text] = text.offer(most, others) if sharing is not None else DraftCandidate()
+            offers[generation] = generation.offer(most, others) if sharing is not None else DraftCandidate()
         except EdgespecError as error:
-            text.fail(error)
+            generation.fail(error)
     each = 1
     if sharing is not None and offers:
-        bounds = [*(text.bounds for text in offers), *((n, n) for n in reading)]
-        each = sharing.rows(list(offers.values()), bounds, most, _mean_length(texts))
+        bounds = [*(generation.bounds for generation in offers), *((n, n) for n in prefills)]
+        each = sharing.rows(list(offers.values()), bounds, most, _mean_length(generations))
     drafts: dict[Generation, Draft] = {}
-    for text, offer in offers.items():
-        fewest, largest = text.bounds
+    for generation, offer in offers.items():
+        fewest, largest = generation.bounds
         kept = min(len(offer.draft.tokens), each - 1)
-        drafts[text] = offer.draft.cut(kept, max(0, min(each, largest) - fewest - kept))
+        drafts[generation] = offer.draft.cut(kept, max(0, min(each, largest) - fewest - kept))
     return drafts
 
 
-def _mean_length(texts: Sequence[Generation]) -> int:
-    return sum(len(text.context) for text in texts) // len(texts)
+def _mean_length(generations: Sequence[Generation]) -> int:
+    return sum(len(generation.context) for generation in generations) // len(generations)
 
 
 def generate(
@@ -235,20 +236,20 @@ def generate(
     done: Done,
     max_tokens: int,
 ) -> Generator[Round, None, None]:
-    """Append to `context` (at least one token) round by round until `done` or `max_tokens` say so.
+    """Append to `context` (at least one token) round by round until `done` or `max_tokens` end it.
 
-    At every yield, and whenever the loop is left, target.tokens is context[:-1] or, before the first round
-    has ended, a prefix of it.
+    At every yield, and whenever the loop is left, target.tokens is context[:-1] or, before the end of the
+    first round, a prefix of it.
     """
-    text = Generation(target, context, controller, sampler, done, max_tokens)
+    generation = Generation(target, context, controller, sampler, done, max_tokens)
 
     def forward(requests: Sequence[ForwardRequest]) -> Sequence[Logits]:
         return [target.forward(new, last) for _, new, last in requests]
 
-    while not text.over:
-        (round_,) = advance([text], forward)
-        if text.error is not None:
-            raise text.error
+    while not generation.over:
+        (round_,) = advance([generation], forward)
+        if generation.error is not None:
+            raise generation.error
         assert round_ is not None
         yield round_
 
@@ -259,4 +260,4 @@ def _answer(step: Generator[Forward, Logits, Round], logits: Logits) -> Round:
     except StopIteration as finished:
         round_: Round = finished.value
         return round_
-    raise AssertionError("a round asks for one forward pass")
+    raise AssertionError("a round requests one forward pass")

@@ -1,7 +1,7 @@
-"""Whether asking a draft model has brought what it cost, in tokens of plain decoding, on this machine so far.
+"""What a draft model has gained on this machine so far, in tokens of plain decoding.
 
-Costs measured one by one do not add up: a draft model reads prompts, and it takes cache and memory
-bandwidth from the target. So what counts is what rounds brought in the time they really took.
+Costs measured one by one do not add up: a draft model has prefills of its own, and it takes cache and memory
+bandwidth from the target. So the gain is computed from the time that rounds really took.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 _START, _MOST = 8.0, 12.0  # tokens
-_EARNED = 0.01  # tokens per token of time that passed
+_EARNED = 0.01  # tokens per token of plain decoding in the time that passed
 _READING_RATE, _LEAST_READING, _MOST_READING = 0.3, 0.2, 5.0
 
 
 class DraftAccount:
-    """Balances in tokens: of texts that the draft model reads whole, and of those of which it reads the end.
+    """Balances in tokens: for contexts evaluated whole, and for those of which the draft model sees the end.
 
-    The second kind is apart because a draft model that knows only the end of a long prompt is often wrong.
-    Reading is paid from the balance, which grows by 1% of the time: a draft model that loses is asked again
-    now and then. `reading` is how long its reading takes, relative to what its cost curve says.
+    The two are separate because a draft model that sees only the end of a long prompt is often wrong. A
+    prefill is paid from the balance, which grows by 1% of the time: a draft model that loses is asked again
+    now and then. `reading` is the time of its prefills, relative to its cost curve.
     """
 
     def __init__(self) -> None:
@@ -27,20 +27,20 @@ class DraftAccount:
         self.reading = 1.0
 
     def affords(self, whole: bool, tokens: float) -> bool:
-        """Whether a draft model may read, for `tokens`, a text that it reads `whole` or not."""
+        """Whether the balance covers a prefill that costs `tokens`, of a `whole` context or its end."""
         return tokens <= self._balances[whole]
 
     def earn(self, tokens: float) -> None:
-        """The time of `tokens` plain ones has passed."""
+        """Credit the time that `tokens` take in plain decoding."""
         for whole, balance in self._balances.items():
             self._balances[whole] = min(_MOST, balance + _EARNED * tokens)
 
     def record(self, whole: bool, gain: float) -> None:
-        """Rounds with the draft model brought `gain` tokens more than plain decoding would have."""
+        """Record that rounds with the draft model gained `gain` tokens over plain decoding."""
         self._balances[whole] = min(_MOST, max(-_MOST, self._balances[whole] + gain))
 
     def read(self, expected: float, seconds: float) -> None:
-        """Reading took `seconds` and should have taken `expected`, by the draft model's cost curve."""
+        """Record a prefill of `seconds`, for which the draft model's cost curve has `expected`."""
         share = min(_MOST_READING, max(_LEAST_READING, seconds / expected))
         self.reading += _READING_RATE * (share - self.reading)
 
@@ -50,7 +50,10 @@ class DraftAccount:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else."""
+        """Load what `as_json` returned.
+
+        Raises ValueError, KeyError, TypeError, AttributeError or OverflowError for anything else.
+        """
         account = cls()
         whole, end, reading = (float(data[key]) for key in ("whole", "end", "reading"))
         if not (abs(whole) <= _MOST and abs(end) <= _MOST and _LEAST_READING <= reading <= _MOST_READING):
@@ -60,7 +63,7 @@ class DraftAccount:
 
 
 class DraftTrial:
-    """Whether a draft model is still to be asked in one text: not for a while after it lost there."""
+    """Decides whether one generation still asks a draft model: not for a while after it lost there."""
 
     _PATIENCE, _CREDIT, _PAUSE = 1.5, 3.0, 32
 
@@ -74,7 +77,7 @@ class DraftTrial:
         return self._resting > 0
 
     def observe(self, tokens: int, gain: float | None) -> None:
-        """A round of `tokens`; with the draft model, it brought `gain`, reading aside."""
+        """Record a round of `tokens`; with the draft model, it yielded `gain`, its prefill not counted."""
         self._resting = max(0, self._resting - tokens)
         if gain is None:
             return

@@ -1,4 +1,4 @@
-"""Guessing with a small model. Nothing here can change the output."""
+"""Drafting with a draft model. Nothing here can change the output."""
 
 from __future__ import annotations
 
@@ -19,24 +19,22 @@ from edgespec.costs import CostCurve
 from edgespec.sampling import Sampler, Sampling, token_logprob
 
 MODEL = "model"
-WINDOW = (
-    64  # of 256 tokens an eighth more was accepted on long prompts, and reading them costs four times as much
-)
+WINDOW = 64  # with 256, an eighth more was accepted on long prompts, and the prefill costs four times as much
 _COMPARED = 32  # rows at most
 
 
 class ModelDrafter:
-    """Drafts with a small model that has a cache of its own and catches up when it is asked.
+    """Drafts with a small model that has a cache of its own and evaluates the new context when it is called.
 
     With `settings` of temperature 0 the draft is the model's greedy continuation, a point mass. Otherwise
     each token is sampled from q, the model's distribution under `settings`, and q comes with the draft.
 
-    It need not have read everything: when more than `window` tokens are new to it, it starts afresh with the
-    last `window`. What it guesses is checked anyway, and reading costs as much as guessing. `capacity` is how
-    many tokens its cache holds. `agreed` says how its own choice compares with tokens that it reads and the
-    target wrote, which costs nothing: those right and those compared, of the last reading of several.
+    It need not evaluate everything: when more than `window` tokens are new to it, it starts from scratch with
+    the last `window`. Its tokens are verified anyway, and a prefill costs as much as drafting. `capacity` is
+    the number of tokens that its cache holds. `agreed` compares its own choice with the target's tokens in
+    its last prefill of several, at no cost: (equal, compared).
 
-    `begin_ahead` lets it go on while the target checks, where both have a processor of their own.
+    `begin_ahead` lets it continue while the target verifies, where both have a processor of their own.
     """
 
     source = MODEL
@@ -50,7 +48,7 @@ class ModelDrafter:
         is_end: Callable[[int], bool] | None = None,
         costs: CostCurve | None = None,
     ) -> None:
-        """`costs`: seconds of its forward passes; without, one second each."""
+        """`costs`: seconds of its forward passes, by default one second each."""
         self.costs = costs or CostCurve({1: 1.0})
         self._model = model
         self._capacity = capacity
@@ -58,14 +56,14 @@ class ModelDrafter:
         self._sampler = Sampler(self._settings)
         self._window = max(1, min(window, capacity // 2))
         self._is_end = is_end or (lambda _token: False)
-        self._start = 0  # where in the text the model's cache begins
+        self._start = 0  # index in the context where the model's cache begins
         self._ahead: Thread | None = None
         self._stop = Event()
         self.agreed = 0, 0
-        self._rows: dict[int, Logits] = {}  # what follows the first so many tokens of the cache, where known
+        self._rows: dict[int, Logits] = {}  # known logits, by the number of tokens before them
 
     def lag(self, context: Sequence[int]) -> int:
-        """How many tokens it would have to read before its first guess after `context`, at least one."""
+        """Return how many tokens it would have to evaluate before its first draft token, at least one."""
         self.stop_ahead()
         start, held = self._view(context)
         return len(context) - start - held
@@ -77,12 +75,12 @@ class ModelDrafter:
     def draft(
         self, context: Sequence[int], limit: int, more: Callable[[list[float]], bool], own: int = 0
     ) -> Draft:
-        """At most `limit` tokens after `context`, as long as `more(confidence of those so far)` says so.
+        """Return at most `limit` tokens after `context`, while `more(confidence of those so far)` is true.
 
         The last `own` tokens of `context` are the target's.
 
-        `more` sees how sure the model was, never what was drawn: a decision that saw the token and dropped
-        it would bias the ratio rule.
+        `more` gets the model's confidence, never the token: a decision that saw the token and dropped it
+        would bias the ratio rule.
         """
         self.stop_ahead()
         self._start, same = self._view(context)
@@ -116,9 +114,9 @@ class ModelDrafter:
         )
 
     def begin_ahead(self, text: Sequence[int], most: int) -> None:
-        """Go on after `text` in a thread, at most `most` tokens, on the guess that the target agrees.
+        """Continue after `text` in a thread, by at most `most` tokens, as if the target accepted them all.
 
-        Until `stop_ahead` nobody else may touch the model.
+        Until `stop_ahead` no other caller may use the model.
         """
         self.stop_ahead()
         self._start, _ = self._view(text)
@@ -131,7 +129,7 @@ class ModelDrafter:
         self._ahead.start()
 
     def stop_ahead(self) -> None:
-        """Stop what runs ahead, which takes one pass of the model at most. What it found is kept."""
+        """Stop the thread, which takes at most one pass of the model. Its logits are kept."""
         if self._ahead is not None:
             self._stop.set()
             self._ahead.join()
@@ -145,12 +143,12 @@ class ModelDrafter:
                 rows[len(text)] = row = self._read(text, same).copy()
                 same = len(text)
                 text.append(int(row.argmax()))
-        except (Cancelled, EdgespecError):  # the answer is given up; or the next draft meets the same again
+        except (Cancelled, EdgespecError):  # the generation was canceled; or the next draft raises it again
             pass
         self._rows = rows
 
     def _read(self, text: list[int], same: int, own: int = 0) -> Logits:
-        """What follows `text`, of which the model holds the first `same` tokens: logits [vocab]."""
+        """Return the logits [vocab] after `text`, of which the model holds the first `same` tokens."""
         self._rows = {}
         self._model.rollback(min(same, len(text) - 1))
         new = text[len(self._model.tokens) :]
@@ -162,7 +160,7 @@ class ModelDrafter:
         return row
 
     def _view(self, context: Sequence[int]) -> tuple[int, int]:
-        """Where in `context` its cache is to begin, and how many tokens from there it holds already."""
+        """Return where in `context` its cache is to begin, and how many tokens from there it holds."""
         view = context[self._start :]
         held = min(common_prefix(self._model.tokens, view), len(view) - 1)
         if held < 0 or len(view) - held > self._window or len(view) >= self._capacity:

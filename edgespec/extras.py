@@ -1,4 +1,4 @@
-"""What an installation can be given later, and the program that runs without Python cannot."""
+"""Install hints for optional packages; the standalone program cannot load any."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from edgespec.processes import program_folder
 
 
 def how_to_get(extra: str, then: str = "") -> str:
-    """What to do where packages of edgespec[extra] are missing; `then` is said of pip alone."""
+    """Return how to install the packages of edgespec[extra]; `then` is appended to the pip command."""
     if program_folder() is not None:
-        return "this program takes in no packages, an installation by pip does: see its README"
+        return "the standalone program cannot load packages: install Edgespec with pip (see its README)"
     return f"pip install 'edgespec[{extra}]'{then}"

@@ -1,4 +1,4 @@
-"""Scripted models and drafters, shipped beside the contracts they implement, for tests without weights."""
+"""Scripted models and drafters for tests without weights, shipped with the contracts that they implement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Script = Callable[[Sequence[int]], Sequence[float]]
 
 
 class ScriptedModel:
-    """A LanguageModel whose logits are a function of all tokens before; records what it was asked for."""
+    """A LanguageModel whose logits are a function of all previous tokens; records every call."""
 
     def __init__(self, script: Script, capacity: int = 1 << 20) -> None:
         self._script = script
@@ -29,7 +29,7 @@ class ScriptedModel:
 
     def forward(self, new: Sequence[int], last: int = 1) -> Logits:
         if not 1 <= last <= len(new) or len(self._tokens) + len(new) > self._capacity:
-            raise ValueError("forward needs new tokens that fit, and at most as many rows as new tokens")
+            raise ValueError("new tokens must fit the cache, and rows must be at most as many")
         self.evaluated.append((len(new), last))
         self._tokens.extend(new)
         n = len(self._tokens)
@@ -41,7 +41,7 @@ class ScriptedModel:
 
 
 def noise_script(vocab_size: int, seed: int = 0, memory: int = 3, scale: float = 3.0) -> Script:
-    """Logits drawn anew, but always the same, for every `memory` last tokens."""
+    """Return a script of random logits that are always the same for the same last `memory` tokens."""
 
     def script(context: Sequence[int]) -> Sequence[float]:
         state = random.Random(hash((seed, *context[-memory:])))
@@ -51,11 +51,11 @@ def noise_script(vocab_size: int, seed: int = 0, memory: int = 3, scale: float =
 
 
 class ScriptedDrafter:
-    """A Drafter that proposes what a function says, cut to the limit."""
+    """A Drafter that proposes what a function returns, cut to the limit."""
 
-    def __init__(self, guess: Callable[[Sequence[int], int], Sequence[int]]) -> None:
-        self._guess = guess
+    def __init__(self, draft: Callable[[Sequence[int], int], Sequence[int]]) -> None:
+        self._draft = draft
 
     def propose(self, context: Sequence[int], limit: int) -> Draft:
-        tokens = tuple(self._guess(context, limit))[:limit]
+        tokens = tuple(self._draft(context, limit))[:limit]
         return Draft(tokens, (1.0,) * len(tokens), ("scripted",) * len(tokens))

@@ -1,16 +1,16 @@
-"""Drafting under a grammar: what it forces is certain, and what it refuses is not worth a row.
+"""Drafting under a grammar: tokens that it forces are certain, and tokens that it refuses are not drafted.
 
-Where all texts continue alike for a few characters, but tokens may reach further, the tokens that spell
-just these are drafted, and nearly always accepted: ` "` before a string, where the model could write ` "A`,
-too.
+Where all texts continue alike for a few characters, but tokens may reach further, the tokens that spell only
+these are drafted, and nearly always accepted: ` "` before a string, where the model could also generate
+` "A`.
 
-The sampler draws from the target's distribution under the mask, where a forced token is a point mass: it is
-accepted whatever the logits are, and drafting it costs a row of a batch instead of a pass of its own.
+The sampler samples from the target's distribution under the mask, where a forced token is a point mass: it is
+accepted for any logits, and drafting it costs a row of a batch instead of a pass of its own.
 
-The output is the target's under the mask, whatever is drafted. Cutting a draft where the grammar refuses it
-changes nothing if the refused token was a point mass: p(token) is 0, so what would replace it is p itself.
-A token *sampled* from q is kept: dropped, it would be replaced from p, where the ratio rule replaces it
-from max(0, p - q), and that only for the tokens that the grammar refuses.
+The output is the target's under the mask, for any draft. Cutting a draft where the grammar refuses it changes
+nothing if the refused token was a point mass: p(token) is 0, so its replacement comes from p itself. A token
+*sampled* from q is kept: dropped, it would be replaced from p, where the ratio rule replaces it from
+max(0, p - q), and that only for the tokens that the grammar refuses.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from edgespec.core import Constraint, Done, Draft
 
 GRAMMAR = "grammar"
 _SPELLED = 0.9  # 194 of 223 were accepted (docs/experiments.md)
-_KEPT = 0.9  # of what is known of drafts where a value begins, when another was made
-_HITS, _SEEN = 1.2, 2.0  # what is assumed of them, and returned to while none is made
+_KEPT = 0.9  # decay of those counts with each draft where a value begins
+_HITS, _SEEN = 1.2, 2.0  # accepted and all drafts where a value begins: the prior, to which counts return
 
 
 def until_finished(constraint: Constraint, done: Done) -> Done:
-    """`done`, and the end of a text that `constraint` calls finished: no pass is spent on its end token.
+    """Return `done` that is also true once `constraint` is finished: no pass is spent on the end token.
 
-    `constraint` has accepted each token before `done` sees it, as a Sampler's has.
+    `constraint` has accepted each token before `done` gets it, as a Sampler's has.
     """
 
     def ended(token: int) -> bool:
@@ -38,8 +38,7 @@ def until_finished(constraint: Constraint, done: Done) -> Done:
 
 
 class GrammarDrafter:
-    """The first of a chain: drafts what the grammar forces, and completes what other drafters draft after
-    that.
+    """The first of a chain: drafts what the grammar forces, and completes the drafts of the others.
 
     `constraint` is the sampler's own, so that before each round it has accepted the whole context.
     """
@@ -52,17 +51,17 @@ class GrammarDrafter:
 
     @property
     def trusts_values(self) -> bool:
-        """Whether drafts of others are worth verifying here: not where a value begins and they were wrong."""
+        """Whether others' drafts are worth verifying: not where a value begins and they were often wrong."""
         return not self._at_value or 2.0 * self._hits >= self._seen
 
     def lead(self, limit: int) -> Draft:
-        """At most `limit` tokens that follow the context by the grammar alone."""
+        """Return at most `limit` tokens that follow the context by the grammar alone."""
         found, self._at_value = self._forced(limit)
         self._first = ()
         return found
 
     def completed(self, lead: Draft, draft: Draft, limit: int) -> Draft:
-        """`lead`, `draft` as far as it may follow it, and what the grammar forces after all of `draft`."""
+        """Return `lead`, the allowed part of `draft`, and what the grammar forces after all of `draft`."""
         draft, whole = self._admitted(lead.tokens, draft)
         self._first = draft.tokens[:1] if self._at_value else ()
         if not draft.tokens or not self.trusts_values:
@@ -71,18 +70,18 @@ class GrammarDrafter:
         return both.followed_by(self._forced(limit - len(both.tokens), both.tokens)[0]) if whole else both
 
     def observe(self, tokens: Sequence[int]) -> None:
-        """`tokens` followed the lead, all of which was accepted."""
+        """Record that `tokens` followed the lead, all of which was accepted."""
         if self._first:
             self._hits = _KEPT * self._hits + (self._first == tuple(tokens[:1]))
             self._seen = _KEPT * self._seen + 1.0
-        elif self._at_value:  # or others would never be asked again
+        elif self._at_value:  # else the others would never be used here again
             self._hits += (1.0 - _KEPT) * (_HITS - self._hits)
             self._seen += (1.0 - _KEPT) * (_SEEN - self._seen)
 
     def _forced(self, limit: int, after: tuple[int, ...] = ()) -> tuple[Draft, bool]:
-        """At most `limit` tokens that follow the context and `after` by the grammar alone.
+        """Return at most `limit` tokens that follow the context and `after` by the grammar alone.
 
-        And whether the last of them is spelled and not forced, so that a value begins behind it.
+        And whether the last of them is spelled and not forced, so that a value begins after it.
         """
         found, spelled = Draft(), False
         while (room := limit - len(found.tokens)) > 0:
@@ -96,7 +95,7 @@ class GrammarDrafter:
         return found, spelled
 
     def _admitted(self, lead: tuple[int, ...], draft: Draft) -> tuple[Draft, bool]:
-        """`draft` as far as it may be drafted after `lead`, and whether the grammar admits all of it."""
+        """Return the part of `draft` allowed after `lead`, and whether the grammar admits all of it."""
         n = self._constraint.admits(lead + draft.tokens) - len(lead)
         if n == len(draft.tokens):
             return draft, True

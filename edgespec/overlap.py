@@ -1,8 +1,8 @@
-"""Whether drafting while the target checks pays: only where both have a processor of their own.
+"""Whether drafting while the target verifies pays: only where both have a processor of their own.
 
-While the target checks a draft, the draft model can go on, on the guess that all of it stands. If it does,
-the next draft is there already; if not, it is thrown away, and the one pass under way has to be waited for.
-Two models on one processor only take each other's time.
+While the target verifies a draft, the draft model can continue as if all of it were accepted. If it is, part
+of the next draft exists already; if not, that is discarded, and the pass in progress has to be waited for.
+Two models on one processor only slow each other down.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from edgespec.core import EdgespecError
 from edgespec.costs import CostCurve
 
 AHEAD = 8
-"""Tokens that are drafted ahead at most."""
+"""The most tokens that are drafted ahead."""
 
 MARGIN = 1.05
-"""How many times faster rounds must get for the trouble."""
+"""The speedup of rounds from which drafting ahead is used."""
 
-_GUESSES = 4  # of a round
+_DRAFTED = 4  # tokens per round
 _REPEATS = 5
 
 
@@ -35,18 +35,18 @@ class Together:
 
 
 def gain(target: CostCurve, draft: CostCurve, together: Together, acceptance: float = 0.8) -> float:
-    """How many times faster rounds get when drafts are begun while the target checks.
+    """Return the speedup of rounds when drafts are begun while the target verifies.
 
-    For rounds of a few guesses of which each, and the guess of the target's own token, stands with
-    `acceptance`.
+    For rounds of a few draft tokens, each of which is accepted with `acceptance`, as is the draft of the
+    target's own token.
     """
-    step, check = draft.seconds(1), target.seconds(1 + _GUESSES)
-    alone = check + _GUESSES * step
-    slow_check, slow_step = check * together.target, step * together.draft
-    made = min(_GUESSES, int(slow_check / slow_step))
-    stands = acceptance ** (_GUESSES + 1)
-    # What was begun when the target is done is waited for; half a pass, on average.
-    round_ = slow_check + slow_step / 2 + _GUESSES * step - stands * made * step
+    step, verify_ = draft.seconds(1), target.seconds(1 + _DRAFTED)
+    alone = verify_ + _DRAFTED * step
+    slow_verify, slow_step = verify_ * together.target, step * together.draft
+    made = min(_DRAFTED, int(slow_verify / slow_step))
+    accepted = acceptance ** (_DRAFTED + 1)
+    # The pass in progress when the target is done is waited for: half a pass, on average.
+    round_ = slow_verify + slow_step / 2 + _DRAFTED * step - accepted * made * step
     return alone / round_
 
 
@@ -62,13 +62,15 @@ def measure_together(
     """Time a pass of each alone, and while the other one runs. Raises what they raise."""
     alone = _seconds(target, clock), _seconds(draft, clock)
     return Together(
-        _beside(target, draft, clock) / alone[0],
-        _beside(draft, target, clock) / alone[1],
+        _seconds_with(target, draft, clock) / alone[0],
+        _seconds_with(draft, target, clock) / alone[1],
     )
 
 
-def _beside(one: Callable[[], object], other: Callable[[], object], clock: Callable[[], float]) -> float:
-    """Seconds of `one` while `other` runs over and over in a thread."""
+def _seconds_with(
+    one: Callable[[], object], other: Callable[[], object], clock: Callable[[], float]
+) -> float:
+    """Return the seconds of `one` while `other` runs repeatedly in a thread."""
     stop, begun = Event(), Event()
     errors: list[EdgespecError] = []
 
@@ -80,7 +82,7 @@ def _beside(one: Callable[[], object], other: Callable[[], object], clock: Calla
         except EdgespecError as error:
             errors.append(error)
 
-    thread = Thread(target=run, name="edgespec-beside", daemon=True)
+    thread = Thread(target=run, name="edgespec-together", daemon=True)
     thread.start()
     begun.wait()
     try:
@@ -94,7 +96,7 @@ def _beside(one: Callable[[], object], other: Callable[[], object], clock: Calla
 
 
 def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
-    """The median of a few."""
+    """Return the median of a few runs."""
     times = []
     for _ in range(_REPEATS):
         start = clock()

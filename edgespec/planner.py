@@ -1,15 +1,15 @@
-"""How far to draft, and with which drafters: what yields the most tokens per second on this machine, now.
+"""How far to draft, and with which drafters: the plan with the most tokens per second on this machine, now.
 
-Drafters form a chain. What a grammar forces comes first; then the best of the drafters that cost nothing;
-where nothing of that is worth verifying, the drafters that take time are asked in their order. `pricing`
-has the rule that weighs the tokens expected of a draft against the measured cost of its batch.
+Drafters form a chain. Tokens that a grammar forces come first; then the best of the drafters that cost
+nothing; if nothing of that is worth verifying, the drafters that take time are asked in their order.
+`pricing` has the rule that compares the expected tokens of a draft with the measured cost of its batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from edgespec.acceptance import Acceptance
 from edgespec.core import ALONE, Budget, CostlyDrafter, Draft, DraftCandidate, Drafter, Round, SharedBatch
@@ -57,12 +57,12 @@ def best_case(costs: CostCurve, draft: CostCurve, acceptance: float = 0.9, most:
 
 
 class DraftBackoff:
-    """Keeps one text from losing what the average text gains.
+    """Keeps one generation from losing what the average generation gains.
 
-    Calibrated probabilities are right on average, and yet some texts lose: a sum in the middle of copied
-    lines breaks every long draft. So long drafts are earned: `longest` starts at 7 tokens, doubles when a
-    draft of that length was accepted, and halves when one was rejected early. And losses are kept small:
-    what drafting cost this text, in tokens, raises the `margin` that a plan must promise until it is earned
+    Calibrated probabilities are right on average, and yet some generations lose: a sum in the middle of
+    copied lines breaks every long draft. So the length is limited: `longest` starts at 7 tokens, doubles when
+    a draft of that length was accepted, and halves when one was rejected early. And losses are limited: what
+    drafting cost this generation, in tokens, raises the `margin` that a plan must promise until it is earned
     back or 50 rounds are past.
     """
 
@@ -79,9 +79,9 @@ class DraftBackoff:
         return self._MARGIN + self._PRICE * max(0.0, -self._balance)
 
     def observe(self, drafted: int, accepted: int, gain: float) -> None:
-        """A round of `drafted` tokens yielded `gain` more than plain decoding does in that time, as planned.
+        """Record a round of `drafted` tokens, whose planned gain over plain decoding was `gain`.
 
-        As planned, not as measured: what another program's moment cost is no reason to draft less.
+        As planned, not as measured: a pass slowed down by another program is no reason to draft less.
         """
         self._balance = min(2.0, max(-8.0, self._balance + gain))
         if not drafted:
@@ -117,7 +117,7 @@ class Planner:
         self._begin = 0  # tokens of the context at the first plan
         self._prices: Prices | None = None  # of this round; None: it was not planned
         self._lead = 0  # tokens that the grammar drafts before others
-        self._found = Draft()  # what a free drafter found after those
+        self._found = Draft()  # the draft of a free drafter after those
         self._trying = False  # the round verifies a draft to learn what its size costs
 
     def apply_budget(self, budget: Budget, costs: CostCurve) -> None:
@@ -133,13 +133,13 @@ class Planner:
         return self._plan(context, limit, shared).draft
 
     def offer(self, context: Sequence[int], limit: int, shared: SharedBatch = ALONE) -> DraftCandidate:
-        """What the costly drafters drafted or, if none was asked, all that the others found."""
+        """Return the draft of the costly drafters or, if none was asked, all that the others drafted."""
         plan = self._plan(context, limit, shared)
         draft = plan.draft.cut(plan.kept) if self._asked is not None else plan.found
         return DraftCandidate(draft, tuple(self._probabilities(draft)), min(plan.least, plan.kept))
 
     def stop_ahead(self) -> None:
-        """Stop what runs ahead: a generation is over, and its drafters are free for another."""
+        """Stop drafting ahead: a generation is over, and its drafters are free for another."""
         for one in self._costly:
             one.drafter.stop_ahead()
 
@@ -147,7 +147,8 @@ class Planner:
         self.stop_ahead()
         if self._prices is None:
             return
-        prices, self._prices = replace(self._prices, costs=self._costs, shared=round_.shared), None
+        prices, self._prices = self._prices, None
+        prices.costs, prices.shared = self._costs, round_.shared
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
         if round_.timed:
             self._costs.observe(rows + round_.shared.rows, prices.length, round_.waiting)
@@ -176,7 +177,7 @@ class Planner:
         return next((one for one in self._costly if one.planned), None)
 
     def _learn(self, round_: Round, asked: CostlyDrafting | None) -> None:
-        """What the tokens after the grammar's show of each drafter's confidence."""
+        """Learn the acceptance of the tokens after those of the grammar."""
         tokens = round_.tokens[self._lead :]
         self._count(self._found, tokens)
         if asked is not None:
@@ -186,7 +187,7 @@ class Planner:
             self._chain.grammar.observe(tokens)
 
     def _count(self, draft: Draft, tokens: Sequence[int], only: str = "") -> None:
-        """Each token drafted up to the first wrong one teaches something of its drafter's confidence."""
+        """Count each token drafted, up to the first wrong one, for its drafter and confidence."""
         for token, confidence, source, true in zip(
             draft.tokens, draft.confidence, draft.sources, tokens, strict=False
         ):
@@ -199,8 +200,8 @@ class Planner:
         self._trying = False
         self._begin = self._begin or len(context)
         self._lead, self._found = 0, Draft()
-        prices = Prices(self._costs, self._budget, shared, len(context), 0.0)
-        prices = self._prices = replace(prices, rate=self._running.above(prices.plain_rate))
+        prices = self._prices = Prices(self._costs, self._budget, shared, len(context))
+        prices.rate = self._running.above(prices.plain_rate)
         left, limit = limit, min(limit, self._costs.largest - shared.rows - 1)
         if limit < 1:
             return _Plan()
@@ -211,7 +212,7 @@ class Planner:
         after = [*context, *lead.tokens] if lead.tokens else context
         self._found = self._chain.best_free(after, min(limit - self._lead, self._backoff.longest))
         plan = self._best(self._completed(lead, self._found, limit), limit, prices)
-        plan = self._try_size(plan, limit, prices)
+        plan = self._try_size(plan, prices)
         if plan.kept > self._lead or limit == self._lead or not self._budget.model_draft:
             return plan
         if grammar is not None and not grammar.trusts_values:
@@ -221,9 +222,9 @@ class Planner:
     def _with_costly(
         self, context: Sequence[int], lead: Draft, plan: _Plan, limit: int, left: int, prices: Prices
     ) -> _Plan:
-        """`plan`, or what the first costly drafter drafts that is expected to be worth more.
+        """Return `plan`, or the draft of the first costly drafter that is expected to be worth more.
 
-        `left` tokens of the text may be still to come. Free drafters may continue what it drafts.
+        At most `left` tokens may follow in the generation. Free drafters may continue the draft.
         """
         own, room = len(context) - self._begin + 1, limit - self._lead
         led = self._probabilities(lead)
@@ -232,8 +233,8 @@ class Planner:
             drawn = one.propose(context, own, room, left, prices, base, plan.value)
             if drawn is None:
                 continue
-            # A token drawn from q is kept: whether it is dropped would depend on what followed it, and so
-            # on it.
+            # A token sampled from q is kept: whether it is dropped would depend on what followed it, and so
+            # on the token.
             sampled = len(drawn.tokens) if drawn.probs else 0
             for drafter in self._chain.free:
                 drawn = drawn.followed_by(drafter.extend(drawn.tokens, room - len(drawn.tokens)))
@@ -247,12 +248,12 @@ class Planner:
         return plan
 
     def _completed(self, lead: Draft, draft: Draft, limit: int) -> Draft:
-        """`lead` and `draft`, as far as the grammar allows it, and what the grammar forces after that."""
+        """Return `lead`, the part of `draft` that the grammar allows, and what it forces after that."""
         grammar = self._chain.grammar
         return draft if grammar is None else grammar.completed(lead, draft, limit)
 
     def _probabilities(self, draft: Draft) -> list[float]:
-        """The probability that each token is accepted if all before it were."""
+        """Return the probability that each token is accepted if all before it are."""
         known = self._acceptance.probability
         return [
             confidence if source == GRAMMAR else known(source, confidence)
@@ -261,45 +262,44 @@ class Planner:
 
     def _best(self, draft: Draft, limit: int, prices: Prices, least: int = 0) -> _Plan:
         """The prefix of at least `least` tokens that is worth most, padded to the cheapest batch."""
-
-        def seconds(k: int) -> float:
-            return prices.price(prices.size(k + 1, limit + 1) if k else 1)
-
         expected = expected_tokens(self._probabilities(draft))
-        margin = 0.0 if least else self._backoff.margin
+        rows = [1] + [prices.size(k + 1, limit + 1) for k in range(1, len(expected))]
+        price = {n: prices.price(n) for n in set(rows)}
         value, kept = best_length(
-            expected, seconds, prices.rate, least=least, margin=margin, certain=self._lead
+            expected,
+            lambda k: price[rows[k]],
+            prices.rate,
+            least=least,
+            margin=0.0 if least else self._backoff.margin,
+            certain=self._lead,
         )
-        return _Plan.of(draft, value, kept, prices.size(kept + 1, limit + 1) if kept else 1, least)
+        chosen = draft.cut(kept, max(0, rows[kept] - kept - 1))
+        return _Plan(chosen, value, kept, draft, least, expected, rows, price)
 
-    def _try_size(self, plan: _Plan, limit: int, prices: Prices) -> _Plan:
+    def _try_size(self, plan: _Plan, prices: Prices) -> _Plan:
         """A draft whose batch may cost much less than is known, where finding out is cheap, else `plan`."""
-        draft, best = plan.found, plan.value + _WORTH_TRYING
-        chosen = (0, 0)
-        probabilities = self._probabilities(draft)
-        expected = expected_tokens(probabilities)
-        accepted = 1.0
-        for k, p in enumerate(probabilities, start=1):
-            accepted *= p
-            if accepted < _LIKELY:
+        expected, best, chosen = plan.expected, plan.value + _WORTH_TRYING, 0
+        for k in range(1, len(expected)):
+            if expected[k] - expected[k - 1] < _LIKELY:  # the probability that all are accepted
                 break
-            size = prices.size(k + 1, limit + 1)
-            price = prices.rate * prices.price(size)
-            hope = self._costs.hope(size + prices.shared.rows)
+            price = prices.rate * plan.price[plan.rows[k]]
+            hope = self._costs.hope(plan.rows[k] + prices.shared.rows)
             value = expected[k] - price / hope
             if hope > _CERTAIN and value > best and price - expected[k] <= self._costs.allowance:
-                best, chosen = value, (k, size)
-        if not chosen[0]:
+                best, chosen = value, k
+        if not chosen:
             return plan
         self._trying = True
-        return _Plan.of(draft, best, *chosen)
+        draft = plan.found.cut(chosen, max(0, plan.rows[chosen] - chosen - 1))
+        return _Plan(draft, best, chosen, plan.found)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Plan:
     """A draft, the `kept` first tokens of what was `found`, of which `least` must not be dropped.
 
-    `value`: the tokens it is expected to yield beyond what its time is worth.
+    `value`: the tokens it is expected to yield beyond what its time is worth; `expected` and `rows`: tokens
+    and rows of each length of what was found.
     """
 
     draft: Draft = _NOTHING
@@ -307,7 +307,6 @@ class _Plan:
     kept: int = 0
     found: Draft = _NOTHING
     least: int = 0
-
-    @classmethod
-    def of(cls, found: Draft, value: float, kept: int, rows: int, least: int = 0) -> _Plan:
-        return cls(found.cut(kept, max(0, rows - kept - 1)), value, kept, found, least)
+    expected: Sequence[float] = ()
+    rows: Sequence[int] = ()
+    price: Mapping[int, float] = field(default_factory=dict)

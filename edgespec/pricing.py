@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 
@@ -56,38 +55,40 @@ def best_length(
     margin: float = 0.0,
     certain: int = 0,
 ) -> tuple[float, int]:
-    """The value and the length k of the best draft: the largest expected[k] - rate * seconds(k), k >=
-    `least`.
+    """Return the value and the length k >= `least` of the best draft: the largest of expected[k] - rate *
+    seconds(k).
 
     More than `certain` tokens must be worth `margin` more than at most `certain`; otherwise the value
     returned is that of the shorter draft plus `margin`, the bar for any other plan. `seconds` is infinite
     where no batch fits.
     """
 
-    def best(lengths: range) -> tuple[float, int]:
-        values = ((expected[k] - rate * seconds(k), k) for k in lengths)
-        return max(values, key=lambda one: one[0], default=(-math.inf, least))
+    bar, shorter = -math.inf, least
+    for k in range(least, min(certain + 1, len(expected))):
+        value = expected[k] - rate * seconds(k)
+        if value > bar:
+            bar, shorter = value, k
+    best, longer = bar + margin, shorter
+    for k in range(max(least, certain + 1), len(expected)):
+        value = expected[k] - rate * seconds(k)
+        if value > best:
+            best, longer = value, k
+    return best, longer
 
-    safe = best(range(least, min(certain + 1, len(expected))))
-    longer = best(range(max(least, certain + 1), len(expected)))
-    bar = safe[0] + margin
-    return longer if longer[0] > bar else (bar, safe[1])
 
-
-@dataclass(frozen=True, slots=True)
 class Prices:
-    """What a round of one generation may cost: `length` tokens are in its cache, `rate` is what a second is
-    worth.
+    """Prices of the rounds of one generation.
 
-    Prices are in seconds, or in processor seconds where `budget` saves energy: compute threads wait busily,
-    so that all of them use a second of a pass.
+    `length` tokens are in its cache, `rate` is the value of a second in tokens. Prices are in seconds, or
+    in processor seconds where `budget` saves energy: compute threads wait busily, so that all of them use a
+    second of a pass.
     """
 
-    costs: CostCurve
-    budget: Budget
-    shared: SharedBatch
-    length: int
-    rate: float
+    __slots__ = ("budget", "costs", "length", "rate", "shared")
+
+    def __init__(self, costs: CostCurve, budget: Budget, shared: SharedBatch, length: int) -> None:
+        self.costs, self.budget, self.shared, self.length = costs, budget, shared, length
+        self.rate = 0.0
 
     @property
     def plain_rate(self) -> float:

@@ -1,4 +1,4 @@
-"""Guessing by repetition: what followed when the text last ended like this. Costs microseconds."""
+"""Drafting by repetition: tokens that followed earlier occurrences of the context's end, in microseconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CHAIN = 6
 
 
 class MatchStep(NamedTuple):
-    """One guessed token: after `match` tokens that occurred before, it came this `share` of the times."""
+    """A draft token: after a match of `match` tokens it followed in this `share` of the occurrences."""
 
     token: int
     match: int
@@ -23,11 +23,11 @@ class MatchStep(NamedTuple):
 
 
 class SuffixAutomaton:
-    """All substrings of a growing token sequence, O(1) amortised a token (Blumer et al. 1985).
+    """All substrings of a growing token sequence, O(1) amortized per token (Blumer et al. 1985).
 
-    A state whose substrings come again counts what followed them, so that the most frequent continuation is
-    known with its share. Only the longest few suffixes of each position count: the whole chain would not be
-    O(1), and guesses are made from the longest.
+    A state whose substrings occur again counts the tokens that followed, so that the most frequent
+    continuation is known with its share. Only the longest few suffixes of each position count: the whole
+    chain would not be O(1), and drafts come from the longest.
     """
 
     def __init__(self) -> None:
@@ -36,12 +36,12 @@ class SuffixAutomaton:
         self._link: list[int] = [-1]
         self._length: list[int] = [0]
         self._end: list[int] = [0]  # where the first occurrence of the state's substrings ends (exclusive)
-        # What followed, the latest last; None before a second occurrence.
+        # Counts of the tokens that followed, the latest last; None before a second occurrence.
         self._follow: list[dict[int, int] | None] = [None]
         self._last = 0
 
     def append(self, token: int) -> None:
-        """Extend the sequence."""
+        """Append `token` to the sequence."""
         for state in self.matches():
             follow = self._follow[state]
             if follow is None:
@@ -62,7 +62,7 @@ class SuffixAutomaton:
         self._last = state
 
     def matches(self) -> Iterator[int]:
-        """The states of the longest suffixes that occurred before, longest first."""
+        """Yield the states of the longest suffixes that occurred before, longest first."""
         state = self._link[self._last]
         for _ in range(_CHAIN):
             if state <= 0:
@@ -70,15 +70,16 @@ class SuffixAutomaton:
             yield state
             state = self._link[state]
 
-    def walk(self, guessed: Sequence[int] = ()) -> Iterator[MatchStep]:
-        """What may follow the text and `guessed`, likeliest first at each step, until nothing is known."""
+    def walk(self, drafted: Sequence[int] = ()) -> Iterator[MatchStep]:
+        """Yield the most likely tokens after the text and `drafted`, as long as there is a match."""
         state = self._link[self._last]
         match = self._length[state] if state > 0 else 0
-        for token in guessed:
+        for token in drafted:
             state, match = self._step(state, match, token)
         while True:
             while state > 0 and self._end[state] == len(self.tokens):
-                # Its only occurrence is the end of the text: what follows a shorter one repeats the pattern.
+                # Its only occurrence is the end of the text: the continuation of a shorter one repeats the
+                # pattern.
                 state = self._link[state]
                 match = self._length[state]
             if state <= 0:
@@ -93,7 +94,7 @@ class SuffixAutomaton:
             state, match = self._next[state][token], match + 1
 
     def _step(self, state: int, match: int, token: int) -> tuple[int, int]:
-        """The state of the longest suffix of (the `match` tokens at `state`, then `token`) that occurs."""
+        """Return the state of the longest known suffix of the `match` tokens at `state` and `token`."""
         while state > 0 and token not in self._next[state]:
             state = self._link[state]
             match = self._length[state]
@@ -112,7 +113,7 @@ class SuffixAutomaton:
         return len(self._link) - 1
 
     def _split(self, p: int, q: int, token: int) -> int:
-        """The part of state q that is reached from p gets a state of its own."""
+        """Give the part of state q that is reached from p a state of its own."""
         follow = self._follow[q]
         clone = self._state(
             self._length[p] + 1, self._next[q].copy(), self._link[q], self._end[q], follow and follow.copy()
@@ -127,8 +128,8 @@ class SuffixAutomaton:
 class SuffixDrafter(Drafter):
     """Drafts the most frequent continuation of the longest earlier occurrence of the context's end.
 
-    `confidence` is how often such a guess stands in general: by the length of the match, and by how often and
-    how uniformly it was continued before.
+    `confidence` is how often such tokens are accepted in general: by the length of the match, and by how
+    often and how uniformly it was continued before.
     """
 
     def __init__(self) -> None:
@@ -139,7 +140,7 @@ class SuffixDrafter(Drafter):
         return self.extend((), limit)
 
     def read(self, context: Sequence[int]) -> None:
-        """Take note of `context`. Text that was edited is rare, and removing it costly: all is read anew."""
+        """Append the new tokens of `context`. Edits are rare: after one, all is added from scratch."""
         known = self._automaton.tokens
         if len(known) > len(context) or common_prefix(known, context) < len(known):
             self._automaton = SuffixAutomaton()
@@ -152,7 +153,7 @@ class SuffixDrafter(Drafter):
 
 
 class CorpusDrafter(Drafter):
-    """Drafts the most frequent continuation of the context's end in a corpus, the user's texts."""
+    """Drafts the most frequent continuation of the context's end in a corpus of the user's texts."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -172,13 +173,13 @@ def _draft(steps: Iterable[MatchStep], source: str) -> Draft:
     return Draft(tokens, tuple(map(_confidence, steps)), (source,) * len(tokens))
 
 
-# How often the guess after a match of n tokens stood in the answers of a 1.5B model to 100 prompts of eight
-# kinds (docs/experiments.md). A prior: each machine counts for itself.
-_STANDS = (
+# How often the token after a match of n tokens was accepted in the answers of a 1.5B model to 100 prompts of
+# eight kinds (docs/experiments.md). A prior: each machine counts for itself.
+_ACCEPTED = (
     (1, 0.28), (2, 0.53), (3, 0.64), (4, 0.74), (6, 0.79), (8, 0.88), (12, 0.92), (16, 0.97), (24, 0.985),
 )  # fmt: skip
 
 
 def _confidence(step: MatchStep) -> float:
-    at = bisect_right(_STANDS, (step.match, 1.0)) - 1
-    return _STANDS[at][1] * float(step.share**1.5)
+    at = bisect_right(_ACCEPTED, (step.match, 1.0)) - 1
+    return _ACCEPTED[at][1] * float(step.share**1.5)

@@ -1,8 +1,8 @@
-"""From logits to the target's final distribution, without sorting the vocabulary.
+"""The target's final distribution from its logits, without sorting the vocabulary.
 
-Order: logit bias, penalties, grammar mask, temperature, top-k, top-p, min-p (as vLLM does it). A vocabulary
-has 150,000 entries and a row is looked at once a token, so every step is a pass or two over a float32 array;
-what is sorted are the few candidates that survive a threshold.
+Order: logit bias, penalties, grammar mask, temperature, top-k, top-p, min-p (as in vLLM). A vocabulary has
+150,000 entries and one row is processed per token, so every step is a pass or two over a float32 array; only
+the few candidates above a threshold are sorted.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ _BLOCKS = 64
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. The default is greedy.
+    """How the next token is sampled. The default is greedy.
 
-    temperature 0 takes the likeliest token. top_k 0, top_p 1, min_p 0 and penalties of 1, 0 and 0 are off.
+    temperature 0 takes the most likely token. top_k 0, top_p 1, min_p 0 and penalties of 1, 0 and 0 are off.
     The repetition penalty (Keskar et al. 2019) counts prompt and answer; frequency and presence penalties
-    count the answer alone, as OpenAI defines them. `logprobs` asks for that many alternatives (None: off).
+    count the answer alone, as OpenAI defines them. `logprobs`: the number of alternatives to report (None:
+    off).
     """
 
     temperature: float = 0.0
@@ -82,7 +83,7 @@ class Sampling:
         )
         for name, value, good, allowed in checks:
             if not good:
-                raise EdgespecError(f"{name} is {value}: it must be {allowed}.")
+                raise EdgespecError(f"{name} is {value}: it must be {allowed}")
 
     @property
     def changes_logits(self) -> bool:
@@ -97,14 +98,14 @@ class Sampling:
 class Sampler:
     """The state of one generation: its random numbers, the tokens that penalties count, its grammar.
 
-    Every final token takes its randomness from one stream in order. Point-mass drafts use one number a token
-    whatever was drafted, so with a seed the text is the same with and without speculation.
+    Every final token takes its random numbers from one stream in order. Point-mass drafts use one per token
+    for any draft, so with a seed the text is the same with and without speculation.
     """
 
     def __init__(
         self, settings: Sampling, prompt: Sequence[int] = (), constraint: Constraint | None = None
     ) -> None:
-        """`constraint` is what the answer must keep to; every accepted token moves it on."""
+        """`constraint` restricts the answer; every accepted token advances it."""
         self.settings = settings
         self.constraint = constraint
         self.logprobs: list[TokenLogprob] = []
@@ -115,14 +116,13 @@ class Sampler:
         self._bias = np.fromiter(settings.logit_bias.values(), np.float32)
 
     def uniform(self) -> float:
-        """The next random number in [0, 1)."""
+        """Return the next random number in [0, 1)."""
         return self._uniform()
 
     def distribution(self, row: Row) -> Distribution:
-        """The probabilities from which the token at this position is drawn. `row` is not changed.
+        """Return the distribution that the token at this position is sampled from. `row` is not changed.
 
-        Raises EdgespecError when the model answered with NaN or with nothing but infinities, and when no
-        token is left to choose from.
+        Raises EdgespecError if the logits have NaN or only infinities, and if no token is allowed.
         """
         settings = self.settings
         mask = None if self.constraint is None else self.constraint.mask()
@@ -131,10 +131,10 @@ class Sampler:
         if settings.changes_logits:
             row = self._adjusted(row)
         best = int(row.argmax())
-        peak = float(row[best])  # argmax finds a NaN first if there is one
+        peak = float(row[best])  # argmax returns a NaN if there is one
         if not math.isfinite(peak):
             raise EdgespecError(
-                "The model's logits are not numbers: its file is damaged or its type unsupported."
+                "the model's logits are not numbers: its file is damaged or its type unsupported"
             )
         greedy = settings.temperature == 0.0 or settings.top_k == 1
         if greedy and (mask is None or _allows(mask, best)):
@@ -146,7 +146,7 @@ class Sampler:
             best = int(row.argmax())
             peak = float(row[best])
             if peak == -math.inf:
-                raise EdgespecError("logit_bias forbids every token that the grammar allows: relax it.")
+                raise EdgespecError("logit_bias forbids every token that the grammar allows: relax it")
             if greedy:
                 return point_mass(int(ids[best]))
         whole = len(ids)
@@ -172,7 +172,7 @@ class Sampler:
             self.logprobs.append(token_logprob(row, token, self.settings.logprobs))
 
     def _masked(self, mask: Mask, row: Row) -> tuple[Ids, Row]:
-        """What remains and its logits, or every token with -infinity for the others: what is less work."""
+        """Return the allowed ids and logits, or all with -infinity for the others: whichever is less work."""
         if 2 * np.count_nonzero(mask) < len(mask):
             ids = _set(mask, len(row))
             return ids, row[ids]
@@ -223,10 +223,10 @@ class _Seen:
 
 
 def _only(mask: Mask) -> int | None:
-    """The one token that `mask` allows, None if there are several. Raises EdgespecError if there is none."""
+    """Return the only token that `mask` allows, None if several. Raises EdgespecError if none is."""
     words = mask.nonzero()[0]
     if not len(words):
-        raise EdgespecError("The grammar allows no token at all here: it cannot be completed.")
+        raise EdgespecError("the grammar allows no token here: it cannot be completed")
     word = int(mask[words[0]])
     if len(words) > 1 or word & (word - 1):
         return None
@@ -238,7 +238,7 @@ def _allows(mask: Mask, token: int) -> bool:
 
 
 def _set(mask: Mask, size: int) -> Ids:
-    """The ids below `size` whose bit is set, ascending."""
+    """Return the ids below `size` whose bit is set, ascending."""
     words = mask.nonzero()[0]
     bits = np.unpackbits(mask[words].astype("<u4").view(np.uint8), bitorder="little").nonzero()[0]
     ids = 32 * words[bits // 32] + bits % 32
@@ -246,7 +246,7 @@ def _set(mask: Mask, size: int) -> Ids:
 
 
 def token_logprob(row: Row, token: int, top: int) -> TokenLogprob:
-    """Natural log-probabilities under the plain softmax of `row`: of `token` and of the `top` likeliest."""
+    """Return natural log-probabilities under the softmax of `row`: of `token` and the `top` most likely."""
     peak = float(row.max())
     norm = peak + math.log(float(np.exp(row - np.float32(peak)).sum(dtype=np.float64)))
     ids = largest(row, top) if top else np.empty(0, np.int64)
@@ -255,7 +255,7 @@ def token_logprob(row: Row, token: int, top: int) -> TokenLogprob:
 
 
 def largest(values: npt.NDArray[np.floating], k: int) -> Ids:
-    """Indices of the k largest of `values`, ascending; of equal ones the first.
+    """Return the indices of the k largest of `values`, ascending; of equal ones the first.
 
     The k-th largest of the maxima of any k or more disjoint blocks is a lower bound for the k-th largest
     value, so one pass for the maxima and one for the comparison leave a handful of candidates to sort.
@@ -276,8 +276,8 @@ def largest(values: npt.NDArray[np.floating], k: int) -> Ids:
 
 
 def _softmax(row: Row, peak: float, temperature: float) -> Probs:
-    # What overflows goes to -infinity, whose exponential is the zero it should be. Below 1e-30 the factor
-    # itself would be infinite, and the peak's 0 times that is no number.
+    # Overflow goes to -infinity, whose exponential is the correct zero. Below 1e-30 the factor itself would
+    # be infinite, and the peak's 0 times that NaN.
     with np.errstate(over="ignore"):
         scaled = (row - np.float32(peak)) * np.float32(1.0 / max(temperature, 1e-30))
     np.exp(scaled, out=scaled)
@@ -286,7 +286,7 @@ def _softmax(row: Row, peak: float, temperature: float) -> Probs:
 
 
 def _nucleus(probs: Probs, top_p: float) -> Ids:
-    """Ascending indices of the fewest most probable entries whose sum reaches top_p, at least one."""
+    """Return ascending indices of the fewest most probable entries whose sum reaches top_p, at least one."""
     k = 64
     while True:
         ids = largest(probs, min(k, len(probs)))

@@ -24,5 +24,5 @@ class Phrase(Drafter):
 with load(*sys.argv[1:]) as model:
     tokens = model.engine.model.vocab.tokenize(PHRASE)
     model.add_drafter(lambda: Phrase(tokens))
-    stats = model.stats("Which sentence has every letter? Begin with: The quick brown fox", max_tokens=40)
+    stats = model.stats(f"Repeat this twice: {PHRASE}", max_tokens=40, speculate=True)
     print(stats.text, stats.drafters)

@@ -208,3 +208,22 @@ def test_a_name_of_a_class_or_type_means_one_thing() -> None:
                 if re.fullmatch(r"_?[A-Z]\w*[a-z]\w*", name):
                     places.setdefault(name, []).append(str(path.relative_to(ROOT)))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+
+def test_files_and_functions_are_short() -> None:
+    files, functions = {}, {}
+    for path in FILES:
+        text = path.read_text("utf-8")
+        name = str(path.relative_to(ROOT))
+        if (lines := text.count("\n")) > LONGEST_FILE:
+            files[name] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if (lines := node.end_lineno - node.lineno + 1) > LONGEST_FUNCTION:
+                    functions[f"{name}: {node.name}"] = lines
+    assert files == {}
+    assert functions == {}

@@ -19,7 +19,7 @@ from edgespec.app import console
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.core import EdgespecError
-from edgespec.machine.reading import told_fields
+from edgespec.machine.reading import reported_fields
 from edgespec.machine.sensors import peak_memory
 from edgespec.sampling import Sampling
 
@@ -171,7 +171,7 @@ def _governed(pairs: Sequence[Pair]) -> dict[str, Any]:
     modes = {
         mode: reason for pair in pairs for one in (pair.plain, pair.speculative) for mode, reason in one.modes
     }
-    return {"modes": modes, "reading": told_fields(pairs[-1].speculative.reading)}
+    return {"modes": modes, "reading": reported_fields(pairs[-1].speculative.reading)}
 
 
 def _energy(results: Sequence[GenerationStats]) -> dict[str, float]:

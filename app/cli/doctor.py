@@ -17,7 +17,7 @@ from edgespec.app.cli.options import JsonOption, option
 from edgespec.app.terminal import clean, one_line
 from edgespec.core import EdgespecError, Reading
 from edgespec.machine.governor import Governor, Mode
-from edgespec.machine.reading import told, told_fields
+from edgespec.machine.reading import descriptions, reported_fields
 from edgespec.models.hub.selection import default_model
 
 _INTERESTING = (
@@ -70,7 +70,7 @@ def examine(model: str, mode: Mode | None) -> dict[str, Any]:
         "engines": engines,
         **_tested(),
         "onnx": _onnx(model),
-        "sensors": told_fields(reading),
+        "sensors": reported_fields(reading),
         "not_told": {**missing(), **watch.troubles},
         "models": [{"name": one.path.name, "bytes": one.bytes} for one in installed()],
         "curve": curve,
@@ -205,7 +205,7 @@ def table(report: dict[str, Any]) -> str:
         *_listed("self-tests", [f"{one['name']}: {_fate(one)}" for one in report["self_tests"]]),
         *_listed("switched off", report["switched_off"]),
         *_listed("onnx", [f"{name}: {fate}" for name, fate in report["onnx"].items()]),
-        *_listed("sensors", told(Reading(0.0, **report["sensors"]))),
+        *_listed("sensors", descriptions(Reading(0.0, **report["sensors"]))),
         *_listed("unavailable", [f"{name}: {why}" for name, why in report["not_told"].items()]),
         *_listed("models", [f"{one['name']}, {one['bytes'] / 1e6:,.0f} MB" for one in report["models"]]),
         ("cost curve", curve["missing"] if "missing" in curve else _curve_line(curve)),

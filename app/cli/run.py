@@ -15,7 +15,7 @@ from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.app.terminal import clean
 from edgespec.core import EdgespecError
-from edgespec.machine.reading import told
+from edgespec.machine.reading import descriptions
 from edgespec.models.prompting import grammar_sources
 from edgespec.models.prompting.chat_template import Message
 from edgespec.models.prompting.tool_calls import (
@@ -209,4 +209,4 @@ def _spent(result: GenerationStats) -> str:
     energy = f"{result.cpu_seconds_per_token * 1000:.0f} ms of CPU time per token"
     if result.energy is not None and result.joules_per_token is not None:
         energy = f"{result.joules_per_token:.2f} J per token ({result.energy.source}), {energy}"
-    return f"mode {mode}; {energy}" + "".join(f"; {one}" for one in told(result.reading))
+    return f"mode {mode}; {energy}" + "".join(f"; {one}" for one in descriptions(result.reading))

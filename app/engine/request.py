@@ -9,7 +9,7 @@ from typing import Any, Literal
 from edgespec.core import Constraint, Controller, Reading, Round, TokenLogprob
 from edgespec.machine.energy import Energy
 from edgespec.machine.governor import Mode
-from edgespec.machine.reading import told_fields
+from edgespec.machine.reading import reported_fields
 from edgespec.planner import Chain
 from edgespec.sampling import Sampling
 from edgespec.text import TextStream
@@ -180,7 +180,7 @@ class GenerationStats:
             "cached_tokens": self.cached_tokens,
             "tokens_per_round": round(self.tokens_per_round, 3),
             "mode": [{"mode": mode, "reason": reason} for mode, reason in self.modes],
-            "reading": told_fields(self.reading),
+            "reading": reported_fields(self.reading),
             "energy": self._energy_json(),
             **({"logprobs": [_logprob_json(one) for one in self.logprobs]} if self.logprobs else {}),
         }

@@ -1,15 +1,15 @@
-"""How much the machine may give: from what it says of itself to what rounds may spend.
+"""The resources that rounds may use, decided from readings of the machine.
 
-Pure: it reads no sensor and no clock. Each reading goes in, a decision with its reason comes out. Three modes
-form a ladder, from the fastest to the thriftiest:
+Pure: it reads no sensor and no clock. It takes readings and returns decisions with their reasons. Three modes
+are ordered from the fastest to the most economical:
 
-- performance: the least time a token.
-- balanced: the least time times processor time a token (the energy-delay product, Horowitz 1994).
-- saver: the least processor time a token, in threads and in guesses; no draft model.
+- performance: the least time per token.
+- balanced: the least time times processor time per token (the energy-delay product, Horowitz 1994).
+- saver: the least processor time per token, in threads and in drafts; no draft model.
 
-`auto` takes the mode that the power supply asks for and steps down from it where the machine is hot,
-throttled, short of memory, or wanted by other programs. Steps down come at once, steps up only after calm,
-and no two changes within ten seconds. What heat is left is met with pauses between rounds.
+`auto` takes the mode of the power supply and steps down from it where the machine is hot, throttled, short of
+memory, or used by other programs. Steps down are immediate, steps up come only after a calm period, and two
+changes are at least ten seconds apart. Remaining heat is reduced by pauses between rounds.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from edgespec.costs import CostCurve
 Mode = Literal["auto", "performance", "balanced", "saver"]
 LADDER: tuple[Mode, ...] = ("performance", "balanced", "saver")
 
-LIMIT = 85.0  # °C, where the sensor has no lower mark of its own
+LIMIT = 85.0  # °C, where the sensor has no lower limit of its own
 _DWELL = 10.0  # seconds between two changes of mode
 _LONGEST_CALM = 40.0  # seconds
 _LOW, _LOW_OVER = 20.0, 23.0  # percent of charge
-_SLOW, _SLOW_OVER = 1.25, 1.1  # a one-row pass against its best
+_SLOW, _SLOW_OVER = 1.25, 1.1  # times its best that a one-row pass takes
 _SHORT, _SHORT_OVER = 512 << 20, 768 << 20  # bytes of free memory
 _CROWDED, _CROWDED_OVER = (
     0.4,
     0.2,
-)  # other programs' share of all cores; half of it is all they can get beside us
-_PRICES: dict[Mode, tuple[float, float]] = {  # powers of threads and of seconds
+)  # other programs' share of all cores; they get at most half of them while this process runs
+_PRICES: dict[Mode, tuple[float, float]] = {  # exponents of threads and of seconds
     "performance": (0.0, 1.0),
     "balanced": (1.0, 2.0),
     "saver": (1.0, 1.0),
 }
-_PAUSE_SHARE, _PAUSE_GROWTH, _MOST_PAUSE = 0.1, 0.005, 0.9  # a °C; a °C and second; of the time
+_PAUSE_SHARE, _PAUSE_GROWTH, _MOST_PAUSE = 0.1, 0.005, 0.9  # per °C; per °C and second; of the time
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What rounds may spend now, in which mode, and why in words.
+    """The resources that rounds may use now, the mode, and the reason in words.
 
-    `crowded`: other programs want all cores, and thread counts that are best in calm may be bad ones.
+    `crowded`: other programs want all cores, and thread counts that are best without them may be bad ones.
     """
 
     mode: Mode
@@ -58,9 +58,9 @@ class Decision:
 
 @dataclass(slots=True)
 class _Alarm:
-    """Trouble that asks for a step down: on after `delay` seconds of it, off after `calm` seconds without.
+    """A condition for a step down: on after `delay` seconds of it, off after `calm` seconds without.
 
-    What is neither `trouble` nor `fine` leaves it as it is.
+    A reading that is neither `trouble` nor `fine` leaves it unchanged.
     """
 
     delay: float
@@ -79,7 +79,7 @@ class _Alarm:
 
 
 class Governor:
-    """Turns readings, about one a second, into decisions. A fixed `mode` stays what it is."""
+    """Turns readings, about one per second, into decisions. A fixed `mode` does not change."""
 
     def __init__(
         self,
@@ -88,14 +88,14 @@ class Governor:
         most: int = 31,
         limit: float = LIMIT,
     ) -> None:
-        """`threads` of the modes for passes of one row and of several, as `best_threads` finds them."""
+        """`threads` of the modes for passes of one row and of several, as `best_threads` returns them."""
         self.mode = mode
         self.threads = dict(threads or {})
         self._most, self._limit = most, limit
         self._heat = 0  # steps down for heat
         self._heat_changed = -math.inf
         self._cool_since: float | None = None
-        self._calm = _DWELL  # seconds of coolness that end a step: longer the sooner it was needed again
+        self._calm = _DWELL  # seconds below the limit that end a step: longer if it was soon needed again
         self._slow = _Alarm(5.0, 30.0)
         self._short = _Alarm(0.0, 10.0)
         self._crowded = _Alarm(0.0, 1.0)
@@ -109,7 +109,7 @@ class Governor:
 
     @property
     def decision(self) -> Decision:
-        """The last one."""
+        """The last decision."""
         return self._decision
 
     def choose(self, mode: Mode) -> Decision:
@@ -121,7 +121,7 @@ class Governor:
         return self._decision
 
     def decide(self, reading: Reading) -> Decision:
-        """The decision from here on. Readings come in order; one as old as the last changes nothing."""
+        """Return the decision from now on. Readings come in order; one as old as the last changes nothing."""
         elapsed = reading.time - self._last
         if elapsed <= 0.0:
             return self._decision
@@ -164,7 +164,7 @@ class Governor:
         )
 
     def _supply(self, reading: Reading) -> tuple[int, list[str]]:
-        """The mode that battery and plug ask for, as a place on the ladder."""
+        """Return the mode for battery and plug, as an index of LADDER, and the reason."""
         self._on_battery.update(reading.time, reading.plugged is False, reading.plugged is True)
         if not self._on_battery.on:
             self._low = False
@@ -175,14 +175,14 @@ class Governor:
         return (2 if self._low else 1), [f"on battery{charge}"]
 
     def _alarms(self, reading: Reading, reasons: list[str]) -> int:
-        """Steps down for what is not heat."""
+        """Return the steps down for reasons other than heat."""
         now, steps = reading.time, 0
         others, slowdown, free = reading.others, reading.slowdown, reading.memory_free
         if self._crowded.on:
             steps = 1
             if others is not None:
                 reasons.append(f"other programs use {others:.0%} of the processor")
-        # Crowded cores slow the passes too, and that is no heat.
+        # Crowded cores slow the passes down too, without heat.
         if self._slow.update(
             now,
             slowdown is not None and slowdown >= _SLOW and not self._crowded.on,
@@ -202,7 +202,7 @@ class Governor:
         return self._limit if mark is None else min(self._limit, mark)
 
     def _heated(self, reading: Reading, reasons: list[str]) -> int:
-        """Steps down for heat: one more every ten seconds at the limit, one fewer after ten well below it."""
+        """Return the steps down for heat: one more per 10 s at the limit, one fewer after 10 s below."""
         limit, celsius, now = self._limit_of(reading), reading.celsius, reading.time
         hot = (celsius is not None and celsius >= limit - 1.0) or reading.pressure in ("serious", "critical")
         cool = (celsius is None or celsius <= limit - 5.0) and reading.pressure in (None, "nominal", "fair")
@@ -223,7 +223,7 @@ class Governor:
         return self._heat
 
     def _control(self, reading: Reading, elapsed: float) -> None:
-        """Proportional and integral control of the pauses, at one degree below the limit."""
+        """Control the pauses (proportional and integral), with a set point one degree below the limit."""
         if reading.celsius is None:
             self._share = self._over = 0.0
             return
@@ -234,7 +234,7 @@ class Governor:
 
 
 def best_threads(curves: Mapping[int, CostCurve], mode: Mode) -> tuple[int, int]:
-    """The thread counts for passes of one row and of several (4 stand for them) that `mode` asks for.
+    """Return the best thread counts in `mode` for passes of one row and of several (measured by 4).
 
     `curves` by threads. Compute threads wait for each other busily, so that processor time is threads times
     wall time. Of equally good counts the smaller one is taken. (0, 0) without curves.

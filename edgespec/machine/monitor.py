@@ -1,4 +1,4 @@
-"""Reads the sensors once a second, and believes no sensor more than it deserves."""
+"""Reads the sensors once per second, and ignores those that are implausible."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _FIELDS = {field.name for field in fields(Reading)} - {"time"}
 _PRESSURES = {"nominal", "fair", "serious", "critical"}
 
 _PATIENCE = 2.0  # seconds that a source may take
-_SLOW = f"it takes over {_PATIENCE:g} s"
-_FRESH = 5.0  # seconds that a value stands, and that may lie between two samples
-_GOOD = 3  # samples in a row that win trust back
-_FROZEN, _MOVED = 60, 0.5  # samples of one temperature, while the load moved by this much
-_SHARE = 0.004  # of a core that sampling may take
+_SLOW = f"takes over {_PATIENCE:g} s"
+_FRESH = 5.0  # seconds that a value is valid, and that may lie between two samples
+_GOOD = 3  # consecutive samples after which a source is used again
+_FROZEN, _MOVED = 60, 0.5  # samples of an unchanged temperature, while the load moved by this much
+_SHARE = 0.004  # of a core: the most that sampling may use
 _LONGEST = 4.0
 
 
 class _Record:
-    """One source, what it said, and how far it is believed."""
+    """One source, its last values, and whether it is ignored."""
 
     def __init__(self, source: SensorSource) -> None:
         self.source = source
@@ -58,24 +58,24 @@ class _Record:
         self.forget()
 
     def forget(self) -> None:
-        """What was seen before is not compared with what comes."""
+        """Do not compare the next values with earlier ones."""
         self._celsius.clear()
         self._joules = None
         self._same, self._same_celsius = 0, math.nan
         self._low, self._high = math.inf, -math.inf
 
-    def distrust(self, why: str) -> bool:
-        """Whether that is news."""
+    def ignore(self, why: str) -> bool:
+        """Ignore the source. Return whether it was not ignored before."""
         news = self.trouble is None
         self.trouble, self._good, self.values = why, 0, {}
         self._celsius.clear()
         return news
 
     def take(self, values: dict[str, Any], now: float, load: float | None) -> bool:
-        """Take plausible values of `now`. Whether they cost the source its trust."""
+        """Take plausible values of `now`. Return whether the source is ignored from now on."""
         why = self._compare(values, load)
         if why is not None:
-            return self.distrust(why)
+            return self.ignore(why)
         if "celsius" in values:
             values["celsius"] = median_low(self._celsius)
         self._good += 1
@@ -84,7 +84,7 @@ class _Record:
         return False
 
     def _compare(self, values: dict[str, Any], load: float | None) -> str | None:
-        """What is wrong with `values` in the light of earlier ones, which they join."""
+        """Return what is implausible in `values` after the earlier ones, to which they are added."""
         joules, before = values.get("joules"), self._joules
         if joules is not None:
             self._joules = joules
@@ -101,15 +101,15 @@ class _Record:
         if load is not None:
             self._low, self._high = min(self._low, load), max(self._high, load)
         if self._same >= _FROZEN and self._high - self._low > _MOVED:
-            return f"celsius stands still at {celsius:g} whatever the load"
+            return f"celsius is stuck at {celsius:g} whatever the load"
         self._celsius.append(celsius)
         return None
 
 
 def _flaw(name: str, value: Any) -> str | None:
-    """Why `value` cannot be the field `name` of a Reading, None if it can. Raises on odder things."""
+    """Return why `value` cannot be the field `name` of a Reading, None if it can. May raise."""
     if name not in _FIELDS:
-        return "it tells what no reading has"
+        return f"{name!r} is not a field of a reading"
     if value is None:
         return None
     if name in _RANGES:
@@ -120,25 +120,25 @@ def _flaw(name: str, value: Any) -> str | None:
         return None if low <= value <= high and math.isfinite(value) else f"{name} is {value:g}"
     if name == "plugged":
         return None if isinstance(value, bool) else f"plugged is of type {type(value).__name__}"
-    return None if isinstance(value, str) and value in _PRESSURES else "pressure is no level known"
+    return None if isinstance(value, str) and value in _PRESSURES else "pressure is not a known level"
 
 
 def _words(error: Exception) -> str:
-    """One line on an error of unknown making."""
+    """Return one line about any exception."""
     try:
         return " ".join(str(error).split())[:200] or type(error).__name__
-    except Exception:  # noqa: BLE001 - as its text may be a program too
+    except Exception:  # noqa: BLE001 - its __str__ may fail in any way
         return type(error).__name__
 
 
 class SensorMonitor:
-    """A sampler in a thread of its own. `latest` is for any thread, never waits and never raises.
+    """Samples sensors in a thread of its own. `latest` is for any thread, never blocks and never raises.
 
-    A source is distrusted when it raises, takes over 2 s, gives what cannot be, gives less joules than
-    before, or repeats one temperature 60 times while the load moves by half; its fields are None until it was
-    good three times in a row, and one warning says so. A temperature is the median of its last three samples.
-    After a jump of the clock (a machine that slept) nothing is compared with what was before. A source that
-    does not return is left to its thread, and another goes on with the others.
+    A source is ignored when it raises, takes over 2 s, returns impossible values, returns fewer joules than
+    before, or repeats one temperature 60 times while the load moves by half; its fields are None until three
+    consecutive good samples, and one warning is logged. A temperature is the median of its last three
+    samples. After a jump of the clock (the machine was suspended) nothing is compared with earlier values. A
+    source that does not return keeps its thread, and another thread continues with the others.
 
     Sampling is slowed down, to 4 s at most, where it would take more than 0.4% of a core.
     """
@@ -149,26 +149,26 @@ class SensorMonitor:
         interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`sources`: name → source, where the first to give a field counts; by default sensors.sources()."""
+        """`sources`: name → source; the first to return a field counts. Default: sensors.sources()."""
         self._records = None if sources is None else _records(sources)
         self._interval, self._clock = interval, clock
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._turn = 0  # of the thread that may go on: any other ends when it sees this
+        self._turn = 0  # of the thread that may continue: any other ends when it reads this
         self._asked: tuple[_Record, str, float] | None = None
         self._sampled: float | None = None
         self._news: list[str] = []
 
     def start(self) -> None:
-        """Begin to sample, if not yet begun."""
+        """Start sampling, unless it has started."""
         with self._lock:
             if self._thread is None:
                 self._stop.clear()
                 self._spawn()
 
     def close(self) -> None:
-        """End sampling. A thread that a source holds is not waited for."""
+        """Stop sampling. A thread that a source blocks is not waited for."""
         with self._lock:
             thread, self._thread = self._thread, None
             self._turn += 1
@@ -176,36 +176,36 @@ class SensorMonitor:
         if thread is not None:
             thread.join(0.5)
         with self._lock:
-            if self._asked is not None:  # so that a thread started later leaves the source alone
+            if self._asked is not None:  # so that a thread started later skips the source
                 self._asked[0].stuck, self._asked = True, None
 
     @property
     def troubles(self) -> dict[str, str]:
-        """Each source that is not believed now, and why."""
+        """Each source that is ignored now, and why."""
         with self._lock:
             self._notice(self._clock())
             records = self._records or {}
             return {name: record.trouble for name, record in records.items() if record.trouble is not None}
 
     def latest(self) -> Reading:
-        """What is known and at most 5 s old. `time` is of the newest sample, now if there is none."""
+        """Return the values of at most 5 s ago. `time` is that of the newest sample, now if there is none."""
         with self._lock:
             now = self._clock()
             self._notice(now)
-            told: dict[str, Any] = {}
+            values: dict[str, Any] = {}
             newest = -math.inf
             for record in (self._records or {}).values():
                 if 0.0 <= now - record.time <= _FRESH:
                     newest = max(newest, record.time)
                     for name, value in record.values.items():
                         if value is not None:
-                            told.setdefault(name, value)
-            return Reading(time=newest if newest > -math.inf else now, **told)
+                            values.setdefault(name, value)
+            return Reading(time=newest if newest > -math.inf else now, **values)
 
     def sample(self) -> Reading:
-        """Ask every source now, in this thread, then `latest`. While the other thread samples, only that.
+        """Sample every source in this thread, unless the other one runs, and return `latest`.
 
-        A source that hangs, hangs this.
+        A source that blocks also blocks this.
         """
         with self._lock:
             running, turn = self._thread is not None, self._turn
@@ -220,7 +220,7 @@ class SensorMonitor:
         )
         try:
             self._thread.start()
-        except RuntimeError:  # no more threads: readings grow old, and nothing else
+        except RuntimeError:  # no more threads: readings expire, without further consequences
             self._thread = None
 
     def _run(self, turn: int) -> None:
@@ -232,7 +232,7 @@ class SensorMonitor:
             self._stop.wait(max(self._interval, min(cost / _SHARE, _LONGEST)))
 
     def _sample(self, turn: int) -> None:
-        """One sample of every source, unless another thread takes over."""
+        """Sample every source once, unless another thread takes over."""
         if self._records is None:
             self._records = _records(sensors.sources())
         with self._lock:
@@ -241,7 +241,7 @@ class SensorMonitor:
             if before is not None and not 0.0 <= now - before <= _FRESH:
                 for record in self._records.values():
                     record.forget()
-        self._tell()
+        self._log_news()
         for name, record in self._records.items():
             with self._lock:
                 if turn != self._turn:
@@ -264,9 +264,9 @@ class SensorMonitor:
                 now = self._clock()
                 if now - asked[2] > _PATIENCE:
                     why = _SLOW
-                if record.distrust(why) if why else record.take(values, now, self._load()):
-                    self._news.append(f"{name} is not believed: {record.trouble}")
-        self._tell()
+                if record.ignore(why) if why else record.take(values, now, self._load()):
+                    self._news.append(f"ignoring sensor {name}: {record.trouble}")
+        self._log_news()
 
     def _load(self) -> float | None:
         for record in (self._records or {}).values():
@@ -276,18 +276,18 @@ class SensorMonitor:
         return None
 
     def _notice(self, now: float) -> None:
-        """Leave a source that does not return to its thread. With the lock held."""
+        """Leave a source that does not return to its thread. Called with the lock held."""
         if self._asked is None or now - self._asked[2] <= _PATIENCE:
             return
         record, name, _ = self._asked
         self._asked, record.stuck = None, True
-        if record.distrust(_SLOW):
-            self._news.append(f"{name} is not believed: {record.trouble}")
+        if record.ignore(_SLOW):
+            self._news.append(f"ignoring sensor {name}: {record.trouble}")
         if self._thread is not None:
             self._spawn()
 
-    def _tell(self) -> None:
-        """Log what is new: never in `latest`, as a log may wait for a disk."""
+    def _log_news(self) -> None:
+        """Log new warnings: never in `latest`, as logging may wait for a disk."""
         with self._lock:
             news, self._news = self._news, []
         for line in news:

@@ -8,7 +8,7 @@ from typing import Literal
 
 
 def user_folder(kind: Literal["data", "config", "cache"], variable: str, below: str = "") -> Path:
-    """The folder that the environment variable names, absolute; else `below` in the platform's folder.
+    """Return the folder in the environment variable, absolute; else `below` in the platform's folder.
 
     May not exist yet.
     """
@@ -25,5 +25,5 @@ def user_folder(kind: Literal["data", "config", "cache"], variable: str, below: 
 
 
 def expanded(text: str) -> Path:
-    """`text` as a path, `~` replaced by the home folder where there is such a user."""
+    """Return `text` as a path, with `~` replaced by the home folder where there is such a user."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~user

@@ -1,4 +1,4 @@
-"""What Android and macOS tell through programs of theirs, run seldom and never for long."""
+"""Sensor values that programs of Android and macOS print, run rarely and with a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_MILLIAMPERES = 10_000
 
 
 class Seldom:
-    """Asks `source` once in `every` seconds and repeats its answer, or its error, in between."""
+    """Calls `source` at most once in `every` seconds and repeats its result, or its error, in between."""
 
     def __init__(
         self,
@@ -39,18 +39,18 @@ class Seldom:
             self._asked = now
             try:
                 self._answer = self._source()
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is repeated
+            except Exception as error:  # noqa: BLE001 - any error is repeated
                 self._answer = error
         if isinstance(self._answer, Exception):
-            raise self._answer.with_traceback(None)  # else it grows with every repetition
+            raise self._answer.with_traceback(None)  # else its traceback grows with every repetition
         return self._answer
 
 
 def output(command: Sequence[str], seconds: float = 2.0) -> str:
-    """What `command`, an absolute path and arguments, prints.
+    """Return what `command`, an absolute path and arguments, prints.
 
-    Raises TimeoutError when it takes longer, after which it and all it started are gone, and OSError when it
-    cannot be run or fails.
+    Raises TimeoutError if it takes longer, after which it and its children have ended, and OSError if it
+    cannot run or fails.
     """
     with subprocess.Popen(
         command,
@@ -63,7 +63,7 @@ def output(command: Sequence[str], seconds: float = 2.0) -> str:
         try:
             text, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            # A shell script's own children hold the pipe: to end the shell alone would leave them.
+            # A shell script's own children hold the pipe: killing only the shell would leave them running.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise TimeoutError(f"{command[0]} took over {seconds:g} s") from None
@@ -73,33 +73,33 @@ def output(command: Sequence[str], seconds: float = 2.0) -> str:
 
 
 def termux_battery(prefix: Path = TERMUX, seconds: float = 2.0) -> dict[str, object]:
-    """Battery of an Android device through Termux:API. LookupError where Termux has no such program.
+    """Read the battery of an Android device through Termux:API. Raises LookupError without its program.
 
-    The program is looked for under Termux' own prefix and nowhere else.
+    The program is looked for only under Termux's own prefix.
     """
     program = prefix / "bin" / "termux-battery-status"
     if not os.access(program, os.X_OK):
-        raise LookupError("there is no termux-battery-status: `pkg install termux-api`")
+        raise LookupError("termux-battery-status is missing: run `pkg install termux-api`")
     return parse_termux_battery(output([str(program)], seconds))
 
 
 def parse_termux_battery(text: str) -> dict[str, object]:
-    """`charge`, `plugged` and, while discharging, `watts` of the JSON that termux-battery-status prints.
+    """Parse `charge`, `plugged` and, while discharging, `watts` from the JSON of termux-battery-status.
 
-    `current` is meant to be in microamperes, yet some devices fill in milliamperes, and either sign occurs.
-    No phone's battery gives 10 A, and none that computes gives less than 10 mA, which tells the units
-    apart. `voltage` is in millivolts; without it there are no watts. The temperature it prints, number or
-    string, is the battery's: it follows the processor's by minutes and is left out, so that on such a
-    device the cost of a pass is the thermometer. Raises ValueError on anything else than such an object.
+    `current` is specified in microamperes, yet some devices report milliamperes, and either sign occurs. No
+    phone's battery delivers 10 A, and no device that computes draws less than 10 mA, which distinguishes the
+    units. `voltage` is in millivolts; without it there are no watts. The temperature, a number or a string,
+    is the battery's: it follows the processor's by minutes and is left out, so that on such a device the cost
+    of a pass replaces the temperature. Raises ValueError on anything else.
     """
-    told = json.loads(text)
-    if not isinstance(told, dict) or "percentage" not in told:
+    report = json.loads(text)
+    if not isinstance(report, dict) or "percentage" not in report:
         raise ValueError("termux-battery-status printed no battery")
-    fields: dict[str, object] = {"charge": float(told["percentage"])}
-    plugged = str(told.get("plugged", ""))
+    fields: dict[str, object] = {"charge": float(report["percentage"])}
+    plugged = str(report.get("plugged", ""))
     if plugged.startswith(("PLUGGED", "UNPLUGGED")):
         fields["plugged"] = plugged.startswith("PLUGGED")
-    current, voltage = told.get("current"), told.get("voltage")
+    current, voltage = report.get("current"), report.get("voltage")
     if current and voltage and plugged == "UNPLUGGED":
         amperes = abs(float(current))
         amperes *= 1e-3 if amperes < _MOST_MILLIAMPERES else 1e-6
@@ -108,17 +108,17 @@ def parse_termux_battery(text: str) -> dict[str, object]:
 
 
 def mac_pressure(program: Path = NOTIFYUTIL, seconds: float = 2.0) -> dict[str, object]:
-    """`pressure` of macOS: the level the system publishes by notification, readable by any user."""
+    """Read `pressure` of macOS: the level that the system publishes by notification, readable by any user."""
     if not os.access(program, os.X_OK):
-        raise LookupError(f"there is no {program}")
+        raise LookupError(f"{program} is missing")
     return parse_pressure(output([str(program), "-g", _PRESSURE], seconds))
 
 
 def parse_pressure(text: str) -> dict[str, object]:
-    """`pressure` of what `notifyutil -g com.apple.system.thermalpressurelevel` prints: its name and a level.
+    """Parse `pressure`: a name and a level, from `notifyutil -g com.apple.system.thermalpressurelevel`.
 
-    OSThermalNotification.h has the levels nominal 0, moderate 1, heavy 2, trapping 3 and sleeping 4. Heavy
-    is where the processor is slowed down. Raises ValueError on any other text.
+    OSThermalNotification.h has the levels nominal 0, moderate 1, heavy 2, trapping 3 and sleeping 4. The
+    processor is throttled from heavy on. Raises ValueError on any other text.
     """
     match = re.fullmatch(rf"{re.escape(_PRESSURE)}\s+([0-4])", text.strip())
     if match is None:

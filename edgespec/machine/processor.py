@@ -19,10 +19,10 @@ class CoreKind(TypedDict):
 
 
 def core_kinds(root: Path = _CPUS) -> list[CoreKind]:
-    """The logical processors by kind, the fastest first, as the Linux kernel tells them apart.
+    """Return the logical processors by kind, the fastest first, as the Linux kernel distinguishes them.
 
-    By `cpu_capacity` (Arm) or the highest frequency; frequencies within a tenth are one kind, since favoured
-    cores of one design differ by that. Elsewhere, and where it does not tell, none.
+    By `cpu_capacity` (Arm) or the highest frequency; frequencies within a tenth are one kind, since favored
+    cores of one design differ by that. An empty list elsewhere, and where the kernel does not report it.
     """
     if sys.platform != "linux" and root is _CPUS:
         return []

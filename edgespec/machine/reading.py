@@ -1,4 +1,4 @@
-"""Readings of the machine, for reports and for people."""
+"""Readings of the machine as JSON values and as text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from edgespec.core import Reading
 
 
-def told_fields(reading: Reading | None) -> dict[str, Any]:
-    """What a reading says, without what it does not."""
+def reported_fields(reading: Reading | None) -> dict[str, Any]:
+    """Return the fields that have values, without `time`."""
     if reading is None:
         return {}
     return {name: value for name, value in asdict(reading).items() if value is not None and name != "time"}
 
 
-def told(reading: Reading | None) -> list[str]:
-    """The same in words."""
+def descriptions(reading: Reading | None) -> list[str]:
+    """Return the same as text, one string per field."""
     words = {
         "celsius": "{:.0f} °C",
-        "celsius_limit": "its limit {:.0f} °C",
+        "celsius_limit": "limit {:.0f} °C",
         "charge": "battery at {:.0f}%",
         "plugged": "plugged in: {}",
         "seconds_left": "{:.0f} s of battery left",
@@ -32,7 +32,7 @@ def told(reading: Reading | None) -> list[str]:
         "pressure": "thermal pressure {}",
         "slowdown": "a token takes {:.2f} times its best",
     }
-    told = told_fields(reading)
-    if "memory_free" in told:
-        told["memory_free"] /= 1e6
-    return [words[name].format(value) for name, value in told.items()]
+    fields = reported_fields(reading)
+    if "memory_free" in fields:
+        fields["memory_free"] /= 1e6
+    return [words[name].format(value) for name, value in fields.items()]

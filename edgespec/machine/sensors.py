@@ -1,4 +1,4 @@
-"""What the machine says of itself. The only file that imports psutil."""
+"""Sensors of this machine. The only file that imports psutil."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import psutil
 from edgespec.machine import cgroup, platforms, sysfs
 
 SensorSource = Callable[[], Mapping[str, object]]
-"""Gives fields of a Reading by name, those it knows at this moment. Raises whatever it likes."""
+"""Returns fields of a Reading by name, those known at this moment. May raise any exception."""
 
-# Against "driver/label", best first: drivers of processors, zones and labels named after them, the board's
-# firmware, which on a machine without any of these often watches the processor.
+# Matched with "driver/label", best first: drivers of processors, zones and labels named after them, the
+# board's firmware, which on a machine without any of these often measures the processor.
 _PROCESSOR = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -36,26 +36,27 @@ _SHORTEST = 0.2
 
 @cache
 def limits() -> cgroup.Limits:
-    """The limits that control groups set to this process, as they are at the first call."""
+    """Return the limits of control groups on this process, as they are at the first call."""
     return cgroup.Limits()
 
 
 def compute_cores() -> int:
-    """Cores worth a compute thread: physical ones, as far as this process may use them."""
+    """Return the cores worth a compute thread: physical ones that this process may use."""
     allowed = logical_cores()
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 
 def logical_cores() -> int:
-    """Threads that run at once, as far as this process may use them: two a core where cores share.
+    """Return how many threads run at once on cores that this process may use.
 
-    Within a quota, as many as can always run: with one more, all of them wait once the quota is used up.
+    Two per core with hyper-threading. Within a quota, as many as can always run: with one more, all of
+    them wait once the quota is used up.
     """
     return max(1, int(cpu_quota() or _affinity()))
 
 
 def cpu_quota() -> float | None:
-    """Processors that this process may use on average, perhaps not whole ones.
+    """Return how many processors this process may use on average, possibly fractional.
 
     None where no quota of its control groups keeps it from any that it may run on.
     """
@@ -68,9 +69,9 @@ def _affinity() -> int:
 
 
 def cpu_name() -> str:
-    """The processor as the system names it, its count of cores, and how many of them this process may use.
+    """Return the processor's name, its number of cores, and how many of them this process may use.
 
-    For keys, not for people: what was measured on fewer cores, or within a quota, is right only there.
+    For keys, not for people: a measurement on fewer cores, or within a quota, is valid only there.
     """
     name = ""
     if sys.platform == "linux":  # where `platform` would start a process
@@ -86,7 +87,7 @@ def cpu_name() -> str:
 
 
 def load_average() -> float:
-    """Threads that ran or waited for a processor over the last minute, 0.0 where the system does not say.
+    """Return how many threads ran or waited for a processor over the last minute, 0.0 where unavailable.
 
     Less as many as can run on cores that this process may not use: those take nothing from it.
     """
@@ -95,24 +96,24 @@ def load_average() -> float:
 
 
 def memory_available() -> int:
-    """Bytes a program can take without making the machine swap, within the limits of control groups."""
+    """Return the bytes a program can take without swapping, within the limits of control groups."""
     free, left = int(psutil.virtual_memory().available), limits().memory_available()
     return free if left is None else min(free, left)
 
 
 def memory_limit() -> int | None:
-    """Bytes that control groups allow this process, None where that is all the machine has."""
+    """Return the bytes that control groups allow this process, None where that is all the machine has."""
     limit = limits().memory_total()
     return limit if limit is not None and limit < psutil.virtual_memory().total else None
 
 
 def memory_total() -> int:
-    """Bytes of memory that this machine has, or that control groups allow of it."""
+    """Return the bytes of memory that this machine has, or that control groups allow of it."""
     return memory_limit() or int(psutil.virtual_memory().total)
 
 
 def peak_memory() -> int | None:
-    """The most memory this process ever held, in bytes, where the system tells."""
+    """Return the most memory this process ever held, in bytes, None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -128,7 +129,7 @@ def process_runs(pid: int) -> bool:
 
 
 def process_memory(pid: int) -> int | None:
-    """The resident memory of another process in bytes, None if it is gone."""
+    """Return the resident memory of another process in bytes, None if it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -136,19 +137,19 @@ def process_memory(pid: int) -> int | None:
 
 
 def temperature() -> dict[str, float]:
-    """`celsius` of the hottest sensor of the processor, and `celsius_limit` where that sensor has a mark.
+    """Return `celsius` of the hottest processor sensor, and `celsius_limit` where that sensor has one.
 
-    The first kind of `_PROCESSOR` that is there decides. Sensors of anything else (disks, radios, graphics,
-    boards) are never taken. The mark is the sensor's "high", else 5 degrees below its "critical"; one outside
-    50 to 115 °C is a default nobody set. Raises LookupError without such a sensor.
+    The first kind of `_PROCESSOR` that exists decides. Sensors of anything else (disks, radios, graphics,
+    boards) are never used. The limit is the sensor's "high", else 5 degrees below its "critical"; one outside
+    50 to 115 °C is a meaningless default. Raises LookupError without such a sensor.
     """
     read = getattr(psutil, "sensors_temperatures", None)
     if read is None:
-        raise LookupError("the system does not tell temperatures")
+        raise LookupError("the system reports no temperatures")
     groups = read()
     for kind in _PROCESSOR:
         found = [s for name, group in groups.items() for s in group if kind.search(f"{name}/{s.label}")]
-        # On some AMD processors Tctl is Tdie and a constant, for the fans' sake.
+        # On some AMD processors Tctl is Tdie plus a constant, for fan control.
         if any(s.label == "Tdie" for s in found):
             found = [s for s in found if s.label != "Tctl"]
         if found:
@@ -158,41 +159,41 @@ def temperature() -> dict[str, float]:
 
 
 def _limit(high: float | None, critical: float | None) -> dict[str, float]:
-    # psutil gives the one for the other where one is missing.
+    # psutil returns one for the other where one is missing.
     limit = critical - _MARGIN if critical is not None and (high is None or high >= critical) else high
     return {"celsius_limit": limit} if limit is not None and 50.0 <= limit <= 115.0 else {}
 
 
 def battery(root: Path = sysfs.POWER_SUPPLY) -> dict[str, float | bool | None]:
-    """`charge`, `plugged` and, on battery, `seconds_left`. Raises LookupError without a battery."""
-    told: Any = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
-    if told is None:
+    """Return `charge`, `plugged` and, on battery, `seconds_left`. Raises LookupError without a battery."""
+    found: Any = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    if found is None:
         raise LookupError("the system has no battery")
-    # psutil divides what is in a battery by what it once held: a new one has a little more.
-    charge = 100.0 if 100.0 < told.percent < 110.0 else told.percent
-    plugged = told.power_plugged
-    if plugged is None:  # psutil knows adapters by two names, and no battery that waits below its full charge
+    # psutil divides the charge by the charge once full: a new battery has a little more.
+    charge = 100.0 if 100.0 < found.percent < 110.0 else found.percent
+    plugged = found.power_plugged
+    if plugged is None:  # psutil knows two names of adapters, and no battery that stops charging below 100%
         plugged = sysfs.mains(root)
-    left = told.secsleft if plugged is False and told.secsleft >= 0 else None  # the constants are negative
+    left = found.secsleft if plugged is False and found.secsleft >= 0 else None  # the constants are negative
     return {"charge": charge, "plugged": plugged, "seconds_left": left}
 
 
 def frequency() -> dict[str, float]:
-    """`frequency` as a share of the maximum. Raises LookupError where only the nominal one is told."""
-    told = psutil.cpu_freq() if sys.platform.startswith(("linux", "android")) else None
-    if told is None or not told.max:
-        raise LookupError("the system does not tell the processor's frequency and its maximum")
-    return {"frequency": told.current / told.max}
+    """Return `frequency` as a share of the maximum. Raises LookupError if only the nominal one is known."""
+    found = psutil.cpu_freq() if sys.platform.startswith(("linux", "android")) else None
+    if found is None or not found.max:
+        raise LookupError("the system does not report the processor's frequency and its maximum")
+    return {"frequency": found.current / found.max}
 
 
 class ProcessorLoad:
-    """`load` and `others` between two calls, over the cores this process may use then.
+    """Measures `load` and `others` between two calls, over the cores this process may use then.
 
-    Nothing at the first call; within 0.2 s of the last figures these again, as counters tick in hundredths.
-    What the processor's owner takes from a virtual machine counts as other programs'. So do this process's
-    children: their time is known only when they end.
+    Returns nothing at the first call, and the last values within 0.2 s of them, as counters tick in
+    hundredths. Time that the host takes from a virtual machine counts as other programs'. So does that of
+    this process's children: it is known only when they end.
 
-    Within a quota both are shares of it. Other programs take from it what they use in the same control group,
+    Within a quota both are shares of it. Other programs' share is what they use in the same control group,
     or, whichever is more, what they use of the machine beyond the cores that the quota leaves to them.
     """
 
@@ -210,7 +211,7 @@ class ProcessorLoad:
         self._cores, self._own, self._time = _core_times(), time.process_time(), now
         self._shared = limits().processor_seconds()
         pairs = list(zip(before, self._cores, strict=False))
-        # The list skips cores that are switched off: then nobody knows which is which, and all count.
+        # The list skips cores that are offline: then core numbers are unknown, and all count.
         allowed = [core for core in _allowed_cores() if core < len(pairs)]
         if len(before) != len(self._cores) or not allowed:
             allowed = list(range(len(pairs)))
@@ -230,42 +231,42 @@ class ProcessorLoad:
 
 
 def _core_times() -> list[tuple[float, float]]:
-    """Seconds that each core has run, and those of them it was idle."""
+    """Return the seconds that each core has run, and those of them it was idle."""
     times = []
     for core in psutil.cpu_times(percpu=True):
-        told = core._asdict()
-        # A guest's time is in "user" already.
-        total = sum(told.values()) - told.get("guest", 0.0) - told.get("guest_nice", 0.0)
-        times.append((total, told["idle"] + told.get("iowait", 0.0)))
+        found = core._asdict()
+        # Guest time is already in "user".
+        total = sum(found.values()) - found.get("guest", 0.0) - found.get("guest_nice", 0.0)
+        times.append((total, found["idle"] + found.get("iowait", 0.0)))
     return times
 
 
 def _allowed_cores() -> list[int]:
-    # Of the process's first thread: the thread that samples keeps the cores it was started with.
+    # Of the process's first thread: the sampling thread keeps the cores that it was started with.
     known = hasattr(os, "sched_getaffinity")
     return sorted(os.sched_getaffinity(os.getpid())) if known else list(range(os.cpu_count() or 1))
 
 
 def memory_free() -> dict[str, int]:
-    """`memory_free` in bytes, at least 1: a full control group is no failing sensor."""
+    """Return `memory_free` in bytes, at least 1: a full control group is no failing sensor."""
     return {"memory_free": max(1, memory_available())}
 
 
 def sources() -> dict[str, SensorSource]:
-    """What can be asked on this machine: name → a function that gives fields of a Reading, or raises.
+    """Return the sources of this machine: name → a function that returns fields of a Reading, or raises.
 
-    Each was asked once, so this takes as long as the slowest.
+    Each was called once, so this takes as long as the slowest.
     """
     return _survey()[0]
 
 
 def missing() -> dict[str, str]:
-    """What cannot be asked on this machine, and why."""
+    """Return the sources that this machine lacks, and why."""
     return _survey()[1]
 
 
 def _survey() -> tuple[dict[str, SensorSource], dict[str, str]]:
-    """Where two sources give the same field, the earlier one counts."""
+    """Try all sources. Where two return the same field, the earlier one counts."""
     makers: dict[str, Callable[[], SensorSource]] = {
         "temperature": lambda: temperature,
         "battery": lambda: battery,

@@ -1,6 +1,6 @@
-"""What Linux says of power and energy in files. Documentation/ABI/testing/sysfs-class-power and -powercap.
+"""Power and energy in files of Linux. Source: Documentation/ABI/testing/sysfs-class-power and -powercap.
 
-Every function takes the folder it reads, so that a recorded tree can stand in for the real one.
+Every function takes the folder that it reads, so that tests can use a recorded tree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BREAK = 1e9
 
 
 def _text(path: Path) -> str:
-    """The content of a file of one line, "" if there is no such file."""
+    """Return the content of a file of one line, "" if there is no such file."""
     try:
         return path.read_text("utf-8", "replace").strip()
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def _text(path: Path) -> str:
 
 
 def batteries(root: Path = POWER_SUPPLY) -> list[Path]:
-    """The folders of the machine's own batteries, not of its mouse's."""
+    """Return the folders of the machine's own batteries, not of its mouse's."""
     return [
         folder
         for folder in sorted(root.glob("*"))
@@ -34,17 +34,17 @@ def batteries(root: Path = POWER_SUPPLY) -> list[Path]:
 
 
 def mains(root: Path = POWER_SUPPLY) -> bool | None:
-    """Whether an adapter or a USB port feeds the machine, None where no file tells."""
+    """Whether an adapter or a USB port feeds the machine, None where no file reports it."""
     supplies = [folder for folder in sorted(root.glob("*")) if _text(folder / "type") in {"Mains", "USB"}]
     online = [value for value in (_text(folder / "online") for folder in supplies) if value]
     return any(value != "0" for value in online) if online else None
 
 
 def battery_watts(root: Path = POWER_SUPPLY) -> dict[str, float]:
-    """`watts` that the batteries give together, nothing while none of them discharges.
+    """Return `watts` that the batteries deliver in total, nothing while none of them discharges.
 
-    Drivers differ in the sign of a flow out of the battery, so its status decides and the sign is dropped.
-    A flow of zero is a gauge that has not measured yet. Raises OSError and ValueError as the files do.
+    Drivers differ in the sign of a current out of the battery, so its status decides and the sign is dropped.
+    A value of zero is from a gauge that has not measured yet. Raises OSError and ValueError as the files do.
     """
     watts = 0.0
     for battery in batteries(root):
@@ -59,11 +59,12 @@ def battery_watts(root: Path = POWER_SUPPLY) -> dict[str, float]:
 
 
 class EnergyCounter:
-    """`joules` that the processor's packages used since the first call, from /sys/class/powercap.
+    """Measures `joules` that the processor's packages used since the first call, from /sys/class/powercap.
 
-    The counters run to max_energy_range_uj and begin again, which is made up for as long as calls come often
-    enough to tell one turn from two. Where they do not, or a counter was set back (as a suspended machine
-    does), the sum falls by far more than it ever reaches: no difference over such a break looks like energy.
+    The counters run to max_energy_range_uj and start again at 0, which is corrected as long as calls are
+    frequent enough to distinguish one overflow from two. Where they are not, or a counter was reset (as a
+    suspended machine does), the sum decreases by far more than it ever reaches: no difference over such a
+    break looks like energy.
     """
 
     def __init__(self, root: Path = POWERCAP, clock: Callable[[], float] = time.monotonic) -> None:

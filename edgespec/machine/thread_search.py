@@ -1,7 +1,7 @@
-"""How many threads to compute with while other programs want the processor: tried out, round by round.
+"""Finds the best number of compute threads while other programs use the processor, by trial in real rounds.
 
-Compute threads wait for each other after every matrix; where one of them has to share its core, all wait. How
-much that costs depends on the scheduler and on the others, so it is measured and not predicted.
+Compute threads wait for each other after every matrix; if one of them has to share its core, all wait. The
+cost of that depends on the scheduler and on the other programs, so it is measured and not predicted.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 _TRIAL = 0.3  # seconds of passes that a count is tried for
-_AGAIN = 15.0  # seconds of passes after which all are tried anew
+_AGAIN = 15.0  # seconds of passes after which all are tried again
 
 
 class ThreadSearch:
-    """The thread count that is quickest just now, by trying each of `counts` in turn.
+    """The fastest thread count at the moment, by trying each of `counts` in turn.
 
-    What is compared is the seconds of a pass over those it would take in calm, which `observe` is told: so
-    rounds of different sizes count alike.
+    Counts are compared by the seconds of their passes relative to the seconds expected without other
+    programs, so that rounds of different sizes count alike.
     """
 
     def __init__(self, counts: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ class ThreadSearch:
 
     @property
     def threads(self) -> int:
-        """For the next round."""
+        """The count for the next round."""
         return self._left[0] if self._left else self._best
 
     @property
@@ -38,9 +38,10 @@ class ThreadSearch:
         return not self._left
 
     def observe(self, expected: float, seconds: float) -> float | None:
-        """A pass with `threads` took `seconds` and would take `expected` in calm.
+        """Record a pass with `threads` that took `seconds`, and without other programs would take `expected`.
 
-        When a trial ends: how many times as long as in calm its passes took, else None.
+        Returns, when a trial ends, how many times as long its passes took as without other programs, else
+        None.
         """
         self._expected += expected
         self._seconds += seconds

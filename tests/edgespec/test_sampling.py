@@ -279,7 +279,7 @@ def test_one_token_allowed_is_certain_whatever_the_model_says() -> None:
 
 def test_no_token_allowed_is_an_error() -> None:
     for sampling in (Sampling(), Sampling(1.0)):
-        with pytest.raises(EdgespecError, match="allows no token at all"):
+        with pytest.raises(EdgespecError, match="allows no token here"):
             Sampler(sampling, (), Masked([], 5)).distribution(ROW)
         banned = replace(sampling, logit_bias={1: -math.inf, 2: -math.inf})
         with pytest.raises(EdgespecError, match="logit_bias forbids every token"):

@@ -19,8 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import edgespec.verify as rules
-from edgespec.core import Distribution, Draft, Mask, Round
-from edgespec.costs import CostCurve
+from edgespec.core import Distribution, Draft, Mask
 from edgespec.fakes import noise_script
 from edgespec.grammar_drafting import GrammarDrafter
 from edgespec.sampling import Row, Sampler, Sampling
@@ -295,27 +294,14 @@ def unnormalised(path: Path, limit: int) -> Draft:
     return Draft(draft.tokens, draft.confidence, probs=probs)
 
 
-class Drafts:
-    """A Controller of drafts as the tests here make them."""
-
-    def __init__(self, draft: Drafting) -> None:
-        self._draft = draft
-
-    def propose(self, context: Sequence[int], limit: int) -> Draft:
-        return self._draft(tuple(context), limit)
-
-    def beside(self, texts: int, rows: int) -> None: ...
-
-    def observe(self, round_: Round) -> None: ...
-
-
 def admitted(draft: Drafting) -> Drafting:
     """`draft` as far as it is checked under the grammar."""
-    costs = CostCurve(dict.fromkeys(range(1, 9), 1.0))
 
     def drafting(path: Path, limit: int) -> Draft:
-        constrained = GrammarDrafter(Drafts(draft), TwoThirds(path), lambda: costs)
-        return constrained.propose(path, limit) if limit else Draft()
+        grammar = GrammarDrafter(TwoThirds(path))
+        lead = grammar.lead(limit)
+        room = limit - len(lead.tokens)
+        return grammar.completed(lead, draft((*path, *lead.tokens), room), limit) if room else lead
 
     return drafting
 

@@ -239,7 +239,7 @@ def test_a_name_on_the_hub_is_not_fetched_offline(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["smollm2-135m", "--bits", "5", "--out", "out"], ["--bits 5", "4 or 8"]),
+        (["smollm2-135m", "--bits", "5", "--out", "out"], ["--bits 5", "4, 8"]),
         (["smollm2-135m", "--out", "out", "--text", "/nowhere"], ["/nowhere"]),
         (["/nowhere/x.gguf", "--out", "out"], ["/nowhere/x.gguf"]),
     ],

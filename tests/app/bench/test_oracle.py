@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgespec.app.bench.oracle import model_runs, shortest, suffix_runs
 from edgespec.costs import CostCurve
+from edgespec.planner import Chain
 from edgespec.retrieval import SuffixDrafter
 
 CURVE = {1: 1.0, 2: 1.9, 3: 2.2, 4: 2.1, 5: 3.0}
@@ -48,7 +49,7 @@ def test_without_right_guesses_it_is_plain_decoding() -> None:
 
 def test_runs_count_what_would_have_been_right() -> None:
     answer = [1, 2, 3, 4, 1, 2, 9, 3]
-    found = suffix_runs([1, 2, 3, 4, 5], answer, SuffixDrafter(), 8)
+    found = suffix_runs([1, 2, 3, 4, 5], answer, Chain(free=[SuffixDrafter()]), 8)
     assert found[1] == 3  # after 1 came 2, 3, 4, and then 5 instead of 1
     assert found[6] == 0
     assert model_runs([1, 2, 0, 4, 1, 2, 9, 3], answer, 3) == [2, 1, 0, 3, 3, 3, 2, 1]

@@ -11,6 +11,7 @@ import tty
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyte
@@ -32,7 +33,7 @@ from edgespec.app.chat.widgets.input import MessageInput
 from edgespec.app.chat.widgets.panel import colored
 from edgespec.app.chat.widgets.sidebar import _hit, _title
 from edgespec.app.cli import main, run
-from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.history.io import to_json, to_markdown
 from edgespec.app.history.search import Hit
 from edgespec.app.history.store import History
@@ -90,7 +91,7 @@ def test_every_split_of_a_stream_is_text_to_a_terminal(text: str, cuts: list[int
 class Scripted:
     """The part of an engine that `run` needs, with scripted pieces and a note."""
 
-    draft_path = None
+    drafters = SimpleNamespace(asked_for=None)
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
@@ -106,8 +107,16 @@ class Scripted:
     def detokenize(self, tokens: Sequence[int]) -> str:
         return ""
 
-    def answer(self, request: Request, result: GenerationStats) -> Iterator[str]:
-        yield from self.pieces
+    def generate(self, request: Request) -> Steps:
+        return Steps(self.pieces)
+
+
+class Steps:
+    def __init__(self, pieces: Sequence[str]) -> None:
+        self._pieces, self.stats = pieces, GenerationStats()
+
+    def __iter__(self) -> Iterator[Step]:
+        return (Step(piece) for piece in self._pieces)
 
 
 def streams(count: int) -> Iterator[list[str]]:

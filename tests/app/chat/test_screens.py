@@ -84,7 +84,7 @@ SCREENS: dict[str, Callable[[Pilot[int]], Awaitable[None]]] = {
     "branch": _stopped,
     "search": _search,
     "help": lambda pilot: _then(pilot, "ctrl+b", "f1", "/regenerate"),
-    "settings": lambda pilot: _then(pilot, "escape", "f6", "temperature"),
+    "settings": lambda pilot: _then(pilot, "escape", "f6", "catalog name"),
     "model": lambda pilot: _then(pilot, "escape", "f4", "in use"),
 }
 

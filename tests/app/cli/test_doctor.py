@@ -14,7 +14,7 @@ from edgespec.app.engine import calibration
 from edgespec.core import Reading
 from edgespec.costs import CostCurve
 from edgespec.machine.processor import core_kinds
-from edgespec.machine.reading import told, told_fields
+from edgespec.machine.reading import descriptions, reported_fields
 from edgespec.machine.sensors import compute_cores, memory_available, missing, sources
 from edgespec.models.gguf.check import check_gguf
 from edgespec.models.gguf.native import LlamaOptions
@@ -121,8 +121,13 @@ def test_kinds_of_cores(tmp_path):
 
 def test_readings_in_words():
     reading = Reading(1.0, celsius=61.4, plugged=False, charge=63.6, memory_free=3_000_000_000)
-    assert told(reading) == ["61 °C", "battery at 64%", "plugged in: False", "3,000 MB of memory free"]
-    assert told_fields(reading) == {
+    assert descriptions(reading) == [
+        "61 °C",
+        "battery at 64%",
+        "plugged in: False",
+        "3,000 MB of memory free",
+    ]
+    assert reported_fields(reading) == {
         "celsius": 61.4, "plugged": False, "charge": 63.6, "memory_free": 3_000_000_000,
     }  # fmt: skip
-    assert told(None) == []
+    assert descriptions(None) == []

@@ -217,7 +217,7 @@ def test_threads_for_each_mode():
         ("[1]", "line 1 is no reading"),
         ('{"celsius": 1}', "line 1 is no reading"),
         ('{"time": 1, "colour": 2}', "line 1 is no reading"),
-        ('{"time": 1}\n{"time": 1}', "line 2: time must grow"),
+        ('{"time": 1}\n{"time": 1}', "line 2: time must increase"),
         ('{"time": NaN}', "line 1 is no reading"),
         ('{"time": 1, "plugged": 1}', "line 1 is no reading"),
         ('{"time": 1, "memory_free": 1.5}', "line 1 is no reading"),
@@ -233,5 +233,5 @@ def test_a_trace_that_is_none(text, says, tmp_path):
 
 
 def test_a_missing_trace(tmp_path):
-    with pytest.raises(EdgespecError, match="Cannot read the trace"):
+    with pytest.raises(EdgespecError, match="cannot read the trace"):
         read_trace(tmp_path / "none")

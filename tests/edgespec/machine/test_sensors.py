@@ -87,7 +87,7 @@ def test_other_things_temperatures_are_not_the_processors(
 
 def test_a_system_without_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(psutil, "sensors_temperatures", raising=False)
-    assert sensors.missing()["temperature"] == "the system does not tell temperatures"
+    assert sensors.missing()["temperature"] == "the system reports no temperatures"
 
 
 @pytest.mark.parametrize(
