@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.py"))
-EXPECTED = {"chat.py": "tokens/s", "json_schema.py": "'country': 'France'", "custom_drafter.py": "quick brown fox"}
+EXPECTED = {
+    "chat.py": "tokens/s",
+    "json_schema.py": "'country': 'France'",
+    "custom_drafter.py": "quick brown fox",
+}
 
 
 def python(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
