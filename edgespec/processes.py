@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from edgespec.core import Cancelled
 
@@ -24,6 +26,40 @@ def command(frozen: str, *python: str) -> list[str]:
     return [sys.executable, *(python if program_folder() is None else [frozen])]
 
 
+@contextmanager
+def child(arguments: Sequence[str], patience: float = 0.0, **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Start a process, and end it when the block ends: at once, or after `patience` seconds to end by itself.
+
+    `options` are those of `subprocess.Popen`. Raises OSError where the process cannot start.
+
+    The process is started in a thread, since Python raises a signal's exception in the main thread: raised
+    inside Popen, it would leave a process that nothing refers to.
+    """
+    started: list[subprocess.Popen[Any]] = []
+    options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("creationflags", getattr(subprocess, "CREATE_NO_WINDOW", 0))
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: started.append(subprocess.Popen(arguments, **options))).result()
+        yield started[0]
+    finally:
+        for process in started:
+            _end(process, patience)
+
+
+def _end(process: subprocess.Popen[Any], patience: float) -> None:
+    with suppress(subprocess.TimeoutExpired):
+        if patience and process.poll() is None:
+            process.terminate()
+            process.wait(patience)
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:  # not read to its end, which a process started by this one may hold open
+            with suppress(OSError):
+                pipe.close()
+
+
 def run(
     arguments: Sequence[str], tick: Callable[[], bool], environment: Mapping[str, str] | None = None
 ) -> tuple[int, str]:
@@ -32,25 +68,18 @@ def run(
     `tick` is called ten times per second and stops the command by returning False: then this raises
     Cancelled. On any exception, the process has ended before it is raised.
     """
-    process = subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        env=None if environment is None else dict(environment),
-        start_new_session=True,  # Ctrl-C in the terminal reaches it through this process
-        creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-    )
-    try:
+    options = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "encoding": "utf-8",
+        "errors": "replace",
+        "env": None if environment is None else dict(environment),
+        "start_new_session": True,  # Ctrl-C in the terminal reaches it through this process
+    }
+    with child(arguments, **options) as process:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 _, errors = process.communicate(timeout=0.1)
                 return process.returncode, errors
             if not tick():
                 raise Cancelled
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise

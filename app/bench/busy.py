@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -50,14 +49,10 @@ def busy() -> None:
 @contextmanager
 def busy_loops() -> Iterator[None]:
     """Run a program that uses a whole core, for each core."""
-    loops = [subprocess.Popen(worker_command(), stdin=subprocess.DEVNULL) for _ in range(logical_cores())]
-    try:
+    with ExitStack() as loops:
+        for _ in range(logical_cores()):
+            loops.enter_context(processes.child(worker_command()))
         yield
-    finally:
-        for loop in loops:
-            loop.kill()
-        for loop in loops:
-            loop.wait()
 
 
 def measure_busy(

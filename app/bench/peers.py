@@ -15,11 +15,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from edgespec import processes
 from edgespec.app.bench.systems import UNKNOWN, SystemAnswer
 from edgespec.core import EdgespecError
 
@@ -133,13 +135,15 @@ class LlamaServer:
         self._patience = patience
         self._tcp = tcp
         self._port = 0
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = ExitStack()  # ends the process, then removes the folder
 
     def start(self) -> None:
         self.stop()
         try:
-            self._folder = tempfile.TemporaryDirectory(prefix="edgespec-bench-", ignore_cleanup_errors=True)
+            folder = tempfile.TemporaryDirectory(prefix="edgespec-bench-", ignore_cleanup_errors=True)
+            self._folder = Path(self._stopping.enter_context(folder))
             self._process = self._spawn()
             self._await_health()
             props = json.loads(self._get("/props")[1] or b"{}")
@@ -169,14 +173,15 @@ class LlamaServer:
         env = {key: value for key, value in os.environ.items() if not key.startswith("LLAMA_ARG_")}
         with self._file("log").open("wb") as log:
             try:
-                return subprocess.Popen(
+                server = processes.child(
                     [*self.command, *where],
-                    stdin=subprocess.DEVNULL,
+                    STOP_SECONDS,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=env,
                     start_new_session=True,  # Ctrl-C goes to the benchmark, which then stops its servers
                 )
+                return self._stopping.enter_context(server)
             except OSError as error:
                 raise EdgespecError(f"cannot start {self.command[0]}: {error.strerror}") from None
 
@@ -267,23 +272,12 @@ class LlamaServer:
         )
 
     def stop(self) -> None:
-        process, self._process = self._process, None
-        folder, self._folder = self._folder, None
-        try:
-            if process is not None:
-                process.terminate()
-                try:
-                    process.wait(STOP_SECONDS)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-        finally:
-            if folder is not None:
-                folder.cleanup()
+        self._process, self._folder = None, None
+        self._stopping.close()
 
     def _file(self, name: str) -> Path:
         assert self._folder is not None
-        return Path(self._folder.name) / name
+        return self._folder / name
 
     def _connect(self, timeout: float) -> http.client.HTTPConnection:
         if self._process is None:

@@ -307,25 +307,21 @@ def _pip_download(requirement: str, folder: Path, arrived: Callable[[int], None]
     command += ["--retries=2", "--progress-bar=raw", "-d", str(folder), requirement]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     said: deque[str] = deque(maxlen=200)
-    with subprocess.Popen(
+    with processes.child(
         command,
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
     ) as child:
-        try:
-            for line in child.stdout or ():
-                if match := re.match(r"Progress (\d+) of \d+$", line):
-                    arrived(int(match[1]))
-                else:
-                    said.append(line.strip())
-        except BaseException:
-            child.kill()
-            raise
+        for line in child.stdout or ():
+            if match := re.match(r"Progress (\d+) of \d+$", line):
+                arrived(int(match[1]))
+            else:
+                said.append(line.strip())
+        child.wait()  # it has closed its output, so it ends by itself
     wheels = list(folder.glob("*.whl"))
     if child.returncode == 0 and len(wheels) == 1:
         return wheels[0]
