@@ -1,1 +1,1 @@
-"""Model runtimes behind one Protocol, the catalogue, downloads, and chat templates."""
+"""Model runtimes behind one Protocol, the catalog, downloads, and chat templates."""

@@ -1,8 +1,8 @@
-"""What passes of several rows cost relative to one row, before anything was measured on this machine.
+"""Relative costs of forward passes of several rows, used until this machine has been measured.
 
 Measured on two cores of AMD Zen 4 and Zen 5 servers (docs/experiments.md); a processor with other kernels
-is off by the tens of percent that a prior's deviation allows. With more threads the products, which are
-what further rows cost, get cheaper while reading the weights does not: the exponents of `_THREADS` are an
+differs by tens of percent, which the prior's deviation allows for. More threads make the matrix products,
+which are the cost of further rows, cheaper, but not reading the weights: the exponents in `_THREADS` are an
 assumption.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from edgespec.costs import SIZES, TYPICAL
 
-_THREADS = ((8, 0.7), (4, 0.85))  # from so many threads on: the exponent of the relative cost
+_THREADS = ((8, 0.7), (4, 0.85))  # minimum number of threads, exponent of the relative cost
 
 
 def _shape(*relative: float) -> dict[int, float]:
@@ -33,7 +33,7 @@ _PRIORS: Mapping[tuple[str, str], Mapping[int, float]] = {
     ("ik", "16"): _shape(1.0, 1.25, 1.4, 1.4, 1.35, 1.4, 1.65, 2.0, 2.2, 2.7, 3.2),
     ("onnx", "4"): _ONNX,
 }
-_SMALL = 10 << 20  # bytes of weights below which a pass is mostly overhead
+_SMALL = 10 << 20  # bytes of weights; below this a pass is mostly overhead
 _OVERHEAD = _shape(1.0, 1.05, 1.08, 1.1, 1.13, 1.16, 1.22, 1.35, 1.5, 1.7, 1.9)
 _FAMILIES = {
     "Q4_0": "4", "IQ4_NL": "4", "Q4_1": "4", "MXFP4": "4", "Q5_0": "5", "Q5_1": "5", "Q8_0": "8",
@@ -42,7 +42,10 @@ _FAMILIES = {
 
 
 def relative_costs(engine: str, types: Mapping[str, int], threads: int) -> Mapping[int, float]:
-    """Costs of SIZES rows relative to one; `types`: bytes of weights by type; `engine`: "onnx" too."""
+    """Return the costs of batches of SIZES rows relative to one row.
+
+    `types`: bytes of weights by type; `engine`: a BackendName, or "onnx".
+    """
     if sum(types.values()) < _SMALL:
         return _OVERHEAD
     largest = max(types, key=lambda name: types[name], default="")

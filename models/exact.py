@@ -1,8 +1,9 @@
-"""Which batch sizes give, to the bit, the logits of one row at a time: found out on the model itself.
+"""Batch sizes whose logits equal, bit for bit, those of one row at a time, found by running the model.
 
-Kernels sum in another order for many rows than for one, so a speculative answer may part from the plain one
-where two tokens are nearly tied. With the settings below llama.cpp's attention does not; whether the products
-do depends on the types of the weights (docs/experiments.md). Only sizes that were seen to be equal are used.
+Kernels sum in a different order for many rows than for one, so a speculative answer may differ from the plain
+one where two tokens are nearly tied. With the settings below llama.cpp's attention sums in one order; whether
+the matrix products do depends on the types of the weights (docs/experiments.md). Only sizes that a test found
+equal are used.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.options import Options
 from edgespec.models.runtime import ModelSequence
 
-_LENGTHS = (24, 560)  # tokens before: attention takes another path from 512 on
+_LENGTHS = (24, 560)  # tokens in the cache: attention uses another kernel from 512 on
 
 
 def exact_options(options: Options) -> Options:
-    """A GGUF's `options` on llama.cpp with an 8-bit cache, whose attention has one path for all sizes.
+    """Return `options` for llama.cpp with an 8-bit KV cache, whose attention uses one kernel for all sizes.
 
-    No setting of ik_llama.cpp was found whose batches are equal to single rows. An ONNX model keeps its own:
-    the graph says what is computed.
+    No setting of ik_llama.cpp was found whose batches equal single rows. The options of an ONNX model are
+    returned unchanged: its graph determines the computation.
     """
     if not isinstance(options, LlamaOptions):
         return options
@@ -32,10 +33,10 @@ def exact_options(options: Options) -> Options:
 
 
 def equal_sizes(sequence: ModelSequence, text: Sequence[int], most: int) -> list[int]:
-    """The SIZES up to `most` whose logits, and those of the token after, are bitwise those of single rows.
+    """Return the SIZES up to `most` whose logits, and those of the next token, equal single rows bit for bit.
 
-    `text` must have some 600 tokens, of which as many are used as fit into the context. Takes as long as
-    reading them and some 250 rows. The sequence is empty afterwards.
+    `text`: about 600 tokens, of which as many are used as fit into the context. Takes as long as evaluating
+    them and about 250 single rows. The sequence is empty afterwards.
     """
     sizes = [n for n in SIZES if n <= most]
     room = min(sequence.model.context_length, len(text)) - sizes[-1] - 1

@@ -1,7 +1,6 @@
-"""Files in the cache folder: what was learned on this machine and can be learned again.
+"""Measurements of this machine in the cache folder, each of which can be made again.
 
-A file that is missing, damaged or of another version is simply not there, and one that cannot be written is
-not written.
+A file that is missing, damaged or of another version counts as absent; a failure to write one is ignored.
 """
 
 from __future__ import annotations
@@ -17,26 +16,26 @@ from edgespec.files import write_whole
 from edgespec.machine.paths import user_folder
 
 VERSION = 1
-_MOST = 100_000  # bytes of a file: what is larger is not ours
+_MOST = 100_000  # bytes; a larger file was not written by Edgespec
 
 
 def cache_folder() -> Path:
-    """`machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
+    """Return `machine` in EDGESPEC_CACHE, or in the user's cache folder for Edgespec. May not exist yet."""
     return user_folder("cache", "EDGESPEC_CACHE") / "machine"
 
 
 def digest(parts: tuple[object, ...]) -> str:
-    """A key for what `parts` identify, by their repr."""
+    """Return a key for `parts`, from their repr."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def load(kind: str, key: str) -> dict[str, Any] | None:
-    """What `save` kept under that name, None if there is nothing usable."""
+    """Return the data saved under `kind` and `key`, None if there is none or it is unusable."""
     return _read(_path(kind, key))
 
 
 def load_all(kind: str) -> Iterator[dict[str, Any]]:
-    """Everything usable of that kind, the oldest first."""
+    """Yield all usable data of `kind`, oldest first."""
     with contextlib.suppress(OSError):
         paths = cache_folder().glob(f"{kind}-*.json")
         for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns):
@@ -45,7 +44,7 @@ def load_all(kind: str) -> Iterator[dict[str, Any]]:
 
 
 def save(kind: str, key: str, data: dict[str, Any]) -> None:
-    """Keep `data`, whole or not at all."""
+    """Save `data` atomically."""
     folder = cache_folder()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +52,7 @@ def save(kind: str, key: str, data: dict[str, Any]) -> None:
 
 
 def forget(kind: str, key: str = "*") -> None:
-    """Delete what was kept under that name, or all of that kind."""
+    """Delete the data saved under `kind` and `key`, or all of `kind`."""
     with contextlib.suppress(OSError):
         for path in cache_folder().glob(f"{kind}-{key}.json"):
             path.unlink(missing_ok=True)

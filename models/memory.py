@@ -1,9 +1,9 @@
-"""How much memory a model takes, and whether there is as much: asked before native code takes it.
+"""A check that a model's memory is available, before native code allocates it.
 
-Beyond the limit of a control group the process ends without a message, and beyond the machine's memory the
-system ends other programs first, or swaps until nothing responds.
+Beyond the limit of a control group the process is killed without a message; beyond the machine's memory the
+system kills other programs first, or swaps until nothing responds.
 
-Figures are the least that a model can do with: what would fit is never refused.
+The figures are lower bounds: a model that would fit is never refused.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from edgespec.core import EdgespecError
 from edgespec.machine.sensors import memory_available
 
 SWITCH = "EDGESPEC_NO_MEMORY_CHECK"
-"""The environment variable that, set to anything but 0, turns the check off."""
+"""Environment variable that disables the check unless it is empty or 0."""
 
-_BUFFERS = 16 << 20  # bytes that any model takes besides weights, caches and logits, and any further context
+_BUFFERS = 16 << 20  # bytes of a model in addition to weights, caches and logits, and of each further context
 
 
 class TooLargeError(EdgespecError):
-    """A model needs more memory than is free."""
+    """Not enough free memory for a model."""
 
 
 def require_memory(name: str, weights: int, caches: int, logits: int, contexts: int = 0) -> None:
-    """Raise TooLargeError unless there is room for so many bytes of each, logits twice, and for buffers.
+    """Raise TooLargeError unless there is memory for `weights`, `caches`, twice `logits` (bytes) and buffers.
 
-    An engine holds logits in its graph and once more where they are read. `contexts`: how many there are with
+    An engine holds logits in its graph and again in an output buffer. `contexts`: number of contexts with
     buffers of their own.
     """
     if os.environ.get(SWITCH, "") not in ("", "0"):
@@ -38,21 +38,21 @@ def require_memory(name: str, weights: int, caches: int, logits: int, contexts: 
     if needed > free:
         raise TooLargeError(
             f"{name} needs about {_rounded(needed, up=True)} of memory and {_rounded(free)} are free: "
-            f"choose a smaller model or context, or set {SWITCH}=1 to load it all the same."
+            f"choose a smaller model or context, or set {SWITCH}=1 to load it anyway"
         )
 
 
 @contextmanager
-def unless_too_large(say: Callable[[str], None]) -> Iterator[None]:
-    """For loading a draft model, without which the target answers, too: `say` hears why it is left out."""
+def unless_too_large(note: Callable[[str], None]) -> Iterator[None]:
+    """Report a TooLargeError to `note` and continue: for a draft model, which the target can do without."""
     try:
         yield
     except TooLargeError as error:
-        say(f"Decoding without a draft model: {error}")
+        note(f"decoding without a draft model: {error}")
 
 
 def _rounded(count: int, up: bool = False) -> str:
-    """Bytes in words, rounded so that of two different counts the larger one never looks smaller."""
+    """Format `count` bytes, rounded up or down, so that the larger of two counts never looks smaller."""
     unit, name, digits = (10**9, "GB", 1) if count >= 10**9 else (10**6, "MB", 0)
     step = unit // 10**digits
     steps = -(-count // step) if up else count // step

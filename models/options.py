@@ -1,4 +1,4 @@
-"""How a model of any kind is loaded."""
+"""Loading options shared by all runtimes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What all runtimes have in common. Zero leaves the choice to the machine or the model.
+    """Options of any runtime. Zero leaves the choice to the machine or the model.
 
-    Each of `sequences` holds `context` tokens. `max_rows` bounds the logits of one forward pass: its buffer
-    costs max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` tokens of a prompt are
-    evaluated at once: more cost memory (68 MB for 512 with the 1.5B) and gain nothing on two cores.
+    Each of `sequences` holds `context` tokens. `max_rows` limits the rows of logits of one forward pass: the
+    buffer takes max_rows * vocabulary * 4 bytes (19 MB for 32 rows of 151,936). `batch` is the number of
+    prompt tokens evaluated at once: a larger one takes more memory (68 MB for 512 with the 1.5B model) and
+    is no faster on two cores.
     """
 
     context: int = 4096
@@ -23,13 +24,13 @@ class Options:
 
     @property
     def engine(self) -> str:
-        """What computes, by name."""
+        """Name of the inference engine."""
         raise NotImplementedError
 
     def thread_counts(self, cores: int) -> tuple[int, int]:
-        """Threads for passes of one row and of several, on a machine of so many `cores`."""
+        """Return the thread counts for passes of one row and of several, on a machine with `cores` cores."""
         return self.threads or cores, self.threads or cores
 
     def with_threads(self, one_row: int, many_rows: int) -> Self:
-        """The same with threads for passes of one row and of several, where these can differ."""
+        """Return a copy with these threads for passes of one row and of several, where they can differ."""
         return replace(self, threads=one_row)

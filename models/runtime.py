@@ -1,4 +1,4 @@
-"""Model runtimes behind one interface, and the registry of them."""
+"""The interface of model runtimes, and their registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgespec.models.vocab import Vocabulary
 
 
 class Summary(Protocol):
-    """What a checked model says about itself, by GgufSummary's names."""
+    """Properties of a checked model, with the names of GgufSummary."""
 
     @property
     def architecture(self) -> str: ...
@@ -38,25 +38,25 @@ class Summary(Protocol):
 
 
 class ModelSequence(LanguageModel, Protocol):
-    """One conversation in a model."""
+    """A sequence of tokens in a model, with its KV cache."""
 
     @property
     def model(self) -> Model: ...
 
     def share(self, other: Any, length: int) -> bool:
-        """Hold a copy of the first `length` tokens of `other`, of the same model. False where it cannot."""
+        """Copy the first `length` tokens of `other`, a sequence of the same model. False if impossible."""
 
     def state(self) -> npt.NDArray[np.uint8]:
-        """A copy of what the cache holds, for `restore`."""
+        """Return a copy of the KV cache, for `restore`."""
 
     def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
-        """Hold `tokens` again, whose `state` was `data`. False where it is refused: then it is empty."""
+        """Restore `tokens`, whose `state` was `data`. If refused, empty the sequence and return False."""
 
     def close(self) -> None: ...
 
 
 class Model(Protocol):
-    """The weights of one model, its vocabulary, and the caches of its sequences."""
+    """The weights of one model, its vocabulary, and the KV caches of its sequences."""
 
     @property
     def path(self) -> Path: ...
@@ -68,23 +68,23 @@ class Model(Protocol):
     def vocab(self) -> Vocabulary: ...
     @property
     def build(self) -> str:
-        """Engine, version and kernels: a measurement made under one build says nothing of another."""
+        """Engine, version and kernels. Measurements are valid for one build only."""
 
     @property
     def context_length(self) -> int:
-        """Tokens that each sequence holds."""
+        """Capacity of each sequence, in tokens."""
 
     @property
     def shares_passes(self) -> bool:
-        """Several sequences are evaluated in one pass."""
+        """Whether several sequences are evaluated in one forward pass."""
 
     @property
     def on_cpu(self) -> bool:
-        """Whether all of it is computed on the processor's own cores."""
+        """Whether the CPU computes all of it."""
 
     @property
     def fixed_threads(self) -> bool:
-        """`set_threads` does nothing."""
+        """Whether `set_threads` has no effect."""
 
     @property
     def threads(self) -> tuple[int, int]:
@@ -92,25 +92,25 @@ class Model(Protocol):
 
     @property
     def rollback_refusal(self) -> str | None:
-        """Why this model's memory cannot be cut, None if it can."""
+        """Why sequences of this model cannot be rolled back, None if they can."""
 
     @property
     def chat_template(self) -> str | None: ...
     @property
     def cache_bytes(self) -> int:
-        """What one sequence's cache takes when full."""
+        """Bytes of one full KV cache."""
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What the state of a sequence fits: weights, build, cache types."""
+        """Return what a saved state depends on: weights, build, cache types."""
 
     def sequence(self) -> ModelSequence: ...
     def set_threads(self, one_row: int, many_rows: int) -> None: ...
     def cancel(self) -> None: ...
     def uncancel(self) -> None: ...
     def forward(self, requests: Sequence[tuple[Any, Sequence[int], int]]) -> list[Logits]:
-        """Evaluate (sequence of this model, new tokens, rows wanted) of several.
+        """Evaluate requests, each (sequence of this model, new tokens, rows wanted).
 
-        The logits of each, (rows wanted, vocabulary), are views that the next call overwrites.
+        Returns logits [rows wanted, vocabulary] for each: views that the next call overwrites.
         """
 
     def close(self) -> None: ...
@@ -119,22 +119,22 @@ class Model(Protocol):
 
 
 class Runtime(Protocol):
-    """One kind of model: how it is recognized, checked and loaded. Its methods raise EdgespecError."""
+    """A model format: how it is recognized, checked and loaded. Its methods raise EdgespecError."""
 
     @property
     def options(self) -> type[Any]:
-        """The class of its options, an Options."""
+        """The subclass of Options that this runtime takes."""
 
     def accepts(self, path: Path) -> bool:
-        """Whether `path` is of this kind, by its name or what is in the folder."""
+        """Whether `path` has this format, by its name or the files in the folder."""
 
     def check(self, path: Path) -> Summary:
-        """What the file or folder contains, without running any of it."""
+        """Check the file or folder without executing any of it, and summarize it."""
 
     def settled(
         self, path: Path, options: Any, progress: Progress | None, note: Callable[[str], None]
     ) -> Any:
-        """The options that `path` will be loaded with if asked for with `options`."""
+        """Return the options that `path` will be loaded with when `options` are requested."""
 
     def load(
         self,
@@ -145,17 +145,17 @@ class Runtime(Protocol):
         draft_of: Path | None = None,
         drafts: bool = False,
     ) -> Model:
-        """Check and load it. `drafts`: as a draft model, which may be a trimmed one of `draft_of`."""
+        """Check and load `path`. `drafts`: as a draft model, possibly one trimmed from `draft_of`."""
 
     def cost_key(self, options: Any) -> tuple[object, ...]:
-        """What the cost of a forward pass depends on, apart from the model."""
+        """Return what the cost of a forward pass depends on, apart from the model."""
 
     def cost_prior(self, types: Mapping[str, int], options: Any) -> Mapping[int, float]:
-        """What a batch of n rows costs relative to one, before it is measured; `types`: bytes by type."""
+        """Return the cost of n rows relative to one, until it is measured; `types`: bytes by type."""
 
 
 RUNTIMES: list[Runtime] = [OnnxRuntime(), GgufRuntime()]
-"""In the order in which they are asked; the last one accepts anything."""
+"""Tried in this order; the last one accepts any path."""
 
 
 def runtime_of(path: Path) -> Runtime:
@@ -163,12 +163,12 @@ def runtime_of(path: Path) -> Runtime:
 
 
 def runtime_for(options: Options) -> Runtime:
-    """The runtime that `options` are of."""
+    """Return the runtime that takes `options`."""
     return next(one for one in RUNTIMES if isinstance(options, one.options))
 
 
 def check_model(path: Path) -> Summary:
-    """Check the file or folder at `path`. Raises EdgespecError."""
+    """Check the file or folder at `path` and summarize it. Raises EdgespecError."""
     return runtime_of(path).check(path)
 
 
@@ -178,10 +178,10 @@ def load_model(
     progress: Progress | None = None,
     note: Callable[[str], None] = warn,
 ) -> Model:
-    """Check and load what is at `path`, with `options` of its kind.
+    """Check and load the model at `path`, with `options` of its runtime.
 
-    `progress` returns False to stop it; `note` receives what went otherwise than asked for. Raises
-    EdgespecError, or Cancelled when stopped.
+    `progress` returns False to stop loading; `note` receives one line for each deviation from `options`.
+    Raises EdgespecError, or Cancelled if stopped.
     """
     return runtime_of(path).load(path, options_for(path, options), progress, note)
 
@@ -193,7 +193,7 @@ def load_draft(
     note: Callable[[str], None] = warn,
     source: Path | None = None,
 ) -> Model:
-    """The same for a draft model, which may be a trimmed one of `source`."""
+    """Check and load a draft model, possibly one trimmed from `source`; see `load_model`."""
     return runtime_of(path).load(path, options_for(path, options), progress, note, source, drafts=True)
 
 
@@ -203,12 +203,12 @@ def settled(
     progress: Progress | None = None,
     note: Callable[[str], None] = warn,
 ) -> Options:
-    """The options that what is at `path` will be loaded with if asked for with `options`, of its kind."""
+    """Return the options that `path` will be loaded with when `options`, of its runtime, are requested."""
     return cast(Options, runtime_of(path).settled(path, options, progress, note))
 
 
 def options_for(path: Path, options: Options | None) -> Options:
-    """`options`, or those of the kind that `path` needs with what all kinds have."""
+    """Return `options`, converted if `path` needs another runtime: then the shared fields are kept."""
     kind = runtime_of(path).options
     if options is not None and isinstance(options, kind):
         return options

@@ -18,7 +18,7 @@ from edgespec.models.vocab import Vocabulary
 
 @dataclass(frozen=True)
 class SimpleSummary:
-    """What a checked file contains; `types` has bytes of weights by type."""
+    """Properties of a checked file; `types` maps a type to bytes of weights."""
 
     architecture: str
     vocab_size: int
@@ -33,7 +33,7 @@ class SimpleSummary:
 
 
 class SimpleModel(ABC):
-    """A Model whose logits are a function of the tokens: a subclass says which."""
+    """A Model whose logits are a function of the tokens, which a subclass defines."""
 
     chat_template: str | None = None
     rollback_refusal: str | None = None
@@ -47,11 +47,11 @@ class SimpleModel(ABC):
 
     @abstractmethod
     def next_logits(self, tokens: Sequence[int]) -> npt.ArrayLike:
-        """The logits [vocab] of what follows `tokens`."""
+        """Return the logits [vocab] of the token that follows `tokens`."""
 
     @property
     def build(self) -> str:
-        """Name and version of the runtime: a measurement made under one build says nothing of another."""
+        """Name and version of the runtime. Measurements are valid for one build only."""
         return type(self).__name__
 
     def fingerprint(self) -> tuple[object, ...]:
@@ -79,7 +79,7 @@ class SimpleModel(ABC):
 
 
 class SimpleSequence:
-    """One conversation in a SimpleModel: its tokens."""
+    """A sequence of a SimpleModel."""
 
     def __init__(self, model: SimpleModel) -> None:
         self.model = model

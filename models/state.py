@@ -1,7 +1,7 @@
-"""KV caches on disk: a conversation that is opened again goes on without reading its prompt anew.
+"""KV caches on disk: a conversation that is opened again continues without prefill.
 
-One file a conversation. What it holds is a conversation's content, so it is its owner's alone; it is checked
-whole before an engine sees it, since engines trust what they are given.
+One file per conversation. It contains the conversation, so only its owner may read it; its digest is checked
+before an engine gets the data, because engines do not validate it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _MOST_HEADER = 10_000_000  # bytes
 
 
 def state_key(sequence: ModelSequence) -> str:
-    """Identifies what a state fits: weights, engine build, cache types."""
+    """Return a key for what a state depends on: weights, engine build, cache types."""
     return hashlib.sha256(repr(sequence.model.fingerprint()).encode()).hexdigest()
 
 
 def save_state(sequence: ModelSequence, path: Path) -> bool:
-    """Write what `sequence` holds to `path`, whole or not at all. False where that cannot be done."""
+    """Write the state of `sequence` to `path` atomically. False if it is empty or cannot be written."""
     if not sequence.tokens:
         return False
     data = sequence.state()
@@ -49,13 +49,13 @@ def save_state(sequence: ModelSequence, path: Path) -> bool:
 
 
 def state_tokens(sequence: ModelSequence, path: Path) -> list[int] | None:
-    """The tokens of the state in `path`, None if there is none that fits `sequence`."""
+    """Return the tokens of the state in `path`, None if it does not fit `sequence`."""
     found = _header(sequence, path)
     return found and found[0]
 
 
 def load_state(sequence: ModelSequence, path: Path) -> bool:
-    """Let `sequence` hold what `save_state` wrote to `path`. False, and empty, for anything else."""
+    """Restore into `sequence` the state in `path`. For any other file, empty it and return False."""
     sequence.rollback(0)
     found = _header(sequence, path)
     if found is None:
@@ -69,7 +69,7 @@ def load_state(sequence: ModelSequence, path: Path) -> bool:
 
 
 def _header(sequence: ModelSequence, path: Path) -> tuple[list[int], int, object, int] | None:
-    """Tokens, bytes and digest of the data, and where it begins; None if it is not for `sequence`."""
+    """Return tokens, size, digest and offset of the data; None if it does not fit `sequence`."""
     with (
         contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError),
         path.open("rb") as file,

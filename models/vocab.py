@@ -1,4 +1,4 @@
-"""Vocabularies: what is needed of them, and whether two agree."""
+"""The interface of vocabularies, and a comparison of two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Vocabulary(Protocol):
-    """What is needed of any model's vocabulary; `gguf.vocab.LlamaVocab` says what each means."""
+    """The vocabulary of any model; `gguf.vocab.LlamaVocab` documents the methods."""
 
     @property
     def size(self) -> int: ...
@@ -30,10 +30,10 @@ class Vocabulary(Protocol):
 
 
 def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
-    """What keeps `draft` from guessing for `target`, in words; None if the two agree.
+    """Return in words why `draft` cannot draft for `target`, None if it can.
 
-    Token ids must mean the same text in both. Padding (tokens marked unused) does not count: models of one
-    family are padded to different sizes. Nor does what ends a text: that is the target's to say.
+    Each token id must have the same text in both. Padding (tokens marked unused) is ignored, because models
+    of one family are padded to different sizes; so are end tokens, because only the target's count.
     """
     for token in range(min(target.size, draft.size)):
         if target.raw(token) != draft.raw(token):
@@ -49,7 +49,7 @@ def first_difference(target: Vocabulary, draft: Vocabulary) -> str | None:
 
 
 class ByteVocab:
-    """The 256 bytes and one token that ends a text: for models that need no tokenizer, and for tests."""
+    """The 256 bytes and one end token, for models without a tokenizer and for tests."""
 
     size, bos, eos, adds_bos = 257, None, 256, False
 

@@ -45,7 +45,7 @@ def measure_tests(model: str, engine: BackendChoice, repetitions: int) -> dict[s
             "outcome": verdict.reason or verdict.state,
             "first": round(median(first), 3),
             "after": round(median(after), 4),
-            "megabytes": (verdict.said.get("memory") or 0) >> 20,
+            "megabytes": (verdict.reports.get("memory") or 0) >> 20,
         }
     return report
 

@@ -1,4 +1,4 @@
-"""The native engines by name: each is loaded and started once, after it was seen to start elsewhere."""
+"""The native engines by name, each loaded once, after a trial in another process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from edgespec.machine.sensors import compute_cores
 from edgespec.models.gguf import kernels, trial
 from edgespec.models.gguf.native import Backend, BackendName, LlamaOptions
 
-# Turns of libgomp's waiting loop. A turn pauses for 40 to 140 cycles on x86-64 and for one or two elsewhere.
-# 1000 measured as fast as the usual 300,000 on an idle machine, and up to four times as fast on a busy one.
+# Iterations of libgomp's spin loop, each 40 to 140 cycles on x86-64 and one or two elsewhere. 1000 measured
+# as fast as the usual 300,000 on an idle machine, and up to four times as fast on a busy one.
 _SPINS = {"x86_64": 1_000, "amd64": 1_000}
 _SPINS_ELSEWHERE = 30_000
 
 
 @cache
 def library(engine: BackendName = "llama.cpp") -> Backend:
-    """The engine of that name, loaded and started once. Raises EdgespecError where it is not installed.
+    """Return the engine, loaded and initialized once. Raises EdgespecError if it is not installed.
 
-    That it starts on this processor was seen in another process before.
+    Its start on this processor has been tested in another process before.
     """
     found = trial.start(engine, files(engine))
     trial.loaded(engine)
-    # Loaded here because each costs memory and time, and because the second is an extra.
+    # Imported late because each takes memory and time, and because the second is optional.
     with _short_waits():
         if engine == "ik":
             from edgespec.models.gguf.ik import Ik
@@ -40,10 +40,10 @@ def library(engine: BackendName = "llama.cpp") -> Backend:
 
 @contextlib.contextmanager
 def _short_waits() -> Iterator[None]:
-    """Have threads wait busily for microseconds only, in a libgomp that is loaded meanwhile, then sleep.
+    """Limit the spinning of threads to microseconds in a libgomp that is loaded meanwhile.
 
-    Its default of milliseconds takes the processor from the very thread waited for where other programs
-    run. The user's own setting is left alone. libgomp reads the variable once, as it is loaded.
+    Its default of milliseconds takes the processor from the thread that is waited for while other programs
+    run. The user's own setting takes precedence. libgomp reads the variable once, when it is loaded.
     """
     if {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         yield
@@ -56,7 +56,7 @@ def _short_waits() -> Iterator[None]:
 
 
 def files(engine: BackendName) -> list[Path]:
-    """What an engine is made of, none of it loaded. Raises EdgespecError where it is not installed."""
+    """Return the files of an engine without loading them. Raises EdgespecError if it is not installed."""
     if engine == "ik":
         from edgespec.models.gguf.ik import installed_library
 
@@ -65,7 +65,7 @@ def files(engine: BackendName) -> list[Path]:
 
 
 def cost_key(options: LlamaOptions) -> tuple[object, ...]:
-    """What the cost of a forward pass depends on, apart from the model."""
+    """Return what the cost of a forward pass depends on, apart from the model."""
     return (
         library(options.engine).build, *options.thread_counts(compute_cores()), options.flash_attention,
         options.type_k, options.type_v, options.repack, options.gpu_layers,

@@ -1,12 +1,12 @@
-"""Checks a GGUF file in pure Python before native code opens it.
+"""A check of GGUF files in pure Python before native code opens them.
 
-llama.cpp aborts the whole process on some bad values and believes others. So every count, length, type and
-offset is compared here with the file's size before anything is read or allocated on its word, and what
-llama.cpp asserts is held to its limits. What llama.cpp would refuse (arrays of arrays, gaps between tensors)
-is refused here too, with a line a user can act on.
+llama.cpp aborts the process on some invalid values and trusts others. So each count, length, type and offset
+is compared with the file's size before anything is read or allocated because of it, and values that llama.cpp
+asserts must be within its limits. Files that llama.cpp would refuse (arrays of arrays, gaps between tensors)
+are refused here too, with a message a user can act on.
 
-What it does not know: whether the tensors are those the architecture needs (llama.cpp compares names and
-shapes itself and reports misfits), what the weights say, and what happens to the file afterwards.
+Not checked: whether the tensors are those the architecture needs (llama.cpp compares names and shapes itself
+and reports a mismatch), the values of the weights, and changes to the file afterwards.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Limits: those in llama-cpp-python 0.3.36.
 """
@@ -26,8 +26,9 @@ from pathlib import Path
 from edgespec.models.gguf.read import NAME_LENGTH, U64, Cursor, GgufValue, Scalar, file_error, map_file
 from edgespec.text import printable
 
-# Type id: name, weights per block, bytes per block. Left out are retired types and those that ggml cannot
-# multiply with, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see _read_shape.)
+# Type id: name, weights per block, bytes per block. Excluded are retired types and those that ggml has
+# no matrix product for, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see
+# _read_shape.)
 GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
@@ -39,19 +40,19 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     42: ("Q2_0", 64, 18),
 }  # fmt: skip
 
-# Far above any model: a hostile file costs seconds and megabytes, not hours and gigabytes.
+# Far above any model, so that a malicious file costs seconds and megabytes, not hours and gigabytes.
 _MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 0xFFFF, 1 << 21, 512
 _MAX_KEY, _MAX_TENSOR_NAME, _INT64 = 0xFFFF, 63, 1 << 63
 
 _LOOKALIKES = {
     rb"\s*<(!doctype|html|\?xml)": ("a web page", "the link may need a login or have expired"),
-    rb"version https://git-lfs": ("a git-lfs pointer", "run 'git lfs pull' to fetch the model itself"),
+    rb"version https://git-lfs": ("a git-lfs pointer", "run `git lfs pull` to fetch the model itself"),
     rb".{6}\0\0\{\s*\"": ("safetensors", "convert it to GGUF or download a GGUF version"),
     rb"PK\x03\x04|\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd": ("an archive", "unpack it first"),
     rb"tjgg|lmgg|fmgg|algg": ("a format from before GGUF", "download a newer version of the model"),
 }
 
-# Least and greatest value, where llama.cpp asserts one or would size something on the file's word.
+# Minimum and maximum, where llama.cpp asserts one or allocates memory by the value.
 _RANGES = {
     "block_count": (1, _MAX_LAYERS),
     "nextn_predict_layers": (0, _MAX_LAYERS),
@@ -74,7 +75,7 @@ _ARRAYS = {
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`shape` begins with the length of a row, `offset` counts from the start of the file."""
+    """A tensor in the file. `shape[0]` is the length of a row, `offset` is from the start of the file."""
 
     type: str
     shape: tuple[int, ...]
@@ -84,13 +85,13 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufSummary:
-    """What a checked file says about itself.
+    """Properties of a checked file.
 
-    `name` is safe to print; the strings in `metadata` are as in the file, undecodable bytes replaced, and are
-    not. `metadata` has scalars and strings of up to 1024 bytes, no arrays. Equal `tokenizer_digest`s mean
+    `name` is safe to print; the strings in `metadata` are those of the file, undecodable bytes replaced, and
+    are not. `metadata` has scalars and strings of up to 1024 bytes, no arrays. Equal `tokenizer_digest`s mean
     equal vocabularies. `parameters` counts weights, `types` maps a ggml type's name to bytes of tensor data,
-    which add up to `tensor_bytes`; `tensors` goes by name. `context_length` is in tokens, None where the file
-    does not give it.
+    which add up to `tensor_bytes`; `tensors` is by name. `context_length` is in tokens, None if the file does
+    not contain it.
     """
 
     architecture: str
@@ -106,21 +107,21 @@ class GgufSummary:
     context_length: int | None
 
     def number(self, key: str) -> int:
-        """A whole number from the metadata under the architecture's name, 0 if it is not there."""
+        """Return an integer from the metadata under the architecture's name, 0 if there is none."""
         value = self.metadata.get(f"{self.architecture}.{key}", 0)
         return value if isinstance(value, int) else 0
 
 
 def check_gguf(path: Path) -> GgufSummary:
-    """Read the header of the GGUF file at `path` and check that llama.cpp can be trusted with it.
+    """Read the header of the GGUF file at `path` and check that llama.cpp can open it safely.
 
-    Raises EdgespecError, one printable line, if it is anything but a well-formed single-file model. Opens
-    regular files only, so that a pipe or a device never blocks. A file that did not change is read once.
+    Raises EdgespecError, one printable line, unless it is a well-formed single-file model. Opens regular
+    files only, so that a pipe or a device never blocks. A file is read again only if it has changed.
     """
     try:
         status = path.stat()
     except (OSError, ValueError):
-        return _checked(path, ())  # which says what is wrong
+        return _checked(path, ())  # raises the error
     state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return _checked(path, state)
 
@@ -157,7 +158,7 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
 
 
 def _read_preamble(cursor: Cursor) -> tuple[int, int]:
-    """The numbers of tensors and of metadata keys."""
+    """Return the number of tensors and of metadata keys."""
     head = cursor.data[:256]
     if not head.startswith(b"GGUF"):
         begins = f"is not a GGUF file: it begins with '{printable(head[:24])}'"
@@ -192,7 +193,7 @@ def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
 
 
 def _check_general(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[str, int]:
-    """The architecture's name and the alignment of tensor data in bytes."""
+    """Return the name of the architecture and the alignment of tensor data in bytes."""
     if (value := values.get("split.count")) and isinstance(value.scalar, int) and value.scalar > 1:
         parts = f"one of {value.scalar} parts, but only single-file models are supported"
         raise cursor.error(parts, value, "join them with llama-gguf-split --merge")
@@ -230,17 +231,17 @@ def _check_hyperparameters(cursor: Cursor, values: Mapping[str, GgufValue], arch
     possible = 0 < used <= experts and groups < experts if experts else used == groups == 0
     if not possible or (groups > 1 and (experts % groups or not 0 < groups_used < groups)):
         choice = f"uses {used} of {experts} experts in {groups_used} of {groups} groups"
-        raise file_error(cursor.path, f"{choice}, which cannot be")
+        raise file_error(cursor.path, f"{choice}, which is impossible")
 
 
 def _check_tokenizer(cursor: Cursor, values: Mapping[str, GgufValue]) -> int:
-    """The vocabulary's size. llama.cpp indexes the arrays of the tokenizer by token."""
+    """Return the size of the vocabulary. llama.cpp indexes the tokenizer's arrays by token."""
     for key, types in _ARRAYS.items():
         if (value := values.get(key)) and value.type not in types:
             raise cursor.error(f"{value.type} instead of {' or '.join(types)}", value)
     if (tokens := values.get("tokenizer.ggml.tokens")) is None:
         raise file_error(
-            cursor.path, "has no vocabulary (tokenizer.ggml.tokens), so it cannot write text", ""
+            cursor.path, "has no vocabulary (tokenizer.ggml.tokens), so it cannot generate text", ""
         )
     if not 0 < tokens.count <= _MAX_TOKENS:
         raise cursor.error(f"{tokens.count} tokens instead of 1 to {_MAX_TOKENS}", tokens)
@@ -248,20 +249,20 @@ def _check_tokenizer(cursor: Cursor, values: Mapping[str, GgufValue]) -> int:
         if (value := values.get(key)) and value.count != tokens.count:
             raise cursor.error(f"{value.count} elements for {tokens.count} tokens", value)
 
-    # llama.cpp aborts on tokens that look alike to it: it cuts them at a zero byte and names empty ones.
+    # llama.cpp aborts on equal tokens, after it has cut them at a zero byte and named empty ones.
     data, pos, seen = cursor.data, tokens.start, set[bytes]()
     for i in range(tokens.count):
         start = pos + 8
         pos = start + U64.unpack_from(data, pos)[0]
         text = data[start:pos].partition(b"\0")[0] or b"[EMPTY_%d]" % i
         if text in seen:
-            raise cursor.error(f"token {i}, '{printable(text, NAME_LENGTH)}', is there twice", tokens)
+            raise cursor.error(f"token {i}, '{printable(text, NAME_LENGTH)}', appears twice", tokens)
         seen.add(text)
     return tokens.count
 
 
 def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, GgufValue]) -> str:
-    """SHA-256, in hex, of what decides which token is which; types and lengths are in the bytes hashed."""
+    """Return the SHA-256, in hex, of the values that define token ids, their types and lengths included."""
     digest = hashlib.sha256()
     for name in ("model", "pre", "tokens", "token_type", "merges"):
         digest.update(name.encode() + b"\0")
@@ -271,7 +272,7 @@ def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, GgufValue]) -> str:
 
 
 def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tensor]:
-    """All tensors by name. llama.cpp wants their data in order, without gaps."""
+    """Return all tensors by name. llama.cpp requires their data in order, without gaps."""
     found: dict[str, Tensor] = {}
     expected = 0
     for number in range(count):
@@ -283,7 +284,7 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tenso
         if offset % alignment:
             raise cursor.error(f"data offset {offset} is not a multiple of {alignment}")
         if offset != expected:
-            raise cursor.error(f"data offset {offset}, but the tensor before ends at {expected}")
+            raise cursor.error(f"data offset {offset}, but the previous tensor ends at {expected}")
         found[name] = Tensor(type_name, shape, offset, size)
         expected = _padded(offset + size, alignment)
     start = _padded(cursor.pos, alignment)
@@ -297,16 +298,16 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tenso
 
 
 def _read_shape(cursor: Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
-    """The shape of `tensor`, the name of its type, and its size in bytes."""
+    """Return the shape of `tensor`, the name of its type, and its size in bytes."""
     rank = cursor.u32()
     if not 1 <= rank <= 4:
         raise cursor.error(f"{rank} dimensions instead of 1 to 4")
     shape = tuple(cursor.u64() for _ in range(rank))
     kind = cursor.u32()
     if kind not in GGML_TYPES:
-        raise cursor.error(f"ggml type {kind} cannot be computed with", advice="get another quantization")
+        raise cursor.error(f"ggml type {kind} is not supported", advice="get another quantization")
     name, block, block_size = GGML_TYPES[kind]
-    # ggml has integers only in tables from token to token or expert, and adds or scales by F32 only. With
+    # ggml supports integers only in tables from token to token or expert, and vectors only in F32. On
     # anything else it aborts or jumps to address zero.
     table = name in ("I32", "I64")
     vector = rank == 1 or tensor.endswith("norm.weight")

@@ -1,4 +1,4 @@
-"""How much memory a GGUF model takes, from its tensors' shapes: nothing is loaded."""
+"""The memory of a GGUF model, computed from its tensors' shapes without loading it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
 
 
 def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, shares_passes: bool) -> None:
-    """Raise TooLargeError unless there is room for the GGUF model `name`, loaded with `options`.
+    """Raise TooLargeError unless there is memory for the GGUF model `name`, loaded with `options`.
 
-    `shares_passes`: see native.Library.
+    `shares_passes`: see native.Backend.
     """
-    whole = summary.context_length or 0  # where it is not chosen, sequences that share passes divide it
+    whole = summary.context_length or 0  # by default, divided among sequences that share passes
     sequences = options.sequences if options.context or not shares_passes else 1
     caches = gguf_cache(summary, options, sequences * (options.context or whole))
     logits = options.max_rows * summary.vocab_size * 4
@@ -26,7 +26,7 @@ def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, 
 
 
 def gguf_weights(summary: GgufSummary) -> int:
-    """Bytes of the tensors that are loaded: layers that predict further tokens are not."""
+    """Return the bytes of the tensors that are loaded: layers for multi-token prediction are not."""
     layers = summary.number("block_count") - summary.number("nextn_predict_layers")
     unused = (
         tensor.bytes
@@ -37,7 +37,7 @@ def gguf_weights(summary: GgufSummary) -> int:
 
 
 def gguf_cache(summary: GgufSummary, options: LlamaOptions, positions: int) -> int:
-    """Bytes of the keys and values of so many positions, in all layers."""
+    """Return the bytes of the keys and values of `positions`, in all layers."""
     widths = list(_widths(summary))
     keys, values = (sum(pair[i] for pair in widths) for i in (0, 1))
     bits = keys * _BITS[options.type_k] + values * _BITS[options.type_v]
@@ -45,10 +45,10 @@ def gguf_cache(summary: GgufSummary, options: LlamaOptions, positions: int) -> i
 
 
 def _widths(summary: GgufSummary) -> Iterator[tuple[int, int]]:
-    """Numbers that each layer keeps of a position, as keys and as values: as many as its projections give.
+    """Yield the widths of the keys and values of a position, for each layer: those of its projections.
 
-    Metadata would not do: what differs by layer is in arrays there. Layers with a running state keep none,
-    and the last ones of some models use those of others.
+    Metadata is not sufficient, because values that differ by layer are arrays there. Recurrent layers have
+    no keys and values, and the last layers of some models share those of others.
     """
     last = summary.number("block_count")
     last -= summary.number("nextn_predict_layers") + summary.number("attention.shared_kv_layers")
@@ -60,7 +60,7 @@ def _widths(summary: GgufSummary) -> Iterator[tuple[int, int]]:
     for rows in layers.values():
         if "attn_k" in rows:
             yield rows["attn_k"], rows.get("attn_v", 0)
-        elif "attn_kv_a_mqa" in rows:  # compressed; of files without attn_k_b, llama.cpp keeps more
+        elif "attn_kv_a_mqa" in rows:  # compressed; for files without attn_k_b, llama.cpp caches more
             yield rows["attn_kv_a_mqa"], 0
         elif "attn_qkv" in rows and not any(name.startswith("ssm_") for name in rows):
             shared = max(1, summary.number("attention.head_count_kv") or heads)

@@ -20,13 +20,13 @@ _FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
 
 class Ik(Backend):
     name = "ik"
-    # Its flash attention ends the process over other types, and over a second sequence in one cache: it
-    # takes a block of keys whose first is hidden from a row for one that is hidden as a whole.
+    # Its flash attention aborts on other types, and on a second sequence in one cache: it treats a block of
+    # keys whose first one is masked for a row as fully masked.
     cache_types = ("f16", "q8_0", "q4_0")
     shares_passes = False
 
     def __init__(self) -> None:
-        """Raises EdgespecError when the package is missing, broken or of another version."""
+        """Load the library. Raises EdgespecError if the package is missing, broken or of another version."""
         path = installed_library()
         try:
             functions = Functions(path)
@@ -40,13 +40,14 @@ class Ik(Backend):
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
         gpu = self.C.llama_supports_gpu_offload()
         params.n_gpu_layers = (999 if options.gpu_layers < 0 else options.gpu_layers) if gpu else 0
-        # A mapped file that is truncated while in use would kill the process, and repacking writes into it.
+        # A mapped file that is truncated while in use would kill the process, and repacking writes into the
+        # map.
         params.use_mmap = False
         params.repack_tensors = options.repack
 
     def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         # With a sliding window its flash attention drops the farthest keys of some rows of a batch, so that
-        # many rows would not give what one row gives.
+        # the logits of many rows would differ from those of one.
         slides = window > 0 and not 0 < params.n_ctx <= window
         params.flash_attn = options.flash_attention is not False and not slides
 
@@ -54,17 +55,15 @@ class Ik(Backend):
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))
 
     def most_rows(self, types: Collection[str]) -> int:
-        # From 32 rows on another kernel multiplies Q4_1 and Q5_1: it moved logits of SmolLM2-135M by up to 27
-        # and the distribution by 0.9 nats (31 rows: 0.002).
+        # From 32 rows on it uses another kernel for Q4_1 and Q5_1, which changed logits of SmolLM2-135M by
+        # up to 27 and the distribution by 0.9 nats (31 rows: 0.002).
         return 16 if {"Q4_1", "Q5_1"} & set(types) else super().most_rows(types)
 
     def refusal(self, model: Handle) -> str | None:
         if self.C.llama_model_has_encoder(model):
             return "has an encoder: Edgespec runs decoder-only models"
         if self.C.llama_model_is_recurrent(model) or self.C.llama_model_is_hybrid(model):
-            return (
-                "has recurrent layers, over which ik_llama.cpp may end the process: use the engine llama.cpp"
-            )
+            return "has recurrent layers, on which ik_llama.cpp may abort: use the engine llama.cpp"
         return None
 
     def token_attributes(self, model: Handle, token: int) -> int:
@@ -72,9 +71,9 @@ class Ik(Backend):
 
 
 def installed_library() -> Path:
-    """The shared library of the installed package. Raises EdgespecError unless it is the version tested.
+    """Return the shared library of the installed package. Raises EdgespecError unless it has version TESTED.
 
-    Another version may lay its structs out differently, which no call would notice before it crashed.
+    Another version may have other struct layouts, which would crash instead of failing.
     """
     try:
         package = distribution(PACKAGE)

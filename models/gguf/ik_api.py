@@ -1,7 +1,7 @@
-"""llama.h of ik_llama.cpp as ik-llama-cpp-python 0.1.5 builds it: structs and the functions Edgespec calls.
+"""Bindings of ik_llama.cpp's llama.h as built by ik-llama-cpp-python 0.1.5: structs and the functions used.
 
-Bound here rather than through the package's own module: that loads the library an environment variable
-names, and lacks most of what is needed. Functions are given llama.cpp's names where only the name differs.
+The package's own module is not used: it loads the library that an environment variable names, and lacks most
+of these functions. Functions have llama.cpp's names where only the name differs.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 
 
 class Functions:
-    """What `Library.C` is for ik_llama.cpp: its functions, bound, and the types they take."""
+    """The value of `Backend.C` for ik_llama.cpp: its functions, bound, and the types they take."""
 
     llama_batch = llama_batch
     llama_log_callback = llama_log_callback

@@ -1,8 +1,8 @@
-"""Which of llama.cpp's libraries are loaded, and from where: by absolute paths in the package's own folder.
+"""Loading of llama.cpp's libraries, by absolute paths in the package's own folder.
 
-A portable build has one library of kernels for each generation of processors; ggml takes the best that runs
-here. By itself it would look beside the executable and in the current folder, and the system's loader in
-LD_LIBRARY_PATH before the package. Loaded before llama_cpp is imported, which loads libllama.
+A portable build has one library of kernels for each processor generation; ggml selects the best that runs
+here. By default it would search the executable's folder and the current folder, and the system's loader
+LD_LIBRARY_PATH before the package. They are loaded before llama_cpp is imported, which loads libllama.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ _VARIANT = re.compile(r"(?:lib)?ggml-cpu-([A-Za-z0-9_]+)\.\w+")
 
 
 def folder() -> Path:
-    """Where llama-cpp-python keeps its libraries, absolute. Raises EdgespecError if it is not installed."""
+    """Return the absolute folder of llama-cpp-python's libraries. Raises EdgespecError if not installed."""
     spec = find_spec("llama_cpp")
     if spec is None or spec.origin is None:
-        raise EdgespecError("llama-cpp-python is not installed: install Edgespec again.")
+        raise EdgespecError("llama-cpp-python is not installed: install Edgespec again")
     return Path(spec.origin).absolute().parent / "lib"
 
 
 def files() -> list[Path]:
-    """The libraries, and the file that names the package's version."""
+    """Return the libraries, and the file that contains the package's version."""
     here = folder()
     return [*here.glob("*"), here.parent / "__init__.py"]
 
 
 @cache
 def linked() -> list[ctypes.CDLL]:
-    """ggml's libraries, loaded under the names that libllama links.
+    """Load and return ggml's libraries, under the names that libllama links.
 
-    The same library without the number is another file, since a wheel has no links: a second copy with a
-    registry of its own, in which libllama does not look.
+    The library without the version number is another file, because a wheel has no links: loading it would
+    make a second registry, which libllama does not use.
     """
     form = "lib{}.0.dylib" if sys.platform == "darwin" else "lib{}.so.0"
     paths = [folder() / form.format(name) for name in ("ggml-base", "ggml-cpu", "ggml")]
@@ -47,9 +47,9 @@ def linked() -> list[ctypes.CDLL]:
 
 
 def load(name: str = "") -> None:
-    """Load the kernels of that name, or the best for this processor. Raises EdgespecError if there are none.
+    """Load the kernels `name`, or the best for this processor. Raises EdgespecError if there are none.
 
-    Does nothing where they are part of libggml already. ggml's messages go to its log, which is set before.
+    Does nothing if they are part of libggml. ggml's messages go to its log callback, which must be set.
     """
     here, variants = folder(), _variants()
     if not variants:
@@ -65,13 +65,13 @@ def load(name: str = "") -> None:
         ggml.ggml_backend_load_all_from_path(os.fsencode(here))
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     if not ggml.ggml_backend_dev_count():
-        raise EdgespecError(f"llama.cpp has no kernels for this processor in {here}: install Edgespec again.")
+        raise EdgespecError(f"llama.cpp has no kernels for this processor in {here}: install Edgespec again")
 
 
 def ranked() -> list[str]:
-    """The names of all kernels that run here by ggml's own score, the best first; none without a choice.
+    """Return the names of all kernels that run here, by ggml's own score, best first; empty without variants.
 
-    Loads each of them, which is work for a process of its own.
+    Loads each of them, so it should run in a process of its own.
     """
     linked()
     scores: dict[str, int] = {}
@@ -82,6 +82,6 @@ def ranked() -> list[str]:
 
 
 def _variants() -> dict[str, Path]:
-    """The libraries of kernels by the names of the processors they are for."""
+    """Return the libraries of kernels by processor name."""
     found = ((_VARIANT.fullmatch(path.name), path) for path in sorted(folder().glob("*ggml-cpu-*")))
     return {match[1]: path for match, path in found if match}

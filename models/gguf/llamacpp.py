@@ -8,7 +8,7 @@ from typing import Any
 from edgespec.models.gguf import kernels
 from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
 
-# The environment is untrusted: the package, and ggml, would load whatever libraries these name.
+# The environment is untrusted: the package and ggml would load the libraries that these name.
 os.environ.pop("LLAMA_CPP_LIB_PATH", None)
 os.environ.pop("GGML_BACKEND_PATH", None)
 
@@ -27,7 +27,7 @@ class LlamaCpp(Backend):
     name = "llama.cpp"
 
     def __init__(self, chosen: str = "") -> None:
-        """`chosen`: the name of the kernels to load instead of the best. Raises EdgespecError."""
+        """Load the library, with the kernels `chosen` instead of the best. Raises EdgespecError."""
         self._chosen = chosen
         super().__init__(C, __version__)
 
@@ -44,8 +44,8 @@ class LlamaCpp(Backend):
     def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.n_outputs_max = options.max_rows
-        params.kv_unified = False  # in one cache for all, each row would look at the tokens of every sequence
-        # A sliding-window cache that keeps only its window could not be rolled back over its edge.
+        params.kv_unified = False  # in a unified cache each row would attend over every sequence
+        # A sliding-window cache of the window alone could not be rolled back beyond it.
         params.swa_full = True
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
@@ -55,7 +55,7 @@ class LlamaCpp(Backend):
         if C.llama_model_has_encoder(model):
             return "has an encoder: Edgespec runs decoder-only models"
         if C.llama_model_is_diffusion(model):
-            return "is a diffusion model: Edgespec runs models that write one token after another"
+            return "is a diffusion model: Edgespec runs autoregressive models"
         return None
 
     def token_attributes(self, model: Handle, token: int) -> int:

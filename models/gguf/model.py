@@ -1,7 +1,7 @@
 """GGUF models on llama.cpp or ik_llama.cpp.
 
-One `LlamaModel` owns the weights; each `LlamaSequence` of it is a LanguageModel with a KV cache of its
-own. Nothing here is safe to call from two threads at once, except `cancel`.
+A `LlamaModel` owns the weights; each of its `LlamaSequence`s is a LanguageModel with its own KV cache. Only
+`cancel` is thread-safe.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LlamaModel:
 
     @property
     def on_cpu(self) -> bool:
-        """Whether all of it is computed on the processor's own cores."""
+        """Whether the CPU computes all of it."""
         return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
 
     def __init__(
@@ -43,28 +43,28 @@ class LlamaModel:
         path: Path,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
-        say: Callable[[str], None] = warn,
+        note: Callable[[str], None] = warn,
     ) -> None:
-        """Check and load `path`. `progress` hears fractions from 0 to 1 and stops it by returning False.
+        """Check and load `path`. `progress` receives fractions from 0 to 1 and returns False to stop loading.
 
-        With other options than those where they were seen to fail on this processor; then `say` hears a line.
-        Raises EdgespecError when the file is damaged, unsupported or too large, Cancelled when stopped.
+        Options that failed in a trial on this processor are replaced; then `note` receives a line. Raises
+        EdgespecError if the file is damaged, unsupported or too large, Cancelled if stopped.
         """
         self.path = path
         self.summary: GgufSummary = check_gguf(path)
-        self.options = options = settle(path, options or LlamaOptions(), progress, say)
+        self.options = options = settle(path, options or LlamaOptions(), progress, note)
         self.library = library(options.engine)
         self._refuse_cache_types()
         self._C = self.library.C
-        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+        if self.on_cpu:  # an accelerator's memory is not checked
             require_gguf_memory(path.name, self.summary, options, self.library.shares_passes)
-        # One context, or one a sequence where they share no passes: by the first sequence that needs it.
+        # One context, or if they share no passes, one per sequence, created by the first that needs it.
         self._contexts: dict[int, Handle] = {}
         self._model: Handle = None
         self._model = self.library.load(path, options, progress)
         try:
             if reason := self.library.refusal(self._model):
-                raise EdgespecError(f"{path.name} {reason}.")
+                raise EdgespecError(f"{path.name} {reason}")
             self.vocab = LlamaVocab(self.library, self._model)
             self._abort = ctypes.create_string_buffer(2)
             context = self._contexts[0] = self._new_context()
@@ -87,18 +87,18 @@ class LlamaModel:
 
     @property
     def build(self) -> str:
-        """Engine, version and instructions: see Library."""
+        """Engine, version and instruction sets: see Backend."""
         return self.library.build
 
     @property
     def shares_passes(self) -> bool:
-        """All sequences live in one context, and are evaluated in one pass."""
+        """Whether all sequences are in one context, and evaluated in one forward pass."""
         return self.library.shares_passes
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What the state of a sequence fits: engine build, cache types, caches in one context, weights.
+        """Return what a saved state depends on: engine build, cache types, caches in one context, weights.
 
-        The file is told by its length and the digests of its tokenizer and of its tensors' places.
+        The weights are identified by the file's size, tokenizer digest, tensor offsets and a sample.
         """
         options, summary = self.options, self.summary
         return (
@@ -110,20 +110,20 @@ class LlamaModel:
 
     @property
     def cache_bytes(self) -> int:
-        """What one sequence's cache takes when full: keys and values of every layer and position."""
+        """Bytes of one full KV cache: keys and values of every layer and position."""
         return gguf_cache(self.summary, self.options, self.context_length)
 
     @property
     def rollback_refusal(self) -> str | None:
-        """Why this model's memory cannot be cut, None if it can. Such a model is decoded plainly."""
+        """Why sequences cannot be rolled back, None if they can. Without rollback there are no drafts."""
         if self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model):
             return f"{self.summary.architecture} models keep a running state that cannot be rolled back"
         return None
 
     def sequence(self) -> LlamaSequence:
-        """A new, empty sequence. Raises EdgespecError when all are taken or its cache finds no room."""
+        """Return a new, empty sequence. Raises EdgespecError if all are in use or memory is too small."""
         if not self._free_ids:
-            raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
+            raise EdgespecError(f"all {self.options.sequences} sequences of this model are in use: close one")
         first = self._free_ids[0]
         if not self.shares_passes and first not in self._contexts:
             self._contexts[first] = self._new_context()
@@ -138,15 +138,15 @@ class LlamaModel:
             self.threads = (one_row, many_rows)
 
     def cancel(self) -> None:
-        """Stop the forward pass under way, or else the next. Any thread or signal handler may call this."""
+        """Stop the current forward pass, or else the next. Safe in any thread and in signal handlers."""
         self._abort[0] = b"1"
 
     def uncancel(self) -> None:
-        """Forget a `cancel` that came when nothing was under way."""
+        """Reset a `cancel` that was called between forward passes."""
         self._abort[0] = b"\0"
 
     def close(self) -> None:
-        """Free everything native. Sequences of this model are dead afterwards."""
+        """Free all native memory. Sequences of this model must not be used afterwards."""
         while self._contexts:
             self._C.llama_free(self._contexts.popitem()[1])
         if self._model is not None:
@@ -160,9 +160,9 @@ class LlamaModel:
         self.close()
 
     def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
-        """Evaluate (sequence, new tokens, rows wanted) of several sequences in as few batches as fit.
+        """Evaluate requests, each (sequence, new tokens, rows wanted), in as few batches as possible.
 
-        The logits of each are views into a buffer that the next call overwrites.
+        Returns logits [rows wanted, vocab] for each: views of a buffer that the next call overwrites.
         """
         for sequence, new, last in requests:
             self._refuse_request(sequence, new, last)
@@ -174,11 +174,11 @@ class LlamaModel:
 
     def _forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
         """`forward` for sequences in one context."""
-        # The engine evaluates side by side what lies side by side: only sequences in order of their ids.
+        # The engine evaluates sequences together only if they are in the order of their ids.
         order = sorted(range(len(requests)), key=lambda i: requests[i][0].id)
         requests = [requests[i] for i in order]
-        # All rows wanted go into one final batch, because each batch overwrites the logits of the last; with
-        # them as much of what comes before as fits: a batch costs less than two of its halves.
+        # All rows wanted go into the final batch, because each batch overwrites the logits of the previous
+        # one. The rest of it is filled with earlier tokens: one batch costs less than two halves.
         room = self._batch_size - sum(last for _, _, last in requests)
         final: list[tuple[LlamaSequence, Sequence[int], int]] = []
         for sequence, new, last in requests:
@@ -193,7 +193,7 @@ class LlamaModel:
         pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
         if not pointer:
             raise EdgespecError(
-                f"{self.library.name} returned no logits for {self.path.name}. {self.library.last_log()}"
+                f"{self.library.name} returned no logits for {self.path.name}{self.library.last_log()}"
             )
         logits = np.ctypeslib.as_array(pointer, (rows, self.vocab.size))
         starts = np.cumsum([0, *(last for _, _, last in requests)])
@@ -204,19 +204,19 @@ class LlamaModel:
             raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
         if len(sequence.tokens) + len(new) > self.context_length:
             raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
-        # The engines check ids too, but a wrong one there costs the whole batch.
+        # The engines check ids too, but then refuse the whole batch.
         if min(new) < 0 or max(new) >= self.vocab.size:
             raise ValueError("a token id outside the vocabulary")
 
     def _decode(self, parts: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> None:
-        """One llama_decode; `last` rows at the end of each part have logits."""
+        """Call llama_decode once; the last `last` rows of each part get logits."""
         batch = self._batch
         batch.clear()
         for sequence, new, last in parts:
             context, native_id = self._slot(sequence.id)
             batch.add(native_id, len(sequence.tokens), new, last)
         code: int = self._C.llama_decode(context, batch.struct)
-        # ik_llama.cpp says of a pass that was cut short that it was done.
+        # ik_llama.cpp returns success for an aborted pass.
         cancelled = self._abort[0] != b"\0"
         if code == 0 and not cancelled:
             for sequence, new, _ in parts:
@@ -228,16 +228,14 @@ class LlamaModel:
             self.uncancel()
             raise Cancelled
         reason = self.library.last_log()
-        raise EdgespecError(
-            f"{self.library.name} could not evaluate {self.path.name} (code {code}). {reason}"
-        )
+        raise EdgespecError(f"{self.library.name} cannot evaluate {self.path.name} (code {code}){reason}")
 
     def _cut(self, sequence_id: int, length: int) -> bool:
         context, native_id = self._slot(sequence_id)
         return self.library.cut(context, native_id, length)
 
     def _slot(self, sequence_id: int) -> tuple[Handle, int]:
-        """The context a sequence lives in, and the id it has there."""
+        """Return the context of a sequence, and its id there."""
         if self.shares_passes:
             return self._contexts[0], sequence_id
         return self._contexts[sequence_id], 0
@@ -254,26 +252,26 @@ class LlamaModel:
             self._free_ids.append(sequence_id)
 
     def _refuse_cache_types(self) -> None:
-        """Raise EdgespecError for what an engine would end the process over."""
+        """Raise EdgespecError for cache types on which an engine would abort."""
         for size, kind in zip(self._head_sizes(), (self.options.type_k, self.options.type_v), strict=True):
             if kind not in self.library.cache_types:
                 known = ", ".join(self.library.cache_types)
-                raise EdgespecError(f"{self.library.name} has no {kind} cache: choose one of {known}.")
+                raise EdgespecError(f"{self.library.name} has no {kind} cache: choose one of {known}")
             if size % _CACHE_BLOCKS.get(kind, 1):
                 raise EdgespecError(
-                    f"A {kind} cache cannot hold the attention heads of {self.path.name}, "
-                    f"{size} numbers each: choose f16."
+                    f"a {kind} cache does not support the attention heads of {self.path.name}, "
+                    f"{size} numbers each: choose f16"
                 )
 
     def _head_sizes(self) -> tuple[int, int]:
-        """Numbers in one attention head's key and value, 0 where the file does not say."""
+        """Return the sizes of an attention head's key and value, 0 if not in the file."""
         number = self.summary.number
         size = number("embedding_length") // max(number("attention.head_count"), 1)
         return number("attention.key_length") or size, number("attention.value_length") or size
 
 
 class LlamaSequence:
-    """One conversation in a cache of a LlamaModel: a LanguageModel."""
+    """A sequence of a LlamaModel, with its KV cache: a LanguageModel."""
 
     def __init__(self, model: LlamaModel, sequence_id: int) -> None:
         self.model = model
@@ -295,10 +293,10 @@ class LlamaSequence:
         del self._tokens[length:]
 
     def share(self, other: LlamaSequence, length: int) -> bool:
-        """Hold the first `length` tokens of `other`: copied, which is as quick as memory. False if refused.
+        """Copy the first `length` tokens of `other`, at memory speed. False if refused.
 
-        By way of its state: llama_memory_seq_cp ends the process over anything but whole caches, and copies
-        them only with the next pass, when the other may hold something else.
+        It copies the state: llama_memory_seq_cp aborts unless it copies a whole cache, and copies only in the
+        next forward pass, when `other` may have changed.
         """
         if other is self or self.model.rollback_refusal:
             return False
@@ -308,7 +306,7 @@ class LlamaSequence:
         return True
 
     def state(self) -> npt.NDArray[np.uint8]:
-        """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
+        """Return a copy of the KV cache, for `restore`: uint8, as many bytes as its tokens take."""
         C = self.model._C  # noqa: N806
         context, native_id = self.model._slot(self.id)
         data = np.empty(C.llama_state_seq_get_size_ext(context, native_id, 0), np.uint8)
@@ -317,9 +315,9 @@ class LlamaSequence:
         return data[:written]
 
     def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
-        """Hold `tokens` again, whose `state` was `data`. False if the engine refuses: then it is empty.
+        """Restore `tokens`, whose `state` was `data`. If the engine refuses, be empty and return False.
 
-        Only for data of the same file, engine and cache types: the engine trusts its shape.
+        `data` must be of the same file, engine and cache types: the engine does not check its shape.
         """
         C = self.model._C  # noqa: N806
         self.rollback(0)
@@ -335,5 +333,5 @@ class LlamaSequence:
         return True
 
     def close(self) -> None:
-        """Empty its cache and let another have it."""
+        """Empty the KV cache and release the id for another sequence."""
         self.model._release(self.id)

@@ -1,7 +1,7 @@
-"""What Edgespec needs of a native engine: its shared library behind one object, batches as numpy arrays.
+"""The interface of native engines: a shared library behind one object, and batches as numpy arrays.
 
-llama.cpp and ik_llama.cpp share most of llama.h. What they share is here, the rest in
-`llamacpp` and `ik`, and `backends` loads them.
+llama.cpp and ik_llama.cpp share most of llama.h. The shared part is here, the rest in `llamacpp` and `ik`;
+`backends` loads them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Handle = Any
 
 @dataclass(frozen=True, slots=True)
 class LlamaOptions(Options):
-    """How a GGUF file is loaded. Zero or None leaves the choice to the machine or the model.
+    """Loading options of a GGUF file. Zero or None leaves the choice to the machine or the model.
 
-    `repack` lays weights out for the processor's widest instructions while loading.
+    `repack` converts weights to a layout for the processor's widest instructions while loading.
     """
 
     threads_batch: int = 0
@@ -63,7 +63,7 @@ class Batch:
     """A llama_batch of at most `capacity` tokens whose arrays are numpy's."""
 
     def __init__(self, capacity: int, kind: type[ctypes.Structure]) -> None:
-        """`kind`: the engine's llama_batch; fields that only one engine has stay zero."""
+        """Allocate. `kind`: the engine's llama_batch; fields that only one engine has stay zero."""
         self.capacity = n = capacity
         self._token = np.zeros(n, np.int32)
         self._pos = np.zeros(n, np.int32)
@@ -99,12 +99,12 @@ class Batch:
 
 
 class Backend(ABC):
-    """One engine in this process: started, its messages caught. Get it from `backends.library`.
+    """An engine loaded in this process, with its log captured. Get it from `backends.library`.
 
     `C` has the functions that both engines have, under llama.cpp's names; where the engines differ there is
-    a method. `build` names the engine, its version and the instructions it was compiled for: a measurement
-    made under one `build` says nothing of another. `shares_passes`: one context holds many sequences, each in
-    a cache of its own, and evaluates them in one pass.
+    a method. `build` contains the engine, its version and the instruction sets it was compiled for:
+    measurements are valid for one `build` only. `shares_passes`: one context has many sequences, each with a
+    KV cache of its own, and evaluates them in one forward pass.
     """
 
     name: ClassVar[BackendName]
@@ -114,7 +114,7 @@ class Backend(ABC):
     def __init__(self, functions: Any, version: str) -> None:
         self.C = functions
         self._messages: deque[str] = deque(maxlen=8)
-        # Kept alive: the library holds a bare pointer to it.
+        # Keeps the callback alive: the library has a bare pointer to it.
         self._log_callback = functions.llama_log_callback(self._on_log)
         functions.llama_log_set(self._log_callback, None)
         self._load_kernels()
@@ -123,37 +123,37 @@ class Backend(ABC):
         self.build = " ".join([self.name, version, *flags])
 
     def _load_kernels(self) -> None:  # noqa: B027 - most engines have them built in
-        """Load what computes, where it is a library of its own. Raises EdgespecError."""
+        """Load the kernels if they are a separate library. Raises EdgespecError."""
 
     @abstractmethod
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
-        """Set what only this engine's llama_model_params have."""
+        """Set the fields that only this engine's llama_model_params have."""
 
     @abstractmethod
     def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
-        """Set what only this engine's llama_context_params have."""
+        """Set the fields that only this engine's llama_context_params have."""
 
     @abstractmethod
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
-        """Forget all but the first `length` positions of a sequence; False if its memory cannot be cut."""
+        """Remove all but the first `length` positions of a sequence; False if that is not supported."""
 
     def most_rows(self, types: Collection[str]) -> int:
-        """With how many rows at once products with weights of `types` are right."""
+        """Return the largest number of rows for which products with weights of `types` are correct."""
         return 1 << 30
 
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
-        """Why Edgespec does not run the model on this engine, as in "model.gguf has ...", None if it does."""
+        """Return why the model is not supported, to follow its name ("has ..."), None if it is."""
 
     @abstractmethod
     def token_attributes(self, model: Handle, token: int) -> int:
-        """The bits of enum llama_token_attr."""
+        """Return the bits of enum llama_token_attr."""
 
     def batch(self, capacity: int) -> Batch:
         return Batch(capacity, self.C.llama_batch)
 
     def load(self, path: Path, options: LlamaOptions, progress: Callable[[float], bool] | None) -> Handle:
-        """The model in `path`, a checked file. Raises EdgespecError, and Cancelled if `progress` says so."""
+        """Load the checked file `path`. Raises EdgespecError, and Cancelled if `progress` returns False."""
         C = self.C  # noqa: N806 - the C API reads best under its own name
         self._messages.clear()
         params = C.llama_model_default_params()
@@ -183,11 +183,11 @@ class Backend(ABC):
         types: Collection[str],
         abort: ctypes.Array[Any],
     ) -> Handle:
-        """A context of `model`; a forward pass in it stops soon after the two-byte buffer `abort` is not "".
+        """Create a context of `model`. Its forward passes stop soon after the two-byte buffer `abort` is
+        not "".
 
-        `window`: positions that layers with a sliding window look back at most, 0 if the model has none;
-        `types`: of its tensors.
-        Raises EdgespecError when there is no room for it.
+        `window`: size of the sliding window in positions, 0 if the model has none; `types`: of its tensors.
+        Raises EdgespecError if there is not enough memory.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
@@ -197,39 +197,39 @@ class Backend(ABC):
         params.n_ubatch = min(params.n_batch, self.most_rows(types))
         params.n_threads, params.n_threads_batch = options.thread_counts(compute_cores())
         params.type_k, params.type_v = _CACHE_TYPES[options.type_k], _CACHE_TYPES[options.type_v]
-        # A Python callback would run once for every node of the graph, some thousand times a token. strlen
-        # of a buffer that is "" or "1" is the same question answered in native code: 0 or 1.
+        # A Python callback would run for every node of the graph, about a thousand times per token. strlen
+        # of a buffer that is "" or "1" returns the same, 0 or 1, in native code.
         params.abort_callback = ctypes.cast(_STRLEN, field_type(type(params), "abort_callback"))
         params.abort_callback_data = ctypes.addressof(abort)
         self._adapt_context(params, options, window)
         context = C.llama_init_from_model(model, params)
         if not context:
             raise EdgespecError(
-                f"No room for a context of {options.context} tokens of {path.name}: try a smaller one with "
-                f"--context. {self.last_log()}"
+                f"not enough memory for a context of {options.context} tokens of {path.name}"
+                f"{self.last_log()}: choose a smaller --context"
             )
         return context
 
     def present(self, pointer: T | None, what: str, path: Path) -> T:
         if not pointer:
-            raise EdgespecError(f"{self.name} could not make a {what} of {path.name}. {self.last_log()}")
+            raise EdgespecError(f"{self.name} cannot load a {what} from {path.name}{self.last_log()}")
         return pointer
 
     def last_log(self) -> str:
-        """What the engine complained of since the last time, its first words, which name the cause."""
+        """Return the first error logged since the last call, in parentheses, "" if there is none."""
         if not self._messages:
             return ""
         first = " ".join(self._messages[0].split())[:300]
         self._messages.clear()
-        return f"{self.name} says: {first}"
+        return f" ({self.name}: {first})"
 
     def _on_log(self, level: int, text: bytes, _data: object) -> None:
-        # A load says hundreds of lines at lower levels; decoding them would cost more than they tell.
+        # Loading logs hundreds of lines at lower levels, which are not worth decoding.
         if level >= _ERROR and (line := text.decode("utf-8", "replace").strip()):
             self._messages.append(line)
             log.debug("%s", line)
 
 
 def field_type(struct: type[ctypes.Structure], name: str) -> Any:
-    """The ctypes type of a field."""
+    """Return the ctypes type of a field."""
     return next(field[1] for field in struct._fields_ if field[0] == name)

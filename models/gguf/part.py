@@ -1,6 +1,7 @@
-"""A part of a GGUF model that evaluates what the whole does: its own tensors, few layers, a short vocabulary.
+"""A part of a GGUF model for the self-test: the model's tensors, few layers, a short vocabulary.
 
-What it says is worth nothing; whether it says the same of one row and of many is what it is for.
+It runs the same kernels as the whole. Its logits are meaningless; the self-test compares those of one row
+with those of many.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import numpy as np
 
 from edgespec.models.gguf.check import GgufSummary, Tensor
 
-_ROWS = 2048  # of the tables that have one for each token: more would only take longer
-_PERIOD = 6  # layers until all kinds of attention were there
-_GROUP = 256  # and as many over a multiple of this as the whole has: kernels go by what divides the rows
+_ROWS = 2048  # of tensors with a row for each token; more would only take longer
+_PERIOD = 6  # layers that include all kinds of attention
+_GROUP = 256  # rows modulo this are as in the whole: kernels are selected by divisors of the row count
 
 
 class Piece(NamedTuple):
-    """The first `bytes` of a tensor, which are `shape` of it."""
+    """The first `bytes` of a tensor, which have `shape`."""
 
     tensor: Tensor
     shape: tuple[int, ...]
@@ -29,7 +30,7 @@ class Piece(NamedTuple):
 
 
 def part_of(summary: GgufSummary) -> dict[str, Piece] | None:
-    """What a part has, by the names it has there; None where that would be more than half of the whole."""
+    """Return the tensors of the part by their names in it; None if they exceed half of the model."""
     numbers = {f"blk.{old}.": f"blk.{new}." for new, old in enumerate(_blocks(summary))}
     rows = _rows(summary)
     pieces = {}
@@ -59,14 +60,14 @@ def write_part(path: Path, summary: GgufSummary, pieces: Mapping[str, Piece], ou
         writer.add_bos_token_id(first)
     for name, (tensor, shape, size) in pieces.items():
         kind = gguf.GGMLQuantizationType[tensor.type]
-        # With any type but bytes the shape is taken as it is.
+        # Only for bytes would the shape be changed.
         writer.add_tensor_info(name, shape[::-1], np.dtype(np.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, _, size in pieces.values():
-            # Read, not mapped: a file that is cut while it is mapped would end this process.
+            # Not mapped: truncating a mapped file would kill this process.
             data = np.fromfile(path, np.uint8, size, offset=tensor.offset)
             if len(data) != size:
                 raise OSError(f"{path} became shorter")
@@ -76,7 +77,7 @@ def write_part(path: Path, summary: GgufSummary, pieces: Mapping[str, Piece], ou
 
 
 def add_metadata(writer: gguf.GGUFWriter, summary: GgufSummary, left_out: tuple[str, ...]) -> None:
-    """The single values under the architecture's name, without those whose names end like `left_out`."""
+    """Add the scalars under the architecture's name, except keys that end with one of `left_out`."""
     for key, value in summary.metadata.items():
         if not key.startswith(f"{summary.architecture}.") or key.endswith(left_out):
             continue
@@ -91,7 +92,7 @@ def add_metadata(writer: gguf.GGUFWriter, summary: GgufSummary, left_out: tuple[
 
 
 def add_names(writer: gguf.GGUFWriter, names: Sequence[str]) -> None:
-    """A vocabulary of these names, with which nothing is ever tokenized."""
+    """Add a vocabulary of `names`, which is never used to tokenize."""
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(names)
@@ -100,10 +101,10 @@ def add_names(writer: gguf.GGUFWriter, names: Sequence[str]) -> None:
 
 
 def _blocks(summary: GgufSummary) -> list[int]:
-    """The fewest layers in which each tensor of any layer has its like: the same name, type and shape.
+    """Return the fewest layers that include each combination of tensor name, type and shape.
 
-    Some layers of models with a sliding window look back at everything, every sixth at most: engines are not
-    made for models without such a one.
+    In models with a sliding window some layers, at least every sixth, have full attention: engines do not
+    support such models without one.
     """
     found: dict[int, set[tuple[str, str, tuple[int, ...]]]] = {}
     for name, tensor in summary.tensors.items():

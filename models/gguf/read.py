@@ -1,6 +1,6 @@
-"""Reads a GGUF file's values one after the other, never past the end of the file.
+"""A reader for the values of a GGUF file, which never reads past the end of the file.
 
-Every error names the key or tensor it is about and the byte. What the values may be: see `gguf_check`.
+Every error contains the key or tensor and the byte offset. Valid values: see `check`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from edgespec.text import printable
 
 Scalar = bool | int | float | str
 
-# GGUF's value types in the order of their numbers, with the struct code of those that have one.
+# GGUF's value types in the order of their numbers, with struct codes for those that have one.
 _TYPES = {
     "uint8": "B", "int8": "b", "uint16": "H", "int16": "h", "uint32": "I", "int32": "i", "float32": "f",
     "bool": "?", "string": "", "array": "", "uint64": "Q", "int64": "q", "float64": "d",
@@ -26,7 +26,7 @@ _TYPES = {
 _NUMBERS = {name: struct.Struct("<" + code) for name, code in _TYPES.items() if code}
 _U32, U64 = _NUMBERS["uint32"], _NUMBERS["uint64"]
 
-_MAX_HEADER = 128 << 20  # far above any model: a hostile file costs seconds, not hours
+_MAX_HEADER = 128 << 20  # far above any model, so that a malicious file costs seconds, not hours
 _SHORT = 1024
 NAME_LENGTH = 60  # characters of a name that are shown
 _AGAIN = "download it again"
@@ -34,8 +34,10 @@ _AGAIN = "download it again"
 
 @dataclass(frozen=True, slots=True)
 class GgufValue:
-    """Metadata: `count` elements from byte `start` to `end`; an array's `type` ends in []. `tag` is where the
-    type stands. `scalar` is None for arrays and for long strings."""
+    """Metadata: `count` elements from byte `start` to `end`; an array's `type` ends in [].
+
+    `tag` is the offset of the type. `scalar` is None for arrays and for long strings.
+    """
 
     key: str
     type: str
@@ -47,7 +49,7 @@ class GgufValue:
 
 
 class Cursor:
-    """A position in the file, which only moves over bytes that are there."""
+    """A position in the file, which moves within the file only."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:
         self.path, self.data, self.pos, self.end = path, data, 0, min(len(data), _MAX_HEADER)
@@ -59,7 +61,7 @@ class Cursor:
         return file_error(self.path, f"{where} at byte {value.tag if value else self.pos}: {problem}", advice)
 
     def skip(self, size: int) -> int:
-        """Move over `size` bytes and return where they began."""
+        """Skip `size` bytes and return where they begin."""
         start, left = self.pos, len(self.data) - self.pos
         if size > left:
             raise self.error(f"{size} bytes needed, {left} left in the file")
@@ -75,7 +77,7 @@ class Cursor:
         return int(U64.unpack_from(self.data, self.skip(8))[0])
 
     def name(self, kind: str, number: int, limit: int) -> str:
-        """Read the name of a key or a tensor; errors are reported under it from here on."""
+        """Read the name of a key or a tensor, which later errors contain."""
         self.place = (f"{kind} number {number}", "")
         size = self.u64()
         if not 0 < size <= limit:
@@ -88,9 +90,9 @@ class Cursor:
         return name.decode("ascii")
 
     def strings(self, count: int) -> None:
-        """Move over `count` strings: some 300,000 for a large vocabulary, hence no calls in the loop."""
+        """Skip `count` strings: about 300,000 in a large vocabulary, hence no calls in the loop."""
         data, pos, last, unpack = self.data, self.pos, self.end - 8, U64.unpack_from
-        self.pos = self.skip(8 * count)  # raises at once if not even their lengths fit
+        self.pos = self.skip(8 * count)  # raises at once if the lengths alone do not fit
         for _ in range(count):
             if pos > last:
                 self.skip(pos + 8 - self.pos)  # raises: one more length does not fit
@@ -124,12 +126,12 @@ def file_error(path: Path, problem: str, advice: str = _AGAIN) -> EdgespecError:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The bytes of the regular file at `path`, mapped, not read."""
+    """Map the regular file at `path`."""
     try:
         if stat.S_ISREG(path.stat().st_mode):
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
             try:
-                # Asked again of what was opened: in between, a pipe may have taken the name.
+                # Checked again for the opened file: a pipe may have replaced it in between.
                 opened = os.fstat(fd)
                 if stat.S_ISREG(opened.st_mode):
                     if opened.st_size == 0:

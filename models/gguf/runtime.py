@@ -22,7 +22,7 @@ class GgufRuntime:
     options = LlamaOptions
 
     def accepts(self, path: Path) -> bool:
-        return True  # what is no GGUF file either is refused by `check`
+        return True  # `check` refuses other files
 
     def check(self, path: Path) -> GgufSummary:
         return check_gguf(path)

@@ -1,8 +1,8 @@
-"""A model is evaluated in a child process before it is in this one: native code must not crash here.
+"""The self-test: a model is evaluated in a child process first, so that native code does not crash here.
 
-With the very options, the first time for each build of the engine, processor and shape of the model. Where
-that fails, something is given up: repacked weights, then the newest kernels, then the engine. What came of it
-is kept.
+It runs with the same options, once for each build of the engine, processor and shape of the model. If it
+fails, it is repeated without repacked weights, then with lower kernels, then on the other engine. Outcomes
+are saved.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from edgespec.models.gguf.trial import ChildVerdict, Start, Tick
 
 log = logging.getLogger("edgespec.selftest")
 
-_KIND = "selftest"  # of what is kept
-# Differences of batches from single rows, see selftest_worker.differences. Seen with right kernels: at most
-# 0.06 of a part (0.12 with a 4-bit cache) and 0.14 of a whole model; with wrong ones 0.5 and more of a part,
-# 1.0 of a whole model (docs/experiments.md).
+_KIND = "selftest"  # of files in machine_cache
+# Bounds of the difference of batches from single rows, see selftest_worker.differences. Measured with correct
+# kernels: at most 0.06 for a part (0.12 with a 4-bit cache) and 0.14 for a whole model; with wrong ones at
+# least 0.5 for a part and 1.0 for a whole model (docs/experiments.md).
 _PART_BOUND, _WHOLE_BOUND = 0.15, 0.3
 
 _ROWS = 32
-_CONTEXT = 256, 4096  # bounds: room for the prompt, and no more cache than a small machine has
+_CONTEXT = 256, 4096  # minimum for the prompt, maximum for the memory of a small machine
 _STATES = ("passed", False), ("failed", True)
 _ENGINES: tuple[BackendName, ...] = get_args(BackendName)
 
 
 @dataclass(frozen=True, slots=True)
 class SelfTestOutcome:
-    """What a test came to: "passed" or "failed", for the `reason` that completes "llama.cpp ...".
+    """The outcome of a self-test. `state`: "passed" or "failed"; `reason` completes "llama.cpp ...".
 
-    `start` identifies the engine's files and the processor, `kernels` are llama.cpp's where not the best.
-    `difference` is that of the worst batch from single rows, None where it did not get so far.
+    `start` identifies the engine's files and the processor, `kernels` are llama.cpp's if not the best.
+    `difference` is the largest of a batch from single rows, None if the test did not get that far.
     """
 
     state: str
@@ -65,7 +65,7 @@ class SelfTestOutcome:
 
     @property
     def name(self) -> str:
-        """What was tested, in words."""
+        """The tested model and options, in words."""
         how = [f"kernels for {self.kernels}"] * bool(self.kernels)
         how.append("repacked" if self.repack else "not repacked")
         how += ["no flash attention"] * (self.flash_attention is False)
@@ -74,7 +74,7 @@ class SelfTestOutcome:
 
 
 class _Found(NamedTuple):
-    """The options that work on an engine, with lines on what was given up for that; or why none do."""
+    """Options that work on an engine, with a note on each deviation; or the reason why none do."""
 
     options: LlamaOptions | None
     lost: Sequence[str] = ()
@@ -83,7 +83,7 @@ class _Found(NamedTuple):
 
 @cache
 def warn(line: str) -> None:
-    """Where lines go that nobody asked for: to the log, each once."""
+    """Log `line`, once: the default for notes."""
     log.warning("%s", line)
 
 
@@ -91,13 +91,13 @@ def settle(
     path: Path,
     options: LlamaOptions,
     progress: Callable[[float], bool] | None = None,
-    say: Callable[[str], None] = warn,
+    note: Callable[[str], None] = warn,
     engines: Sequence[BackendName] = _ENGINES,
 ) -> LlamaOptions:
-    """The options to load the file at `path` with: `options`, or what works here instead.
+    """Return options that work for the file at `path`: `options` if possible, else the nearest to them.
 
-    Takes a second or two where that is not known yet. `engines` may be used; `say` hears what was given up.
-    Raises EdgespecError where nothing works, and Cancelled when `progress` returned False.
+    Takes one or two seconds if no outcome is saved. `engines`: those allowed; `note` receives a line for each
+    deviation. Raises EdgespecError if nothing works, and Cancelled if `progress` returned False.
     """
     if trial.trusting():
         return options
@@ -110,24 +110,24 @@ def settle(
         except EdgespecError:
             if not failures:
                 raise
-            continue  # it is not installed, or does not run such a model
+            continue  # not installed, or the model is not supported
         if found.options is not None:
             for line in found.lost:
-                say(line)
+                note(line)
             if failures:
-                say(f"{failures[0]} on this processor: running on {engine} instead")
+                note(f"{failures[0]} on this processor: running on {engine} instead")
             return found.options
         failures.append(f"{engine} {found.reason}")
     raise EdgespecError(
-        f"{path.name} cannot be run on this processor: {', and '.join(failures)}; "
+        f"{path.name} does not run on this processor ({', and '.join(failures)}): "
         "try another quantization of it, or another model"
     )
 
 
 def failure(path: Path, options: LlamaOptions, progress: Callable[[float], bool] | None = None) -> str | None:
-    """Why these very options do not work here, as in "llama.cpp crashed (SIGILL)"; None if they do.
+    """Return why exactly these options fail here ("llama.cpp crashed (SIGILL)"), None if they work.
 
-    Raises EdgespecError as `settle` does.
+    Raises EdgespecError like `settle`.
     """
     tick = _tick(progress)
     start = trial.start(options.engine, files(options.engine), tick)
@@ -136,10 +136,10 @@ def failure(path: Path, options: LlamaOptions, progress: Callable[[float], bool]
 
 
 def test(path: Path, options: LlamaOptions, start: Start, tick: Tick) -> ChildVerdict:
-    """Try `options` in a child process, whatever is known of them.
+    """Run the self-test for `options` in a child process, even if an outcome is saved.
 
-    A failure counts if it is seen twice: with a part of the model, which takes a fraction of the time and of
-    the memory, then with the whole.
+    Only a second failure counts: first a part of the model is tested, which takes a fraction of the time and
+    memory, then the whole.
     """
     summary = check_gguf(path)
     trained = options.context or summary.context_length or _CONTEXT[1]
@@ -156,8 +156,8 @@ def test(path: Path, options: LlamaOptions, start: Start, tick: Tick) -> ChildVe
             }
 
         verdict = trial.run(request, "difference", tick, fds, size)
-        if verdict.state == "passed" and not verdict.said["difference"] <= bound:
-            return ChildVerdict("failed", "gave wrong logits", verdict.said)
+        if verdict.state == "passed" and not verdict.reports["difference"] <= bound:
+            return ChildVerdict("failed", "gave wrong logits", verdict.reports)
         return verdict
 
     with _part(path, summary) as (part, fds):
@@ -168,7 +168,7 @@ def test(path: Path, options: LlamaOptions, start: Start, tick: Tick) -> ChildVe
 
 
 def outcomes() -> list[SelfTestOutcome]:
-    """All that was tested of the engines as they are installed now."""
+    """Return all saved outcomes of the installed engines."""
     starts = set()
     for engine in _ENGINES:
         with suppress(EdgespecError):
@@ -178,7 +178,7 @@ def outcomes() -> list[SelfTestOutcome]:
 
 
 def _on_engine(path: Path, summary: GgufSummary, options: LlamaOptions, tick: Tick) -> _Found:
-    """Raises EdgespecError where the engine is not installed, or does not run such models."""
+    """Find options that work. Raises EdgespecError if the engine is not installed or refuses the model."""
     engine = options.engine
     here = files(engine)
     try:
@@ -189,7 +189,7 @@ def _on_engine(path: Path, summary: GgufSummary, options: LlamaOptions, tick: Ti
         known = trial.start(engine, here, tick)
     except trial.NoStartError as error:
         return _Found(None, reason=error.reason)
-    if known != start:  # it does not start with its best kernels, whatever the model
+    if known != start:  # its best kernels do not start, independent of the model
         return _on_engine(path, summary, options, tick)
     plain = replace(options, repack=False)
     if options.repack and _reason(path, summary, plain, start, tick) is None:
@@ -204,22 +204,22 @@ def _on_engine(path: Path, summary: GgufSummary, options: LlamaOptions, tick: Ti
 
 
 def _reason(path: Path, summary: GgufSummary, options: LlamaOptions, start: Start, tick: Tick) -> str | None:
-    """Why `options` do not work with that engine, None if they do: as known, or found out now.
+    """Return why `options` fail on that engine, None if they work: the saved outcome, or a new self-test.
 
-    Raises EdgespecError where there is no telling: it found no memory, or refuses the model.
+    Raises EdgespecError if there is no outcome: not enough memory, or a model that the engine refuses.
     """
     key = _key(summary, options, start)
     if known := _outcome(trial.known(_KIND, key)):
         return known.reason or None
     began = perf_counter()
     verdict = test(path, options, start, tick)
-    if "build" in verdict.said and start.kernels == "":
-        trial.keep_start(options.engine, start, str(verdict.said["build"]))
+    if "build" in verdict.reports and start.kernels == "":
+        trial.keep_start(options.engine, start, str(verdict.reports["build"]))
     if verdict.state == "memory":
         raise trial.NoMemoryError(path.name)
     if verdict.state == "refused":
         raise EdgespecError(verdict.reason)
-    difference = verdict.said.get("difference")
+    difference = verdict.reports.get("difference")
     found = SelfTestOutcome(
         verdict.state,
         verdict.reason,
@@ -239,7 +239,7 @@ def _reason(path: Path, summary: GgufSummary, options: LlamaOptions, start: Star
 
 
 def _outcome(data: Mapping[str, Any] | None) -> SelfTestOutcome | None:
-    """What was kept as `data`, None if it is not what it was."""
+    """Parse a saved outcome, None if it is invalid."""
     with suppress(KeyError, TypeError):
         found = SelfTestOutcome(
             **{field.name: data[field.name] for field in fields(SelfTestOutcome)} if data else {}
@@ -259,7 +259,7 @@ def _outcome(data: Mapping[str, Any] | None) -> SelfTestOutcome | None:
 
 
 def _key(summary: GgufSummary, options: LlamaOptions, start: Start) -> str:
-    """Identifies what is evaluated by which code: engine, processor, options, shape of the model."""
+    """Return a key for engine, processor, options and shape of the model."""
     one_row = options.threads or compute_cores()
     window = summary.metadata.get(f"{summary.architecture}.attention.sliding_window", 0)
     slides = isinstance(window, int) and 0 < window < (options.context or window + 1)
@@ -280,11 +280,11 @@ def _tick(progress: Callable[[float], bool] | None) -> Tick:
 
 @contextmanager
 def _part(path: Path, summary: GgufSummary) -> Iterator[tuple[Callable[[], Path], Sequence[int]]]:
-    """What writes a part of the model and returns its path in a child that inherits the file descriptors.
+    """Yield a function that writes a part of the model and returns its path, and file descriptors to inherit.
 
-    Where there is none, or no place for it, that is the model itself.
+    The path is valid in a child that inherits them. Without a part, or space for it, it is the model's own.
     """
-    from edgespec.models.gguf.part import part_of, write_part  # slow to import, and rarely needed
+    from edgespec.models.gguf.part import part_of, write_part  # imports slowly, and is rarely needed
 
     pieces = part_of(summary)
     if pieces is None:
@@ -298,7 +298,7 @@ def _part(path: Path, summary: GgufSummary) -> Iterator[tuple[Callable[[], Path]
             return path.absolute()
         return out
 
-    if hasattr(os, "memfd_create"):  # needs no room on a disk, and is gone with the last who has it open
+    if hasattr(os, "memfd_create"):  # uses no disk, and is freed with its last descriptor
         fd = os.memfd_create("part.gguf")
         try:
             yield (lambda: write(Path(f"/proc/self/fd/{fd}"))), (fd,)

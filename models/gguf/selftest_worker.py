@@ -1,7 +1,6 @@
-"""The other end of `trial`: loads an engine and a model in a process of its own and evaluates with it.
+"""The child process of `trial`: loads an engine and a model, and compares batches with single rows.
 
-One request on standard input, reports on standard output, all JSON and a line each. What it finds is right or
-wrong by comparing batches of many rows with single ones.
+It reads one request from standard input and writes reports to standard output, each a line of JSON.
 """
 
 from __future__ import annotations
@@ -27,52 +26,52 @@ from edgespec.models.gguf.native import LlamaOptions
 
 SIZES = (2, 3, 4, 8, 16, 32)
 PROMPT = 128
-_FLOOR = 0.1  # nats: logits that differ by less are those of a model that says nothing
+_FLOOR = 0.1  # minimum standard deviation of the logits: a smaller one is of a meaningless distribution
 
 
 def main() -> int:
-    """Do what the line on standard input asks for. 0, or it dies."""
+    """Serve the request on standard input and return 0, unless native code kills the process."""
     _prepare()
-    _say({"ready": True})
+    _report({"ready": True})
     request = _request()
-    # What the process that asks would load, and from nowhere else: its own paths are what counts.
+    # Import the same code as the parent process.
     sys.path[:] = request["paths"]
     trial.trust(request["kernels"])
     try:
         if request["kernels"] == trial.ASK:
-            _say({"variants": kernels.ranked()})
+            _report({"variants": kernels.ranked()})
             return 0
-        _say({"build": library(request["engine"]).build})
+        _report({"build": library(request["engine"]).build})
         if "model" in request:
             _try_model(Path(request["model"]), LlamaOptions(**request["options"]))
     except EdgespecError as error:
-        _say({"refused": str(error)})
+        _report({"refused": str(error)})
     return 0
 
 
 def _try_model(path: Path, options: LlamaOptions) -> None:
-    """Report the largest difference of any batch from single rows."""
+    """Report the largest difference of a batch from single rows."""
 
     def on_progress(fraction: float) -> bool:
-        _say({"loading": fraction})
+        _report({"loading": fraction})
         return True
 
     with LlamaModel(path, options, on_progress) as model:
         experts = model.summary.metadata.get(f"{model.summary.architecture}.expert_count", 0)
         found = {}
         for name, single, many in _batches(model.sequence()):
-            _say({"rows": name})
-            # Rounding may send a row to another expert, and change it a lot, but not most of the rows.
+            _report({"rows": name})
+            # Rounding may select another expert and change a row a lot, but not most rows.
             rows = differences(single, many)
             found[name] = float(np.median(rows) if experts else rows.max(initial=0.0))
         memory = process_memory(os.getpid())
-    _say({"difference": max(found.values()), "differences": found, "memory": memory})
+    _report({"difference": max(found.values()), "differences": found, "memory": memory})
 
 
 def _batches(sequence: LlamaSequence) -> Iterator[tuple[str, Logits, Logits]]:
-    """The logits of the same tokens by single rows and in a batch, for a prompt and for each of SIZES."""
+    """Yield the logits of the same tokens as single rows and as a batch: a prompt, then each of SIZES."""
     text = [(37 * i * i + 11 * i + 5) % sequence.vocab_size for i in range(PROMPT + max(SIZES))]
-    # Without the token that begins every text some models amplify any rounding ten times.
+    # Without the beginning-of-sequence token some models amplify rounding errors ten times.
     text[0] = sequence.model.vocab.bos or text[0]
     most = sequence.model.options.max_rows
     single = {}
@@ -80,10 +79,10 @@ def _batches(sequence: LlamaSequence) -> Iterator[tuple[str, Logits, Logits]]:
         row = sequence.forward([token])[0]
         if i >= PROMPT - most:
             single[i] = row.copy()
-        _say({"row": i})
+        _report({"row": i})
     for name, start, end in [("prompt", 0, PROMPT), *((str(n), PROMPT, PROMPT + n) for n in SIZES)]:
         sequence.rollback(start)
-        if missing := text[len(sequence.tokens) : start]:  # a memory that cannot be cut
+        if missing := text[len(sequence.tokens) : start]:  # rollback is not supported
             sequence.forward(missing)
         rows = min(end - start, most)
         many = sequence.forward(text[start:end], rows)
@@ -91,11 +90,11 @@ def _batches(sequence: LlamaSequence) -> Iterator[tuple[str, Logits, Logits]]:
 
 
 def differences(single: Logits, many: Logits) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """How far each row of `many` is from that of `single`, both [rows, vocab]: float64 [rows].
+    """Return the difference of each row of `many` from that of `single`, both [rows, vocab]: float64 [rows].
 
-    The root mean square of the logits' changes, in standard deviations of the row's logits; what all logits
-    of a row have in common changes nothing. Rows that are finite in one of the two only differ infinitely,
-    rows that are in neither say nothing.
+    It is the standard deviation of the logits' changes, in standard deviations of the row's logits, so that a
+    constant added to all logits counts as 0. It is infinite for rows that are finite in only one of the two,
+    and 0 for rows that are finite in neither.
     """
     finite = np.isfinite(single).all(axis=1), np.isfinite(many).all(axis=1)
     result = np.where(finite[0] == finite[1], 0.0, np.inf)
@@ -106,7 +105,7 @@ def differences(single: Logits, many: Logits) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def _request() -> Mapping[str, Any]:
-    """The line on standard input; when that is closed later, nobody waits for an answer any more."""
+    """Return the request from standard input; exit when that is closed later, because the parent is gone."""
     data = b""
     while not data.endswith(b"\n"):
         if not (piece := os.read(0, 65536)):
@@ -124,7 +123,7 @@ def _request() -> Mapping[str, Any]:
 
 
 def _prepare() -> None:
-    """A crash leaves no core file and shows no window; when memory runs out, this process goes first."""
+    """Disable core files and error windows; let the kernel kill this process first if memory runs out."""
     if sys.platform == "win32":
         import ctypes
 
@@ -136,12 +135,12 @@ def _prepare() -> None:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text("1000")
-    # The engine's own errors: how it ran out of memory, before it aborts.
+    # The engine logs an allocation failure before it aborts.
     logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stdout)
 
 
-def _say(report: Mapping[str, Any]) -> None:
-    sys.stdout.write(f"\n{json.dumps(report)}\n")  # after what an engine may have left without an end
+def _report(values: Mapping[str, Any]) -> None:
+    sys.stdout.write(f"\n{json.dumps(values)}\n")  # an engine may have written an incomplete line
     sys.stdout.flush()
 
 

@@ -1,7 +1,7 @@
-"""Native code runs in a child process before this one trusts it: it may crash, hang, or compute wrongly.
+"""Trials of native code in a child process, because it may crash, hang, or return wrong logits.
 
-Here is how a child is started and judged, and what is known of engines: whether they start, and with which
-kernels. What is known of models with such an engine is in `selftest`; the child's side in `selftest_worker`.
+This module starts a child and judges its result, and saves whether engines start, and with which kernels.
+`selftest` tests models on an engine; `selftest_worker` is the code of the child.
 """
 
 from __future__ import annotations
@@ -29,34 +29,36 @@ from edgespec.text import printable
 
 ChildState = Literal["passed", "failed", "refused", "memory"]
 Tick = Callable[[], bool]
-"""Called ten times a second while a child runs; stops it by returning False."""
+"""Called ten times per second while a child runs; returns False to stop it."""
 
 ASK = "?"
-"""In place of the name of kernels: which are there?"""
+"""In place of the name of kernels, requests the list of them."""
 
-_START_SECONDS = 60.0  # until the child has imported what it needs, whatever the machine
-_USUAL_START = 0.25  # seconds that this takes on an idle machine
-_PATIENCE = 20.0  # seconds without a sign of life where starting took so long, in proportion elsewhere
+_START_SECONDS = 60.0  # limit for the imports of the child, on any machine
+_USUAL_START = 0.25  # seconds for these imports on an idle machine
+_PATIENCE = (
+    20.0  # seconds without a report before a child counts as hung, if it started in _USUAL_START; else scaled
+)
 _TURN = 0.1
-_READING = 50e6  # bytes of weights a second that the slowest machine gets through
+_READING = 50e6  # bytes of weights per second on the slowest machine
 _MEMORY = re.compile(
     r"insufficient memory|(failed|unable) to alloc|bad_alloc|MemoryError|out of memory|cannot allocate",
     re.IGNORECASE,
 )
-_ENDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # by whoever ends this process, too
+_ENDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # sent by whoever ends this process as well
 
 
 @dataclass(frozen=True, slots=True)
 class ChildVerdict:
-    """What came of a child.
+    """The result of a trial.
 
-    `reason` completes "llama.cpp ..." where it failed, and is the child's own line where it refused. `said`
-    is what it reported on the way, as far as it came.
+    `reason` completes "llama.cpp ..." if it failed, and is the child's own message if it refused. `reports`
+    are the values that the child reported.
     """
 
     state: ChildState
     reason: str
-    said: Mapping[str, Any]
+    reports: Mapping[str, Any]
 
 
 class NoStartError(EdgespecError):
@@ -68,19 +70,19 @@ class NoStartError(EdgespecError):
 
 
 class NoMemoryError(EdgespecError):
-    """There was too little memory to try something, which says nothing of what was tried."""
+    """Not enough memory for a trial, which therefore has no result."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
-            f"Not enough memory for {name}: close other programs, or choose a smaller model or --context."
+            f"not enough memory for {name}: close other programs, or choose a smaller model or --context"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How an engine starts here: with the library of `kernels` by name, "" for the best or only ones.
+    """How an engine starts here: with the library `kernels`, "" for the best or only one.
 
-    `key` identifies its files and this processor. `lost` is a line on what was given up, "" for nothing.
+    `key` identifies its files and this processor. `lost` is a note on replaced kernels, "" if there are none.
     """
 
     key: str
@@ -88,35 +90,37 @@ class Start:
     lost: str = ""
 
 
-_starts: dict[str, Start] = {}  # by engine: what this process has loaded, or would
+_starts: dict[str, Start] = {}  # by engine, as loaded in this process or to be loaded
 _loaded: set[str] = set()
-_outcomes: dict[tuple[str, str], dict[str, Any]] = {}  # also where the cache folder cannot be written
-_trusting: str | None = None  # the kernels, in a child that was started to try them
+_outcomes: dict[
+    tuple[str, str], dict[str, Any]
+] = {}  # also kept here because the cache folder may be read-only
+_trusting: str | None = None  # the kernels under trial, in the child
 
 
 def trust(kernels: str) -> None:
-    """Load engines with these kernels, and anything on them, without a trial: this process is one."""
+    """Load engines with these kernels, and models, without a trial: this process is the child of one."""
     global _trusting
     _trusting = kernels
 
 
 def trusting() -> bool:
-    """Whether this process is itself a trial."""
+    """Whether this process is the child of a trial."""
     return _trusting is not None
 
 
 def known(kind: str, key: str) -> dict[str, Any] | None:
-    """An outcome that `keep` was given, in this process or an earlier one."""
+    """Return an outcome saved by `keep`, in this process or an earlier one."""
     return _outcomes.get((kind, key)) or machine_cache.load(kind, key)
 
 
 def loaded(engine: str) -> None:
-    """This process has loaded `engine`: its kernels cannot be replaced by others any more."""
+    """Record that this process has loaded `engine`, so that its kernels can no longer be replaced."""
     _loaded.add(engine)
 
 
 def known_all(kind: str) -> list[dict[str, Any]]:
-    """All outcomes of that kind."""
+    """Return all outcomes of `kind`."""
     here = [
         data
         for (one, key), data in _outcomes.items()
@@ -131,7 +135,7 @@ def keep(kind: str, key: str, outcome: dict[str, Any]) -> None:
 
 
 def forget() -> None:
-    """Everything is tried again when it is next needed, but for what this process has loaded."""
+    """Delete all outcomes, so that trials are repeated, except of engines that this process has loaded."""
     _outcomes.clear()
     for engine in _starts.keys() - _loaded:
         del _starts[engine]
@@ -140,7 +144,7 @@ def forget() -> None:
 
 
 def processor() -> str:
-    """The name of the processor, and what it can do as the system lists it."""
+    """Return the name of the processor and its features as the system lists them."""
     features = ""
     with contextlib.suppress(OSError), Path("/proc/cpuinfo").open("rb") as lines:
         found = (line for line in lines if line.startswith((b"flags", b"Features")))
@@ -153,9 +157,9 @@ def processor() -> str:
 
 
 def start(engine: str, files: Iterable[Path], tick: Tick = lambda: True) -> Start:
-    """How `engine`, whose libraries are `files`, starts on this processor: tried if that is not known.
+    """Return how `engine`, with the libraries `files`, starts on this processor: saved, or from a trial.
 
-    Raises NoStartError where it does not, NoMemoryError, and Cancelled.
+    Raises NoStartError if it does not start, NoMemoryError, and Cancelled.
     """
     if _trusting is not None:
         return Start("", _trusting)
@@ -174,8 +178,8 @@ def start(engine: str, files: Iterable[Path], tick: Tick = lambda: True) -> Star
         keep("engine", found.key, {"engine": engine, "state": "failed", "reason": reason})
         raise NoStartError(engine, reason)
     if verdict.state == "passed":
-        keep_start(engine, found, str(verdict.said.get("build", "")))
-    return found  # or it refuses to start, and will say why in this process, too
+        keep_start(engine, found, str(verdict.reports.get("build", "")))
+    return found  # if it refused, loading it in this process raises the error
 
 
 def _try_start(engine: str, kernels: str, tick: Tick) -> ChildVerdict:
@@ -184,7 +188,7 @@ def _try_start(engine: str, kernels: str, tick: Tick) -> ChildVerdict:
 
 
 def known_start(engine: str, files: Iterable[Path]) -> Start | None:
-    """What `start` found earlier, None if nothing. Raises NoStartError where it found that it does not."""
+    """Return the saved result of `start`, None if there is none. Raises NoStartError if it failed."""
     key = _engine_key(engine, files)
     here = _starts.get(engine)
     if here is not None and here.key == key:
@@ -199,19 +203,19 @@ def known_start(engine: str, files: Iterable[Path]) -> Start | None:
 
 
 def unknown_start(engine: str, files: Iterable[Path]) -> Start:
-    """What is tried first where nothing is known."""
+    """Return the Start that is tried first."""
     return Start(_engine_key(engine, files))
 
 
 def keep_start(engine: str, found: Start, build: str = "") -> None:
-    """Keep that `engine` starts like this, for all models; `build` as it names itself."""
+    """Save how `engine` starts, for all models; `build`: of the engine."""
     _starts[engine] = found
     outcome = {"state": "passed", "kernels": found.kernels, "lost": found.lost, "build": build}
     keep("engine", found.key, {"engine": engine, **outcome})
 
 
 def lost_kernels(engine: str, reason: str, kernels: str) -> str:
-    """The line on kernels that were given up for `kernels`."""
+    """Return the note that the best kernels were replaced by `kernels`."""
     return (
         f"{engine} {reason} with its best kernels for this processor: running with those for {kernels}, "
         "which is slower"
@@ -219,17 +223,17 @@ def lost_kernels(engine: str, reason: str, kernels: str) -> str:
 
 
 def lower_kernels(engine: str, kernels: str, tick: Tick) -> list[str]:
-    """What to try where `kernels` failed: the next lower ones, and those that run everywhere."""
+    """Return the kernels to try after `kernels` failed: the next lower ones, and those for any processor."""
     if engine != "llama.cpp" or engine in _loaded:
         return []
-    said = _try_start(engine, ASK, tick).said.get("variants")
-    names = [name for name in said if isinstance(name, str)] if isinstance(said, list) else []
+    variants = _try_start(engine, ASK, tick).reports.get("variants")
+    names = [name for name in variants if isinstance(name, str)] if isinstance(variants, list) else []
     lower = names[names.index(kernels) + 1 :] if kernels in names else names[1:]
     return [*lower[:1], *lower[1:][-1:]]
 
 
 def _engine_key(engine: str, files: Iterable[Path]) -> str:
-    """Identifies what computes: another size or time of a library is another build, whatever its version."""
+    """Return a key for the engine's code: another size or time of a library means another build."""
     states = []
     for path in sorted(files):
         with contextlib.suppress(OSError):
@@ -239,7 +243,7 @@ def _engine_key(engine: str, files: Iterable[Path]) -> str:
 
 
 def worker_command() -> list[str]:
-    """The child's command line. A frozen program must call `selftest_worker.main` for `_selftest-worker`."""
+    """Return the child's command line. A frozen program runs `selftest_worker.main` for it."""
     return processes.command("_selftest-worker", "-I", "-m", "edgespec.models.gguf.selftest_worker")
 
 
@@ -250,11 +254,11 @@ def run(
     files: Sequence[int] = (),
     size: int = 0,
 ) -> ChildVerdict:
-    """Have a child do what `request` returns, which is asked while the child starts, and judge how it ended.
+    """Send a child the value of `request`, which is called while the child starts, and judge its result.
 
-    It passed if it reported a `result`, by that name. The child inherits the file descriptors `files` and
-    reads about `size` bytes of weights. Raises EdgespecError if there is no child to be had, and Cancelled
-    when `tick` says so: then it is gone.
+    It passed if it reported a value named `result`. The child inherits the file descriptors `files` and reads
+    about `size` bytes of weights. Raises EdgespecError if no child can be started, and Cancelled if `tick`
+    returned False; the child has ended in any case.
     """
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     try:
@@ -269,9 +273,7 @@ def run(
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
     except OSError as error:
-        raise EdgespecError(
-            f"The process that tries the engine did not start: {error.strerror or error}."
-        ) from None
+        raise EdgespecError(f"cannot start a process to test the engine: {error.strerror or error}") from None
     try:
         return _Listener(process, result, tick).judge(request, size)
     finally:
@@ -279,7 +281,7 @@ def run(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the child and what it started; nothing if it has ended."""
+    """Kill the child and its processes, if it still runs."""
     if process.returncode is None:
         if os.name == "posix":
             with contextlib.suppress(ProcessLookupError):
@@ -293,7 +295,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 class _Listener:
-    """Hears a child: lines in JSON are reports and signs of life; others are looked at when it has ended."""
+    """Receives a child's output: lines of JSON are reports; others serve to explain its exit."""
 
     def __init__(self, process: subprocess.Popen[bytes], result: str, tick: Tick) -> None:
         assert process.stdout is not None
@@ -302,28 +304,28 @@ class _Listener:
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._noise: list[str] = []
         self._due = 0.0  # when `tick` is called next
-        self.said: dict[str, Any] = {}
+        self.reports: dict[str, Any] = {}
         threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
 
     def judge(self, request: Callable[[], Mapping[str, Any]], size: int) -> ChildVerdict:
         data = json.dumps({**request(), "paths": sys.path}).encode() + b"\n"
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it died: its exit code says how
+        with contextlib.suppress(OSError):  # it has ended: its exit code is judged below
             self._process.stdin.write(data)
             self._process.stdin.flush()
         patience = _START_SECONDS
         while line := self._next(patience):
-            self._hear(line)
+            self._receive(line)
             if self._ready:
                 slowness = max(1.0, (self._ready - self._began) / _USUAL_START)
                 patience = _PATIENCE * slowness + size / _READING
         if line is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return self._ended(self._process.wait(patience))
-        return ChildVerdict("failed", "hung", self.said)
+        return ChildVerdict("failed", "hung", self.reports)
 
     def _read(self, pipe: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):  # closed under it
+        with contextlib.suppress(OSError, ValueError):  # closed by `_end`
             for line in pipe:
                 if not self._ready and line.startswith(b'{"ready"'):
                     self._ready = monotonic()
@@ -331,9 +333,9 @@ class _Listener:
         self._lines.put(b"")
 
     def _next(self, seconds: float) -> bytes | None:
-        """The child's next line, b"" at its end, None if there was none for so long. Raises Cancelled.
+        """Return the child's next line, b"" at its end, None after `seconds` without one. Raises Cancelled.
 
-        Time is what this process waited in short turns: while both are stopped, nobody hangs.
+        Waits in short turns, so that time in which both processes are suspended does not count.
         """
         for _ in range(int(seconds / _TURN) + 1):
             if monotonic() > self._due:
@@ -344,36 +346,38 @@ class _Listener:
                 return self._lines.get(timeout=_TURN)
         return None
 
-    def _hear(self, line: bytes) -> None:
+    def _receive(self, line: bytes) -> None:
         text = line.decode("utf-8", "replace").strip()
         if text.startswith("{"):
             with contextlib.suppress(ValueError, RecursionError):
-                self.said.update(json.loads(text))
+                self.reports.update(json.loads(text))
                 return
         if text:
             self._noise = [*self._noise[-19:], text]
 
     def _ended(self, code: int) -> ChildVerdict:
-        refusal = str(self.said.get("refused", ""))
+        refusal = str(self.reports.get("refused", ""))
         if _MEMORY.search("\n".join([*self._noise, refusal])) and (code or refusal):
-            return ChildVerdict("memory", "", self.said)
+            return ChildVerdict("memory", "", self.reports)
         if code < 0:
             name = _signal_name(-code)
-            if name == "SIGKILL":  # by the system, which needs the memory: nobody else ends it like that
-                return ChildVerdict("memory", "", self.said)
+            if name == "SIGKILL":  # by the kernel, when memory runs out
+                return ChildVerdict("memory", "", self.reports)
             if name in _ENDED:
-                return ChildVerdict("refused", f"The trial of the engine was ended ({name}).", self.said)
-            return ChildVerdict("failed", f"crashed ({name})", self.said)
+                return ChildVerdict(
+                    "refused", f"the test of the engine was terminated ({name}): try again", self.reports
+                )
+            return ChildVerdict("failed", f"crashed ({name})", self.reports)
         if code >= 1 << 31:  # Windows' exceptions
-            return ChildVerdict("failed", f"crashed (0x{code:X})", self.said)
+            return ChildVerdict("failed", f"crashed (0x{code:X})", self.reports)
         if code:
             last = f": {printable(self._noise[-1], 200)}" if self._noise else ""
-            return ChildVerdict("failed", f"ended with code {code}{last}", self.said)
+            return ChildVerdict("failed", f"ended with code {code}{last}", self.reports)
         if refusal:
-            return ChildVerdict("refused", refusal, self.said)
-        if self._result not in self.said:
-            return ChildVerdict("failed", "ended without a result", self.said)
-        return ChildVerdict("passed", "", self.said)
+            return ChildVerdict("refused", refusal, self.reports)
+        if self._result not in self.reports:
+            return ChildVerdict("failed", "ended without a result", self.reports)
+        return ChildVerdict("passed", "", self.reports)
 
 
 def _signal_name(number: int) -> str:

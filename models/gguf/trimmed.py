@@ -1,8 +1,8 @@
-"""Drafts whose output head knows only some ids of the vocabulary, behind the interface of a whole one.
+"""Draft models whose output head has only some ids of the vocabulary, with the interface of a complete model.
 
-The file is a GGUF like any other but for two things. Its tokens are named after the ids they have in its
-source's vocabulary, "0" to "151935". And its embeddings are the rows of its output head, so what it reads are
-embedding rows from the source's file, which must be there.
+The file is a regular GGUF with two differences. Its tokens are named after their ids in the source's
+vocabulary, "0" to "151935". And its embeddings are the rows of its output head, so its input embeddings are
+read from the source's file, which must be present.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from edgespec.models.gguf.native import Batch, LlamaOptions, field_type
 from edgespec.models.gguf.selftest import warn
 
 TRIMMED_KEY = "edgespec.trimmed_from"
-"""Metadata of a trimmed draft: the tokenizer digest of its source, whose vocabulary it speaks."""
+"""Metadata key of a trimmed draft model: the tokenizer digest of its source."""
 
 SOURCE_NAME_KEY = "edgespec.source_name"
-"""Metadata of a trimmed draft: the name of its source, a file in the same folder."""
+"""Metadata key of a trimmed draft model: the name of its source, a file in the same folder."""
 
 EMBEDDING = "token_embd.weight"
 _CACHED_ROWS = 4096
@@ -41,37 +41,37 @@ def open_draft(
     options: LlamaOptions | None = None,
     progress: Callable[[float], bool] | None = None,
     source: Path | None = None,
-    say: Callable[[str], None] = warn,
+    note: Callable[[str], None] = warn,
 ) -> LlamaModel:
-    """Load the draft in `path`. A trimmed one needs its `source`: the file beside it where none is given.
+    """Load the draft model in `path`. A trimmed one needs its `source`, by default in the same folder.
 
-    Raises EdgespecError as LlamaModel does, and for a trimmed draft without its source.
+    Raises EdgespecError like LlamaModel, and for a trimmed draft model without its source.
     """
     metadata = check_gguf(path).metadata
     if TRIMMED_KEY not in metadata:
-        return LlamaModel(path, options, progress, say)
+        return LlamaModel(path, options, progress, note)
     if source is None:
         name = str(metadata.get(SOURCE_NAME_KEY, ""))
-        if not name.endswith(".gguf") or Path(name).name != name:  # it may not lead out of the folder
-            raise EdgespecError(f"{path.name} does not name its source: make it again.")
+        if not name.endswith(".gguf") or Path(name).name != name:  # must not lead out of the folder
+            raise EdgespecError(f"{path.name} does not name its source: create it again")
         source = path.with_name(name)
-    return TrimmedModel(path, source, options, progress, say)
+    return TrimmedModel(path, source, options, progress, note)
 
 
 class Embeddings:
-    """The rows of a GGUF's input embeddings, mapped, and turned into float32 one at a time."""
+    """The rows of a GGUF's input embeddings, mapped, and dequantized one at a time."""
 
     def __init__(self, path: Path, summary: GgufSummary) -> None:
         tensor = summary.tensors.get(EMBEDDING)
         if tensor is None or len(tensor.shape) != 2 or tensor.shape[1] != summary.vocab_size:
-            raise EdgespecError(f"{path.name} has no embedding for each of its tokens.")
+            raise EdgespecError(f"{path.name} has no embedding for each of its tokens: choose another source")
         self.width, self.size = tensor.shape
         self._data = np.memmap(path, np.uint8, "r", tensor.offset, (self.size, tensor.bytes // self.size))
         self._type = GGMLQuantizationType[tensor.type]
         self._row = lru_cache(_CACHED_ROWS)(self._read)
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """float32 [len(ids), width]"""
+        """Return the embeddings of `ids`: float32 [len(ids), width]."""
         return np.stack([self._row(token) for token in ids])
 
     def _read(self, token: int) -> npt.NDArray[np.float32]:
@@ -79,10 +79,7 @@ class Embeddings:
 
 
 class TrimmedModel(LlamaModel):
-    """A LlamaModel over all ids of its source. Those that were trimmed away can be read and are never said.
-
-    Their logits are minus infinity.
-    """
+    """A LlamaModel with all ids of its source. Trimmed ids are valid input and have logits of minus infinity."""
 
     def __init__(
         self,
@@ -90,24 +87,24 @@ class TrimmedModel(LlamaModel):
         source: Path,
         options: LlamaOptions | None = None,
         progress: Callable[[float], bool] | None = None,
-        say: Callable[[str], None] = warn,
+        note: Callable[[str], None] = warn,
     ) -> None:
-        """Raises EdgespecError where `path` is no trimmed draft, or `source` not what it was made from."""
+        """Load it. Raises EdgespecError if `path` is not trimmed, or not from `source`."""
         source_summary = check_gguf(source)
-        super().__init__(path, options, progress, say)
+        super().__init__(path, options, progress, note)
         try:
             embeddings = Embeddings(source, source_summary)
             self.size = embeddings.size
             names = [self.vocab.text(token) for token in range(self.vocab.size)]
-            # A width that differs would have the engine read past the rows.
+            # With another width the engine would read past the rows.
             if (
                 self.summary.metadata.get(TRIMMED_KEY) != source_summary.tokenizer_digest
                 or self.summary.number("embedding_length") != embeddings.width
                 or not all(re.fullmatch("[0-9]{1,7}", name) and int(name) < self.size for name in names)
             ):
-                raise EdgespecError(f"{path.name} was not made from {source.name}: make it again.")
+                raise EdgespecError(f"{path.name} was not made from {source.name}: create it again")
             self.ids: Ids = np.array(list(map(int, names)), np.int64)
-            # What it drafts for is compared with the vocabulary it speaks, not with the names of its rows.
+            # The target's vocabulary is compared with the source's, not with the names of the rows.
             self.summary = replace(self.summary, tokenizer_digest=source_summary.tokenizer_digest)
             kind = type(self._batch.struct)
             self._batch = _EmbeddingBatch(self._batch.capacity, kind, embeddings)

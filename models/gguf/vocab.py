@@ -13,10 +13,10 @@ _UNKNOWN, _UNUSED, _CONTROL = 1, 2, 8  # enum llama_token_attr
 
 
 class LlamaVocab:
-    """The vocabulary of a loaded model, dead when the model is freed.
+    """The vocabulary of a loaded model, invalid after the model is freed.
 
-    Control tokens (`<|im_end|>` and the like) have no bytes: `piece` is empty for them, so they never reach
-    a screen. User text is tokenized with `special=False`, so that typing one does not make one.
+    Control tokens (`<|im_end|>` and the like) have no bytes: `piece` is empty for them, so they are never
+    displayed. User text is tokenized with `special=False`, so that their text in it stays text.
     """
 
     def __init__(self, library: Backend, model: Handle) -> None:
@@ -28,7 +28,7 @@ class LlamaVocab:
 
     @property
     def bos(self) -> int | None:
-        """The token a text begins with, if the vocabulary has one."""
+        """The beginning-of-sequence token, None if there is none."""
         return _token(self._C.llama_vocab_bos(self._vocab))
 
     @property
@@ -37,43 +37,43 @@ class LlamaVocab:
 
     @property
     def adds_bos(self) -> bool:
-        """Whether the model wants `bos` before every prompt."""
+        """Whether prompts must begin with `bos`."""
         return bool(self._C.llama_vocab_get_add_bos(self._vocab))
 
     def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
-        """Tokens of `text`; with `special`, control tokens written in it count as such; `begin` adds bos.
+        """Tokenize `text`; `special` parses control tokens in it, `begin` adds `bos` where `adds_bos`.
 
-        Raises EdgespecError when the tokenizer fails.
+        Raises EdgespecError if the tokenizer fails.
         """
         data = text.encode("utf-8", "replace")
         room = len(data) + 8
         tokens = (ctypes.c_int32 * room)()
         n = self._C.llama_tokenize(self._vocab, data, len(data), tokens, room, begin, special)
         if n < 0:
-            raise EdgespecError(f"The model's tokenizer failed on a text of {len(data)} bytes (code {n}).")
+            raise EdgespecError(f"the model's tokenizer failed on {len(data)} bytes of text (code {n})")
         return tokens[:n]
 
     def text(self, token: int) -> str:
-        """How the vocabulary writes a token, control tokens included: for a message, not for output."""
+        """Return the vocabulary's text of a token, also of control tokens: for messages, not for output."""
         return self.raw(token).decode("utf-8", "replace")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def pieces(self) -> list[bytes]:
-        """The bytes of every token, as `piece` has them. For one pass over all: nothing is kept."""
+        """Return `piece` of every token, without caching."""
         return [self._piece(token) for token in range(self.size)]
 
     def is_control(self, token: int) -> bool:
-        """Whether `token` stands for no text: control tokens, the unknown token, unused places."""
+        """Whether `token` has no text: control tokens, the unknown token, padding."""
         return self._is(token, _CONTROL | _UNKNOWN | _UNUSED)
 
     def is_unused(self, token: int) -> bool:
-        """Whether `token` is a place that nothing was put in."""
+        """Whether `token` is padding of the vocabulary."""
         return self._is(token, _UNUSED)
 
     def control_texts(self) -> list[str]:
-        """The texts that become control tokens when tokenized with `special`."""
+        """Return the texts that `tokenize` with `special` turns into control tokens."""
         return [self.text(token) for token in range(self.size) if self._is(token, _CONTROL | _UNKNOWN)]
 
     def _piece(self, token: int) -> bytes:
@@ -91,7 +91,7 @@ class LlamaVocab:
         return bool(self._C.llama_vocab_is_eog(self._vocab, token))
 
     def raw(self, token: int) -> bytes:
-        """How the vocabulary writes a token, in its own alphabet."""
+        """Return a token as stored in the vocabulary, in its own encoding."""
         return self._C.llama_vocab_get_text(self._vocab, token) or b""
 
     def _is(self, token: int, attributes: int) -> bool:
