@@ -1,9 +1,9 @@
-"""Packs the program and models into one file that runs without a network:
+"""Pack the program and models into one archive for use without a network.
 
     python packaging/bundle.py PROGRAM_FOLDER [MODEL...]
 
-makes `dist/edgespec-offline-PLATFORM.tar.zst` (a MODEL is a catalogue name or a .gguf file; without any it is
-the starter) and names it in `dist/SHA256SUMS`. The same input gives the same file.
+Writes `dist/edgespec-offline-PLATFORM.tar.zst` and its SHA-256 to `dist/SHA256SUMS`. A MODEL is a catalog
+name or a .gguf file; the default is the starter. The build is reproducible.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from edgespec.models.hub.store import MANIFEST, file_sha256, resolve
 
 
 def chosen(names: list[str]) -> list[Path]:
-    """The models' files, verified where the catalogue knows them. Raises EdgespecError."""
+    """Return the models' files, verified if they are in the catalog. Raises EdgespecError."""
     starter = next(entry.name for entry in load_catalog().values() if entry.starter)
     return [resolve(name) for name in names or [starter]]
 
 
 def terms(models: list[Path]) -> str:
-    """What a reader should know of the models' licences."""
+    """Return a text with the licenses of the models."""
     known = {entry.file: entry for entry in load_catalog().values()}
     lines = [
         f"{path.name}: {known[path.name].name}, {known[path.name].licence}\n"
         if path.name in known
-        else f"{path.name}: not in the catalogue\n"
+        else f"{path.name}: not in the catalog\n"
         for path in models
     ]
     return "".join(lines)
 
 
 def pack(program: Path, models: list[Path], target: Path) -> None:
-    """Write the archive: sorted, nobody's, of the commit's time."""
+    """Write the archive: sorted, without owners, with the time of the commit."""
     moment = int(os.environ.get("SOURCE_DATE_EPOCH", "0"))
 
     def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -51,7 +51,7 @@ def pack(program: Path, models: list[Path], target: Path) -> None:
         return info
 
     partial = target.with_name(f".{target.name}.partial")
-    # Level 15: 19 takes three times as long for two hundredths. --long finds what libraries have in common.
+    # Level 15: 19 takes three times as long and saves 2%. --long finds what libraries have in common.
     command = ["zstd", "--quiet", "--force", "-15", "--long=27", "-T0", "-o", str(partial)]
     with TemporaryDirectory() as folder:
         manifest, licences = Path(folder) / MANIFEST, Path(folder) / "LICENCES"
@@ -68,7 +68,7 @@ def pack(program: Path, models: list[Path], target: Path) -> None:
             zstd.stdin.close()
         if zstd.returncode:
             partial.unlink(missing_ok=True)
-            raise EdgespecError("zstd failed: is the disk full?")
+            raise EdgespecError("zstd failed: check that the disk is not full")
     partial.replace(target)
 
 

@@ -1,4 +1,4 @@
-"""Names what differs between two builds, and exits 1 if anything does: packaging/compare.py FOLDER FOLDER."""
+"""Print the differences between two builds and exit 1 if any: packaging/compare.py FOLDER FOLDER."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgespec.models.hub.store import file_sha256
 
 
 def described(folder: Path) -> dict[str, str]:
-    """What each path is: its SHA-256, where a link points, or that it is a folder; and its mode."""
+    """Return for each path its SHA-256, link target or "folder", and its mode."""
     found = {}
     for path in folder.rglob("*"):
         if path.is_symlink():

@@ -1,18 +1,18 @@
-# Read by CMake while ik-llama-cpp-python is compiled (packaging/setup.sh).
+# Included by CMake when ik-llama-cpp-python is compiled (packaging/wheel.sh).
 set(GGML_NATIVE ON CACHE BOOL "" FORCE)
-# Everything into the package's own folder: beside it, files of the same names belong to llama-cpp-python.
+# Install into the package's own folder: outside of it, files of the same names belong to llama-cpp-python.
 set(CMAKE_INSTALL_LIBDIR ik_llama_cpp/lib CACHE PATH "")
 set(CMAKE_INSTALL_BINDIR ik_llama_cpp/bin CACHE PATH "")
 set(CMAKE_INSTALL_INCLUDEDIR ik_llama_cpp/include CACHE PATH "")
-# libllama finds the libggml beside it.
+# libllama finds libggml in the same folder.
 if(APPLE)
     set(CMAKE_INSTALL_RPATH "@loader_path")
 else()
     set(CMAKE_INSTALL_RPATH "$ORIGIN")
 endif()
-# GCC warns of its own headers some hundred thousand times.
+# GCC emits about a hundred thousand warnings for its own headers.
 add_compile_options(-w)
-# The source distribution 0.1.5 lacks the script that writes build-info.cpp; without it the build stops half way.
+# The source distribution 0.1.5 lacks the script that writes build-info.cpp; without it the build fails.
 set(script "${CMAKE_SOURCE_DIR}/vendor/ik_llama.cpp/common/cmake/build-info-gen-cpp.cmake")
 if(NOT EXISTS "${script}")
     file(WRITE "${script}" [=[

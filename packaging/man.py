@@ -1,4 +1,4 @@
-"""Write the manual page and the shells' completions: python packaging/man.py FOLDER, one like /usr/share."""
+"""Write the manual page and shell completions: python packaging/man.py FOLDER, laid out like /usr/share."""
 
 from __future__ import annotations
 

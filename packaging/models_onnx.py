@@ -1,7 +1,7 @@
-"""Makes the ONNX models that tests want, in the models folder: packaging/models_onnx.py
+"""Export the ONNX models that tests need into the models folder: packaging/models_onnx.py
 
-Each lies in a folder NAME-intBITS. A record beside it tells what made it, so that it is made again when the
-exporter has changed.
+Each has a folder NAME-intBITS. A record next to it contains the digest of the exporter, so that the model is
+exported again after a change.
 """
 
 from __future__ import annotations

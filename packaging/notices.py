@@ -1,9 +1,9 @@
-"""Writes what the program is made of: `sbom.cdx.json` (CycloneDX) and `licences/`, a text for each component.
+"""Write the components of the program: `sbom.cdx.json` (CycloneDX), and their licenses to `licences/`.
 
     python packaging/notices.py PYINSTALLER_WORK_FOLDER PROGRAM_FOLDER
 
-Components are found by the files that PyInstaller collected: Python packages by their metadata, libraries of
-the system by the package that owns them. A file that belongs to nothing stops the build.
+Components are identified by the files that PyInstaller collected: Python packages by their metadata, system
+libraries by the package that owns them. A file without a component stops the build.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LLAMA = Path(__file__).with_name("llama.cpp-licence.txt")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A component: `kind` as in package URLs; `text` is its licence in full."""
+    """A component. `kind`: as in package URLs; `text`: its full license."""
 
     kind: str
     name: str
@@ -39,7 +39,7 @@ class Part:
 
 
 def collected(work: Path) -> set[Path]:
-    """The files that went into the program, where they came from."""
+    """Return the source paths of the files in the program."""
     found = set()
     for name in ("PYZ-00.toc", "COLLECT-00.toc", "EXE-00.toc"):
         stack = [ast.literal_eval((work / name).read_text("utf-8"))]
@@ -58,7 +58,7 @@ def collected(work: Path) -> set[Path]:
 
 
 def python_part(dist: Distribution) -> Part:
-    """A Python package. Its licence texts are what its metadata lists."""
+    """Return the component of a Python package, with the license texts that its metadata lists."""
     data = dist.metadata
     classifiers = [
         c.rpartition(" :: ")[2] for c in data.get_all("Classifier", []) if c.startswith("License ::")
@@ -76,7 +76,7 @@ def python_part(dist: Distribution) -> Part:
 
 
 def system_part(path: Path) -> Part | None:
-    """The system's package that a library belongs to; None where no package manager knows it."""
+    """Return the component of the Debian package that owns a library, None if there is none."""
     for name in (str(path), str(path.resolve())):
         done = subprocess.run(["dpkg-query", "-S", name], capture_output=True, text=True, check=False)
         if done.returncode == 0:
@@ -94,7 +94,7 @@ def system_part(path: Path) -> Part | None:
 
 
 def parts(files: set[Path]) -> list[Part]:
-    """Every component that one of `files` is of. Exits where a file is of none."""
+    """Return the components of `files`. Exits if a file has none."""
     site = Path(sysconfig.get_path("purelib"))
     owners = {site / path: dist for dist in distributions() for path in dist.files or []}
     found, used, unknown = set(), set(), []
@@ -110,10 +110,10 @@ def parts(files: set[Path]) -> list[Part]:
         elif path.suffix != ".pyc" and "__pycache__" not in path.parts:
             unknown.append(path)
     if unknown:
-        sys.exit(f"edgespec: of which component are {', '.join(map(str, sorted(unknown)))}?")
+        sys.exit(f"edgespec: files without a component: {', '.join(map(str, sorted(unknown)))}")
     found |= {python_part(dist) for dist in used}
     version = next(part.version for part in found if part.name.replace("_", "-") == "llama-cpp-python")
-    # Compiled into llama-cpp-python's libraries, and not named by its metadata.
+    # Compiled into llama-cpp-python's libraries, but not in its metadata.
     found.add(
         Part("generic", "llama.cpp", f"as in llama-cpp-python {version}", "MIT", LLAMA.read_text("utf-8"))
     )
@@ -126,7 +126,7 @@ def main() -> None:
     folder = program / "licences"
     folder.mkdir()
     bom = Bom()
-    bom.serial_number = bom.metadata.timestamp = None  # would differ from build to build
+    bom.serial_number = bom.metadata.timestamp = None  # not reproducible
     bom.metadata.tools.tools.clear()
     for part in found:
         purl = PackageURL(part.kind, name=part.name, version=part.version)

@@ -1,10 +1,10 @@
-"""Runs a slow command and shows how far it is on one line: progress.py TITLE LOG COMMAND...
+"""Run a slow command and show its progress on one line: progress.py TITLE LOG COMMAND...
 
-All that the command prints goes to LOG. What is shown is read from it: the steps that ninja or make count,
-and the packages that pip fetches. Written for a bare Python: nothing is installed when it runs.
+The command's output goes to LOG. Progress is parsed from it: the steps that ninja or make count, and the
+packages that pip downloads. Uses the standard library only, because it runs before any package is installed.
 
-Its exit status is the command's, 128 and more after a signal. Ctrl-C, or an end from outside, ends all
-processes that the command started.
+Its exit status is the command's, or 128 plus the number of a signal. Ctrl-C and SIGTERM end all processes
+that the command started.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BUILDING = re.compile(r"^\s*Building wheel for ([A-Za-z0-9_.-]+)")
 _PREPARING = re.compile(r"^\s*(Installing build dependencies|Getting requirements|Preparing metadata)\b")
 _CONFIGURING = re.compile(r"^\s*\*\*\* Configuring CMake")
 _INSTALLING = re.compile(r"^\s*Installing collected packages: (.*)")
-_QUIET = 15.0  # seconds between two lines where there is no terminal to write over
-_TERMINAL = 0.1  # and where there is one
-_TAIL = 12  # lines of the log that a failure shows
+_QUIET = 15.0  # seconds between two lines without a terminal
+_TERMINAL = 0.1  # seconds between two updates on a terminal
+_TAIL = 12  # lines of the log to show after a failure
 _PATIENCE = 5.0  # seconds for a command to clean up after itself
 
 
 class Status:
-    """What the command is doing, from the lines it prints."""
+    """The current step of the command, parsed from its output."""
 
     def __init__(self) -> None:
         self.text = "starting"
@@ -69,7 +69,7 @@ class Status:
 
 
 class Line:
-    """One line on standard error, written over on a terminal and repeated from time to time elsewhere."""
+    """One line on standard error: overwritten on a terminal, repeated from time to time elsewhere."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -100,11 +100,11 @@ class Line:
 
 
 def main(title: str, log: Path, command: list[str]) -> int:
-    """The exit status: the command's, 1 if it could not be run, 128 and the number of a signal."""
+    """Run `command` and return its exit status, 1 if it cannot be run, 128 plus the number of a signal."""
 
     def stop(number: int, _frame: object) -> None:
         for one in signals:
-            signal.signal(one, signal.SIG_IGN)  # the first one is being obeyed
+            signal.signal(one, signal.SIG_IGN)  # the first signal is being handled
         raise KeyboardInterrupt(number)
 
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -125,11 +125,11 @@ def main(title: str, log: Path, command: list[str]) -> int:
             )
             _follow(process, file, line, tail)
         code = process.wait()
-    except KeyboardInterrupt as asked:
+    except KeyboardInterrupt as signaled:
         if process is not None:
             _end(process)
-        line.end("cancelled")
-        return 128 + int(asked.args[0])
+        line.end("canceled")
+        return 128 + int(signaled.args[0])
     except OSError as error:
         line.end(f"failed: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
         return 1
@@ -139,14 +139,14 @@ def main(title: str, log: Path, command: list[str]) -> int:
     if code == 0:
         line.end(f"done in {line.elapsed()}")
         return 0
-    line.end(f"failed after {line.elapsed()}; the log is {log}; it ends with")
+    line.end(f"failed after {line.elapsed()}; the log is {log} and ends with")
     for text in tail:
         sys.stderr.write(f"  {_plain(text)[:200]}\n")
     return code if code > 0 else 128 - code
 
 
 def _follow(process: subprocess.Popen[bytes], log: BinaryIO, line: Line, tail: deque[str]) -> None:
-    """Write what the process prints to `log`, its last lines to `tail`, and show how far it is."""
+    """Copy the output of the process to `log`, its last lines to `tail`, and show its progress."""
     assert process.stdout is not None
     os.set_blocking(process.stdout.fileno(), False)
     status, rest = Status(), b""
@@ -165,7 +165,7 @@ def _follow(process: subprocess.Popen[bytes], log: BinaryIO, line: Line, tail: d
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the process, if it runs, and all that it started: pip removes its files on Ctrl-C."""
+    """End the process group, if it runs: with SIGINT first, on which pip removes its files."""
     if process.poll() is not None:
         return
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
@@ -176,7 +176,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _plain(text: str) -> str:
-    """`text` without what could steer a terminal."""
+    """Return `text` without control characters."""
     return text.encode("ascii", "backslashreplace").decode().translate(dict.fromkeys((*range(32), 127)))
 
 

@@ -1,4 +1,4 @@
-"""Draw the pictures of the chat into docs/: packaging/screenshots.py [MODEL]
+"""Render the screenshots of the chat in docs/: packaging/screenshots.py [MODEL]
 
 A real model generates the answer and the figures.
 """

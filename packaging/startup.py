@@ -1,7 +1,7 @@
-"""How long the program takes to start, beside the source install: packaging/startup.py PROGRAM [PROGRAM...]
+"""Measure start-up times of the program and of the source install: packaging/startup.py PROGRAM [PROGRAM...]
 
-Prints medians in seconds, of runs in turn: `--version`; the chat's first screen; the starter model's first
-token from the launch. The machine should be idle, and the files in its cache: each is run once before.
+Prints medians in seconds of interleaved runs: `--version`; the chat's first screen; the first token of a
+small model since the launch. The machine should be idle; each is run once before, so that files are cached.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def version(command: Sequence[str]) -> float:
 
 
 def until(command: Sequence[str], seen: bytes) -> float:
-    """Seconds until the program wrote `seen` (or anything, if it is empty) to its terminal."""
+    """Return the seconds until the program writes `seen` (if empty, anything) to its terminal."""
     start = monotonic()
     pid, fd = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"
         os.execvp(command[0], list(command))
-    said = b""
-    while not said or seen not in said:
+    output = b""
+    while not output or seen not in output:
         if not select.select([fd], [], [], 120)[0]:
-            sys.exit(f"edgespec: {' '.join(command)} says nothing of {seen!r}")
-        said += os.read(fd, 65536)
+            sys.exit(f"edgespec: {' '.join(command)} does not print {seen!r}")
+        output += os.read(fd, 65536)
     seconds = monotonic() - start
     os.kill(pid, 9)
     os.waitpid(pid, 0)

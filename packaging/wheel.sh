@@ -1,9 +1,9 @@
 #!/bin/sh
 # Prints the path of an engine's wheel and compiles it unless Edgespec's cache has it:
 #   packaging/wheel.sh native|portable|ik PYTHON
-# native: llama-cpp-python for this processor. portable: the same with a library for each processor generation, chosen
-# when the program starts (models/kernels.py). ik: ik-llama-cpp-python for this processor.
-# Never a wheel from pip's cache: its key knows no build flags, so that a faulty one would survive its fix.
+# native: llama-cpp-python for this processor. portable: the same with a library for each processor generation, selected
+# when the program starts (models/gguf/kernels.py). ik: ik-llama-cpp-python for this processor.
+# pip's cache is not used: its key does not include build flags, so that a faulty wheel would be used after a fix.
 set -eu
 cd "$(dirname "$0")/.."
 kind=$1
@@ -11,7 +11,7 @@ python=$2
 package=llama-cpp-python
 include=packaging/llama.cmake
 project=llama_cpp
-# What processor a wheel is for. Linux and macOS name its features in different places.
+# The processor that a wheel is for. Linux and macOS report its features differently.
 processor=$(uname -sm; grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null || sysctl -n machdep.cpu.brand_string 2>/dev/null || true)
 flags="-DLLAVA_BUILD=OFF"
 what="llama.cpp"

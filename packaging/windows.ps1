@@ -1,4 +1,4 @@
-# Builds dist\edgespec-VERSION-windows-x86_64.zip. NOT RUN by us yet: there was no Windows to try it on.
+# Builds dist\edgespec-VERSION-windows-x86_64.zip. Not tested.
 # Needs Python 3.11+ and the Visual C++ build tools: powershell -File packaging\windows.ps1
 $ErrorActionPreference = "Stop"
 Set-Location (Split-Path $PSScriptRoot)
@@ -9,7 +9,7 @@ $env:SOURCE_DATE_EPOCH = git log -1 --format=%ct
 $venv = "build\venv"; $python = "$venv\Scripts\python.exe"
 if (-not (Test-Path $python)) { Run py -m venv $venv }
 
-# One DLL of kernels a processor generation, as on Linux (packaging/wheel.sh).
+# One DLL of kernels per processor generation, as on Linux (packaging/wheel.sh).
 $cmake = (Resolve-Path packaging\llama.cmake).Path.Replace("\", "/")
 $env:CMAKE_ARGS = "-DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DLLAVA_BUILD=OFF " +
     "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib -DCMAKE_INSTALL_LIBDIR=llama_cpp/lib -DCMAKE_PROJECT_llama_cpp_INCLUDE=$cmake"

@@ -36,9 +36,7 @@ ASK = "?"
 
 _START_SECONDS = 60.0  # limit for the imports of the child, on any machine
 _USUAL_START = 0.25  # seconds for these imports on an idle machine
-_PATIENCE = (
-    20.0  # seconds without a report before a child counts as hung, if it started in _USUAL_START; else scaled
-)
+_PATIENCE = 20.0  # seconds without a report until a child is hung; scaled by its start
 _TURN = 0.1
 _READING = 50e6  # bytes of weights per second on the slowest machine
 _MEMORY = re.compile(
@@ -90,11 +88,9 @@ class Start:
     lost: str = ""
 
 
-_starts: dict[str, Start] = {}  # by engine, as loaded in this process or to be loaded
+_starts: dict[str, Start] = {}  # by engine: as loaded here, or to be loaded
 _loaded: set[str] = set()
-_outcomes: dict[
-    tuple[str, str], dict[str, Any]
-] = {}  # also kept here because the cache folder may be read-only
+_outcomes: dict[tuple[str, str], dict[str, Any]] = {}  # the cache folder may be read-only
 _trusting: str | None = None  # the kernels under trial, in the child
 
 

@@ -79,7 +79,7 @@ class Embeddings:
 
 
 class TrimmedModel(LlamaModel):
-    """A LlamaModel with all ids of its source. Trimmed ids are valid input and have logits of minus infinity."""
+    """A LlamaModel with all ids of its source. Trimmed ids are valid input; their logits are -inf."""
 
     def __init__(
         self,

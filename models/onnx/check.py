@@ -1,15 +1,14 @@
-"""Checks a folder with an ONNX model before onnxruntime opens it, and says what the model is.
+"""A check of folders with an ONNX model before onnxruntime opens them, which also summarizes the model.
 
-onnxruntime maps whatever file an ONNX model names for its weights, at whatever offset, and libraries of
-custom operators are programs. So what the model names must be one regular file beside it that every weight
-lies in; operators that are not onnxruntime's own, and programs compiled for one accelerator, are refused.
-Nothing here trusts a size before it was compared with a file's.
+onnxruntime maps any file that an ONNX model names for its weights, at any offset, and libraries of custom
+operators are native code. So weights must be within one regular file in the model's folder; operators that
+are not onnxruntime's own, and programs compiled for one accelerator, are refused. Sizes are compared with
+the size of the file before they are used.
 
-Two layouts are in use: onnxruntime-genai's, with `genai_config.json`, and Optimum's, with `config.json`.
-The graph is the same in both: tokens and a cache go in, logits and a longer cache come out.
+Two layouts are in use: onnxruntime-genai's, with `genai_config.json`, and Optimum's, with `config.json`. The
+graph is the same in both: inputs are tokens and a KV cache, outputs are logits and the extended cache.
 
-What it does not know: whether the graph computes what its names say, and what happens to the files
-afterwards.
+Not checked: whether the graph computes what its names mean, and changes to the files afterwards.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from edgespec.models.onnx.graph import TYPES, Graph, GraphValue, Weight, read_gr
 from edgespec.models.onnx.protobuf import WireError
 from edgespec.text import printable
 
-_MAX_MODEL = 2 << 30  # bytes of the graph's file: what protocol buffers can hold
+_MAX_MODEL = 2 << 30  # bytes of the graph's file: the limit of protocol buffers
 _MAX_LAYERS, _MAX_TOKENS, _MAX_CONTEXT = 512, 1 << 21, 1 << 24
 
-# Operator sets that are compiled into onnxruntime. Any other needs a library, or is a function of the file's.
+# Operator sets that are part of onnxruntime. Others need a library, or are functions in the file.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-# They run, or read, files of their own: a program compiled for one accelerator, or Python.
+# Operators that read or execute other files: a program compiled for one accelerator, or Python.
 _FORBIDDEN = {"EPContext", "PyOp", "PythonOp"}
 _PLAIN_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 _CACHE = re.compile(r"(past_key_values|present)\.(\d{1,3})\.(key|value)")
@@ -53,7 +52,7 @@ _ENTRIES = {"location", "offset", "length", "checksum"}
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
-    """The keys and values of one text: `layers` pairs of [1, heads, positions, size] of `type`."""
+    """The KV cache of one sequence: `layers` pairs of [1, heads, positions, size] of `type`."""
 
     layers: int
     heads: int
@@ -69,11 +68,11 @@ class CacheShape:
 
 @dataclass(frozen=True, slots=True)
 class OnnxSummary:
-    """What a checked folder says about itself, with the names that a GgufSummary has.
+    """Properties of a checked folder, with the names of GgufSummary.
 
-    `path` is the graph's file, `weights` the one that most of it lies in, which may be the same. `types` maps
-    a type's name to bytes of weights. `shares_cache_buffer`: the graph can write the longer cache where the
-    shorter one lies. `positions`: it wants to be told each token's position. `ends` are the ids that end a
+    `path` is the graph's file, `weights` the one with most of the weights, which may be the same. `types`
+    maps a type's name to bytes of weights. `shares_cache_buffer`: the graph can extend the KV cache in place.
+    `positions`: it has an input for the positions of tokens. `ends` are the ids that end a
     text. `mapped_bytes` of the weights are tables outside the model's file that rows are looked up in: only
     those rows come into memory.
     """
@@ -99,12 +98,12 @@ class OnnxSummary:
 
 
 def check_onnx(folder: Path) -> OnnxSummary:
-    """Check that onnxruntime can be trusted with the model in `folder`.
+    """Check that onnxruntime can open the model in `folder` safely, and summarize it.
 
-    Raises EdgespecError, one printable line. What did not change is read once.
+    Raises EdgespecError, one printable line. A folder is read again only if it has changed.
     """
     state: list[object] = []
-    with contextlib.suppress(OSError):  # which the check itself meets again, and says
+    with contextlib.suppress(OSError):  # the check raises it below
         for path in sorted(folder.iterdir())[:1000]:
             status = path.lstat()
             state.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
@@ -115,12 +114,12 @@ def check_onnx(folder: Path) -> OnnxSummary:
 def _checked(folder: Path, _state: tuple[object, ...]) -> OnnxSummary:
     shown = shown_name(folder)
     if not folder.is_dir():
-        raise EdgespecError(f"There is no folder {printable(folder)}: check the path.")
+        raise EdgespecError(f"no folder {printable(folder)}: check the path")
     config = FolderConfig(folder)
     model = config.model_file()
     size = regular_file(folder, model, "the model").st_size
     if size > _MAX_MODEL:
-        raise EdgespecError(f"{shown}/{model} is larger than an ONNX file can be. {AGAIN}")
+        raise EdgespecError(f"{shown}/{model} is larger than an ONNX file can be: {AGAIN}")
     try:
         with (folder / model).open("rb") as file:
             if size == 0:
@@ -128,9 +127,11 @@ def _checked(folder: Path, _state: tuple[object, ...]) -> OnnxSummary:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
                 graph = _parsed(view)
     except (WireError, ValueError) as error:
-        raise EdgespecError(f"{shown}/{model} is no ONNX model, or damaged: {error}. {AGAIN}") from None
+        raise EdgespecError(
+            f"{shown}/{model} is not an ONNX model or is damaged ({error}): {AGAIN}"
+        ) from None
     except OSError as error:
-        raise EdgespecError(f"{shown}/{model} cannot be read: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read {shown}/{model}: {error.strerror}") from None
     _refuse_foreign(shown, graph)
     weights = _check_weights(folder, graph) or model
     return _summary(folder, folder / model, folder / weights, graph, config)
@@ -139,7 +140,7 @@ def _checked(folder: Path, _state: tuple[object, ...]) -> OnnxSummary:
 def _parsed(view: memoryview) -> Graph:
     graph = read_graph(view)
     if graph.trains:
-        raise WireError("it holds a training graph")
+        raise WireError("it contains a training graph")
     return graph
 
 
@@ -148,12 +149,11 @@ def _refuse_foreign(shown: str, graph: Graph) -> None:
     if foreign:
         raise EdgespecError(
             f"{shown} needs operators that onnxruntime does not have ({printable(foreign[0])}): "
-            "Edgespec loads no libraries from a model's folder."
+            "export it without custom operators"
         )
     if forbidden := sorted(graph.operators & _FORBIDDEN):
         raise EdgespecError(
-            f"{shown} holds an operator that Edgespec does not run ({forbidden[0]}): "
-            "export the model for the CPU."
+            f"{shown} contains an unsupported operator ({forbidden[0]}): export the model for the CPU"
         )
 
 
@@ -161,7 +161,7 @@ def _refuse_foreign(shown: str, graph: Graph) -> None:
 
 
 def _check_weights(folder: Path, graph: Graph) -> str:
-    """Check where weights lie; the name of the file that they are in, "" where they are in the model's."""
+    """Check the locations of the weights and return the name of their file, "" for the model's own."""
     shown = shown_name(folder)
     files: dict[str, int] = {}
     for weight in [*graph.weights.values(), *graph.inner]:
@@ -171,36 +171,35 @@ def _check_weights(folder: Path, graph: Graph) -> str:
         entries = dict(weight.external)
         location = entries.get("location", "")
         if len(entries) != len(weight.external) or not entries.keys() <= _ENTRIES:
-            raise EdgespecError(f"{shown} says in an unknown way where its weights are. {AGAIN}")
+            raise EdgespecError(f"{shown} has weights with an unknown kind of location: {AGAIN}")
         if not location or location in (".", "..") or re.search(r"[/\\:\0]", location):
             raise EdgespecError(
-                f"{shown} wants to read its weights from {printable(location) or 'nowhere'}: "
-                "they must be a file in its own folder. Do not use this model."
+                f"{shown} refers to weights outside its folder ({printable(location) or 'no path'}): "
+                "do not use this model"
             )
         if location not in files:
             files[location] = regular_file(folder, location, "a file of weights", alone=True).st_size
         if len(files) > 1:
-            raise EdgespecError(f"{shown} has its weights in several files: export it with one.")
+            raise EdgespecError(f"{shown} has its weights in several files: export it with one")
         offset, length = (_number(shown, entries, name) for name in ("offset", "length"))
         offset = offset or 0
         if length is not None and length != size:
             raise EdgespecError(
-                f"{shown} says of {printable(weight.name)} that it has {length} bytes, and it needs {size}. "
-                f"{AGAIN}"
+                f"{shown} has {length} bytes for {printable(weight.name)} instead of {size}: {AGAIN}"
             )
         if offset + size > files[location]:
             raise EdgespecError(
-                f"{shown}/{printable(location)} is incomplete: it has {files[location]} bytes, and "
-                f"{printable(weight.name)} ends at {offset + size}. {AGAIN}"
+                f"{shown}/{printable(location)} is incomplete ({files[location]} bytes, and "
+                f"{printable(weight.name)} ends at {offset + size}): {AGAIN}"
             )
     return next(iter(files), "")
 
 
 def _weight_bytes(shown: str, weight: Weight) -> int:
-    if weight.type == 8 and weight.external is None:  # strings; nothing of a decoder uses them
+    if weight.type == 8 and weight.external is None:  # strings, which no decoder uses
         return 0
     if weight.type not in TYPES or any(n < 0 for n in weight.shape) or len(weight.shape) > 8:
-        raise EdgespecError(f"{shown} has a weight of unknown type or shape. {AGAIN}")
+        raise EdgespecError(f"{shown} has a weight of unknown type or shape: {AGAIN}")
     return (math.prod(weight.shape) * TYPES[weight.type][1] + 7) // 8
 
 
@@ -209,13 +208,11 @@ def _number(shown: str, entries: Mapping[str, str], name: str) -> int | None:
     if text is None:
         return None
     if not re.fullmatch("[0-9]{1,18}", text):
-        raise EdgespecError(
-            f"{shown} has weights with an impossible {name} ({printable(text)[:40]}). {AGAIN}"
-        )
+        raise EdgespecError(f"{shown} has weights with an invalid {name} ({printable(text)[:40]}): {AGAIN}")
     return int(text)
 
 
-# --- what it is ---
+# --- summary ---
 
 
 def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: FolderConfig) -> OnnxSummary:
@@ -223,20 +220,20 @@ def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: Fol
     cache = _cache_shape(shown, graph, config)
     logits, ids = graph.outputs.get("logits"), graph.inputs.get("input_ids")
     if logits is None or logits.shape is None or len(logits.shape) != 3 or ids is None:
-        raise EdgespecError(f"{shown} does not turn input_ids into logits: it is no language model.")
-    # A weight may be listed among the inputs, where old files have all of them.
+        raise EdgespecError(f"{shown} has no input_ids or no logits: choose a language model")
+    # Old files list weights among the inputs.
     inputs = graph.inputs.keys() - graph.weights.keys()
     unknown = sorted(name for name in inputs - _PLAIN_INPUTS if not _CACHE.fullmatch(name))
     if unknown:
         raise EdgespecError(
-            f"{shown} wants an input that Edgespec does not know ({printable(unknown[0])}): "
-            "export the model as a decoder with a cache."
+            f"{shown} has an unknown input ({printable(unknown[0])}): "
+            "export the model as a decoder with a cache"
         )
     vocab_size = (
         logits.shape[2] if isinstance(logits.shape[2], int) else config.number("vocab_size", "vocab_size")
     )
     if not 0 < vocab_size <= _MAX_TOKENS:
-        raise EdgespecError(f"{shown} does not say how many tokens it knows. {AGAIN}")
+        raise EdgespecError(f"{shown} has no valid vocabulary size: {AGAIN}")
     tokenizer = read_bytes(folder, TOKENIZER)
     context = config.number("context_length", "max_position_embeddings") or 4096
     types: dict[str, int] = {}
@@ -267,7 +264,7 @@ def _summary(folder: Path, model: Path, weights: Path, graph: Graph, config: Fol
 
 
 def _tables(graph: Graph) -> list[Weight]:
-    """The weights outside the model's file that rows are looked up in, and nothing else is done with."""
+    """Return the external weights that are used as lookup tables only."""
     used = Counter(name for node in graph.nodes for name in node.inputs)
     looked_up = Counter(node.inputs[0] for node in graph.nodes if node.op in _LOOKUPS and node.inputs)
     names = (name for name, times in looked_up.items() if times == used[name])
@@ -285,28 +282,28 @@ def _cache_shape(shown: str, graph: Graph, config: FolderConfig) -> CacheShape:
     layers = len(past) // 2
     if not past:
         raise EdgespecError(
-            f"{shown} has no inputs for a cache (past_key_values.0.key and so on): export it with one."
+            f"{shown} has no inputs for a cache (past_key_values.0.key and so on): export it with one"
         )
     if past != names["present"] or past != {(i, kind) for i in range(layers) for kind in ("key", "value")}:
-        raise EdgespecError(f"{shown} has inputs and outputs for its cache that do not match. {AGAIN}")
+        raise EdgespecError(f"{shown} has inputs and outputs for its cache that do not match: {AGAIN}")
     if layers > _MAX_LAYERS:
-        raise EdgespecError(f"{shown} has more layers than any model. {AGAIN}")
+        raise EdgespecError(f"{shown} has more than {_MAX_LAYERS} layers: {AGAIN}")
     shapes = {kind: _pair(shown, graph, config, kind, layers) for kind in ("key", "value")}
     types = {graph.inputs[f"past_key_values.{i}.{kind}"].type for i, kind in past}
     if len(types) != 1 or shapes["key"][0] != shapes["value"][0]:
-        raise EdgespecError(f"{shown} has a cache whose layers differ: Edgespec runs models with equal ones.")
+        raise EdgespecError(f"{shown} has a cache whose layers differ: choose a model with equal ones")
     kind = _type(shown, graph.inputs["past_key_values.0.key"], ("float32", "float16"))
     return CacheShape(layers, shapes["key"][0], shapes["key"][1], shapes["value"][1], kind)
 
 
 def _pair(shown: str, graph: Graph, config: FolderConfig, kind: str, layers: int) -> tuple[int, int]:
-    """Heads and head size of all keys or all values."""
+    """Return the number of heads and the head size of all keys or all values."""
     found = set()
     for i in range(layers):
         for value in (graph.inputs[f"past_key_values.{i}.{kind}"], graph.outputs[f"present.{i}.{kind}"]):
             shape: Sequence[int | str] = value.shape or ()
             if len(shape) != 4:
-                raise EdgespecError(f"{shown} has a cache of {len(shape)} dimensions in place of 4. {AGAIN}")
+                raise EdgespecError(f"{shown} has a cache of {len(shape)} dimensions instead of 4: {AGAIN}")
             heads = (
                 shape[1]
                 if isinstance(shape[1], int)
@@ -314,15 +311,15 @@ def _pair(shown: str, graph: Graph, config: FolderConfig, kind: str, layers: int
             )
             size = shape[3] if isinstance(shape[3], int) else config.head_size
             if (isinstance(shape[0], int) and shape[0] != 1) or isinstance(shape[2], int):
-                raise EdgespecError(f"{shown} has a cache of fixed length: export it with one that grows.")
+                raise EdgespecError(f"{shown} has a cache of fixed length: export it with one that grows")
             found.add((heads, size))
     if len(found) != 1 or not all(0 < n <= 1 << 14 for n in next(iter(found))):
-        raise EdgespecError(f"{shown} does not say what shape its cache has, or says it twice. {AGAIN}")
+        raise EdgespecError(f"{shown} has no shape for its cache, or several: {AGAIN}")
     return found.pop()
 
 
 def _shares(graph: Graph, layers: int) -> bool:
-    """Whether every layer's cache goes through GroupQueryAttention alone, which can extend it in place."""
+    """Whether each layer's cache is used by GroupQueryAttention only, which can extend it in place."""
     shared = 0
     for node in graph.nodes:
         past = [name for name in node.inputs if name.startswith("past_key_values.")]
@@ -341,7 +338,7 @@ def _shares(graph: Graph, layers: int) -> bool:
 
 
 def _positions(graph: Graph) -> int:
-    """Positions that the tables of rotary embeddings have: beyond them is other memory."""
+    """Return the number of positions in the tables of rotary embeddings, which are not bounds-checked."""
     rows = [
         weight.shape[0]
         for node in graph.nodes
@@ -355,7 +352,5 @@ def _positions(graph: Graph) -> int:
 def _type(shown: str, value: GraphValue, allowed: Sequence[str]) -> str:
     name = TYPES.get(value.type, ("unknown", 0))[0]
     if name not in allowed:
-        raise EdgespecError(
-            f"{shown} has {value.name} of type {name}: Edgespec runs models with {' or '.join(allowed)}."
-        )
+        raise EdgespecError(f"{shown} has {value.name} of type {name}: export it with {' or '.join(allowed)}")
     return name

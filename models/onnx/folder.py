@@ -1,6 +1,6 @@
-"""The files of an ONNX model's folder, and what its JSON files say of the model.
+"""The files of an ONNX model's folder, and the configuration in its JSON files.
 
-Only regular files directly in the folder are ever opened, none larger than such a file is.
+Only regular files directly in the folder are opened, up to a maximum size.
 """
 
 from __future__ import annotations
@@ -16,74 +16,72 @@ from edgespec.core import EdgespecError
 from edgespec.text import printable
 
 GENAI, CONFIG, TOKENIZER = "genai_config.json", "config.json", "tokenizer.json"
-AGAIN = "Export or download the model again."
+AGAIN = "export or download the model again"
 
 _MAX_JSON = {TOKENIZER: 128 << 20}
 _MAX_CONFIG = 16 << 20
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any] | None:
-    """A JSON object of the folder, None if it is not there. Raises EdgespecError for anything else."""
+    """Read a JSON object, None if there is no such file. Raises EdgespecError if it is invalid."""
     path = folder / name
     if not os.path.lexists(path):
         return None
     try:
         value = json.loads(read_bytes(folder, name))
     except (ValueError, RecursionError):
-        raise EdgespecError(f"{shown_name(folder)}/{name} is not valid JSON. {AGAIN}") from None
+        raise EdgespecError(f"{shown_name(folder)}/{name} is not valid JSON: {AGAIN}") from None
     if not isinstance(value, dict):
-        raise EdgespecError(f"{shown_name(folder)}/{name} is not a JSON object. {AGAIN}")
+        raise EdgespecError(f"{shown_name(folder)}/{name} is not a JSON object: {AGAIN}")
     return value
 
 
 def read_text(folder: Path, name: str) -> str | None:
-    """A text file of the folder, None if it is not there."""
+    """Read a text file, None if there is no such file."""
     if not os.path.lexists(folder / name):
         return None
     return read_bytes(folder, name).decode("utf-8", "replace")
 
 
 def regular_file(folder: Path, name: str, what: str, alone: bool = False) -> os.stat_result:
-    """The status of a regular file directly in `folder`; `alone`: under no other name anywhere."""
+    """Return the status of a regular file directly in `folder`; `alone`: without other hard links."""
     shown = f"{shown_name(folder)}/{printable(name)}"
     if not name or name in (".", "..") or re.search(r"[/\\:\0]", name):
         raise EdgespecError(
-            f"{shown_name(folder)} names {printable(name)} as {what}: it must be in the folder."
+            f"{shown_name(folder)} names {printable(name)} as {what}: it must be in the folder"
         )
     try:
         status = (folder / name).lstat()
     except OSError as error:
-        raise EdgespecError(
-            f"{shown} cannot be read ({error.strerror}): {what} is missing. {AGAIN}"
-        ) from None
+        raise EdgespecError(f"cannot read {shown}, {what} ({error.strerror}): {AGAIN}") from None
     if not stat.S_ISREG(status.st_mode):
-        kind = "a link" if stat.S_ISLNK(status.st_mode) else "no regular file"
-        raise EdgespecError(f"{shown} is {kind}: put {what} itself into the folder.")
+        kind = "a link" if stat.S_ISLNK(status.st_mode) else "not a regular file"
+        raise EdgespecError(f"{shown} is {kind}: copy {what} itself into the folder")
     if alone and status.st_nlink > 1:
-        raise EdgespecError(f"{shown} has another name elsewhere (a hard link): copy {what} instead.")
+        raise EdgespecError(f"{shown} has another name elsewhere (a hard link): copy {what} instead")
     return status
 
 
 def read_bytes(folder: Path, name: str) -> bytes:
-    """A file's content. Raises EdgespecError."""
+    """Read a file. Raises EdgespecError."""
     most = _MAX_JSON.get(name, _MAX_CONFIG)
     if regular_file(folder, name, "a part of the model").st_size > most:
-        raise EdgespecError(f"{shown_name(folder)}/{name} is far larger than such a file is. {AGAIN}")
+        raise EdgespecError(f"{shown_name(folder)}/{name} is larger than {most >> 20} MiB: {AGAIN}")
     try:
         return (folder / name).read_bytes()[: most + 1]
     except OSError as error:
-        raise EdgespecError(f"{shown_name(folder)}/{name} cannot be read: {error.strerror}.") from None
+        raise EdgespecError(f"cannot read {shown_name(folder)}/{name}: {error.strerror}") from None
 
 
 class FolderConfig:
-    """What the JSON files of either layout say, by the same names. None for what they do not."""
+    """The configuration in the JSON files of either layout, by the same names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         genai, plain = read_json(folder, GENAI), read_json(folder, CONFIG)
         if genai is None and plain is None:
             raise EdgespecError(
-                f"{shown_name(folder)} has neither {GENAI} nor {CONFIG}: it is no folder of an ONNX model."
+                f"{shown_name(folder)} has neither {GENAI} nor {CONFIG}: choose the folder of an ONNX model"
             )
         self._model = _mapping((genai or {}).get("model"))
         self._decoder = _mapping(self._model.get("decoder"))
@@ -98,7 +96,7 @@ class FolderConfig:
         if "model.onnx" in found:
             return "model.onnx"
         if len(found) != 1:
-            raise EdgespecError(f"{shown_name(self._folder)} has no model.onnx. {AGAIN}")
+            raise EdgespecError(f"{shown_name(self._folder)} has no model.onnx: {AGAIN}")
         return found[0]
 
     @property
@@ -107,7 +105,7 @@ class FolderConfig:
         return kind if isinstance(kind, str) else "unknown"
 
     def number(self, genai: str, plain: str) -> int:
-        """A positive number, 0 where none is said."""
+        """Return a positive integer, 0 if there is none."""
         for value in (self._decoder.get(genai), self._model.get(genai), self._plain.get(plain)):
             if type(value) is int and value > 0:
                 return value
@@ -121,7 +119,7 @@ class FolderConfig:
         )
 
     def ids(self, name: str) -> tuple[int, ...]:
-        """Token ids: a number or a list of them, from all files that have them."""
+        """Return token ids, a number or a list in the files, merged from all files."""
         found: list[int] = []
         for place in (self._model, self._generation, self._plain):
             value = place.get(name)
@@ -134,5 +132,5 @@ def _mapping(value: object) -> dict[str, Any]:
 
 
 def shown_name(folder: Path) -> str:
-    """The folder's own name, safe to print."""
+    """Return the folder's own name, safe to print."""
     return printable(folder.name or folder)

@@ -1,6 +1,6 @@
-"""What an ONNX file says its graph is: inputs, outputs, nodes, weights, and where the weights lie.
+"""A parser for the graph of an ONNX file: inputs, outputs, nodes, weights and their locations.
 
-Only read, never judged: see `onnx_check`. Field numbers are those of onnx.proto,
+It does not validate: see `check`. Field numbers are those of onnx.proto,
 https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
 """
 
@@ -28,12 +28,12 @@ TYPES: Mapping[int, tuple[str, int]] = {
     18: ("float8e4m3fnuz", 8), 19: ("float8e5m2", 8), 20: ("float8e5m2fnuz", 8), 21: ("uint4", 4),
     22: ("int4", 4), 23: ("float4e2m1", 4), 24: ("float8e8m0", 8), 25: ("uint2", 2), 26: ("int2", 2),
 }  # fmt: skip
-"""A tensor's type: its name, and the bits of an element."""
+"""Name and bits per element, by the number of a tensor type."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphValue:
-    """An input or output: its type (see TYPES), and a number or a name for each dimension, "" for neither."""
+    """An input or output. `type`: see TYPES; `shape`: a number or a name per dimension, "" for neither."""
 
     name: str
     type: int
@@ -42,7 +42,7 @@ class GraphValue:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`start` to `end`: its field in the file."""
+    """A node. `start` to `end`: its field in the file."""
 
     op: str
     domain: str
@@ -54,7 +54,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A constant. `external`: what the file says of where else it lies, None if it lies in the file."""
+    """A constant. `external`: its location in another file, None if it is in this file."""
 
     name: str
     type: int
@@ -78,7 +78,7 @@ class Graph:
 
 
 def read_graph(data: bytes | memoryview) -> Graph:
-    """Raises WireError where `data` is no ONNX model."""
+    """Parse `data`. Raises WireError if it is not an ONNX model."""
     wire, graph = Wire(data), Graph()
     end = len(wire.data)
     found = False
@@ -95,7 +95,7 @@ def read_graph(data: bytes | memoryview) -> Graph:
             for node in wire.parts(part.value, part.end, _FUNCTION_NODE):
                 _read_inner(wire, graph, *node, depth=1)
     if not found:
-        raise WireError("there is no graph in it")
+        raise WireError("no graph in it")
     return graph
 
 
@@ -110,7 +110,7 @@ def _read_main(wire: Wire, graph: Graph, start: int, end: int) -> None:
         elif part.number == GRAPH_WEIGHT:
             weight = _weight(wire, *place)
             if weight.name in graph.weights:
-                raise WireError("two weights of one name")
+                raise WireError("two weights with the same name")
             graph.weights[weight.name] = weight
         elif part.number in (GRAPH_INPUT, GRAPH_OUTPUT):
             value = _value(wire, *place)
@@ -120,9 +120,9 @@ def _read_main(wire: Wire, graph: Graph, start: int, end: int) -> None:
 
 
 def _read_inner(wire: Wire, graph: Graph, start: int, end: int, depth: int) -> None:
-    """What a node brings along: its operator, constants, and graphs."""
+    """Read the operator, constants and subgraphs of a node."""
     if depth > _MAX_DEPTH:
-        raise WireError("graphs in graphs without end")
+        raise WireError("graphs nested too deeply")
     graph.operators.update(wire.texts(start, end, NODE_OP))
     graph.domains.update(wire.texts(start, end, NODE_DOMAIN))
     for attribute in wire.parts(start, end, NODE_ATTRIBUTE):
@@ -197,5 +197,5 @@ def _dimension(wire: Wire, start: int, end: int) -> int | str:
 
 
 def _last(values: list[str]) -> str:
-    """A field that may come once: of several, the last counts."""
+    """Return the value of a singular field: if repeated, the last counts."""
     return values[-1] if values else ""

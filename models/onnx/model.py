@@ -1,7 +1,7 @@
 """ONNX models on onnxruntime: a folder with a decoder's graph, its weights and its tokenizer.
 
-One `OnnxModel` owns the weights; each `OnnxSequence` of it is a LanguageModel with a cache of its own, plain
-arrays in this process's memory. Nothing here is safe to call from two threads at once, except `cancel`.
+An `OnnxModel` owns the weights; each of its `OnnxSequence`s is a LanguageModel with its own KV cache, arrays
+in this process's memory. Only `cancel` is thread-safe.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from edgespec.text import printable
 
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
 
-_MOST_REWRITTEN = 256 << 20  # bytes of a model's file: larger ones, with weights inside, are left as they are
-# Threads of a pass wait busily for 10 microseconds, which is the pause between two products, and then sleep:
-# waiting as long as onnxruntime does takes the cores from another model's threads and from other programs.
+_MOST_REWRITTEN = 256 << 20  # bytes of a model's file; larger ones, which contain weights, are not rewritten
+# Threads spin for 10 microseconds, which is the pause between two matrix products, and then sleep: spinning
+# as long as onnxruntime's default takes the cores from another model's threads and from other programs.
 _WAITING = {"intra_op.allow_spinning": "1", "intra_op.spin_duration_us": "10", "force_spinning_stop": "1"}
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxOptions(Options):
-    """How an ONNX folder is loaded. `providers` are tried in order; none means the CPU's."""
+    """Loading options of an ONNX folder. `providers` are tried in order; empty: the CPU's."""
 
     providers: tuple[str, ...] = ()
 
@@ -46,23 +46,23 @@ class OnnxOptions(Options):
 
 
 def cost_key(options: OnnxOptions) -> tuple[object, ...]:
-    """What the cost of a forward pass depends on, apart from the model."""
+    """Return what the cost of a forward pass depends on, apart from the model."""
     order = options.providers or (providers.CPU,)
     return build(order[0]), options.threads or compute_cores(), *_WAITING.items()
 
 
 def build(provider: str) -> str:
-    """Engine, version and provider: a measurement made under one build says nothing of another."""
+    """Return engine, version and provider. Measurements are valid for one build only."""
     return f"onnxruntime {providers.runtime().__version__} {providers.label(provider)}"
 
 
 class OnnxModel:
-    """The weights of one folder, its vocabulary, and the caches of its sequences."""
+    """The weights of one folder, its vocabulary, and the KV caches of its sequences."""
 
     shares_passes = False
     """Several sequences are evaluated one after the other."""
     fixed_threads = True
-    """onnxruntime's threads belong to a loaded model: another count would mean to load it again."""
+    """onnxruntime's threads belong to a loaded model: another count would need loading it again."""
     rollback_refusal: str | None = None
 
     def __init__(
@@ -70,12 +70,12 @@ class OnnxModel:
         path: Path,
         options: OnnxOptions | None = None,
         progress: Callable[[float], bool] | None = None,
-        say: Callable[[str], None] = lambda _: None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Check and load the folder `path`. `progress` may stop it by returning False, before or after.
+        """Check and load the folder `path`. `progress` returns False to stop, before or after loading.
 
-        `say` hears a line of every provider that failed. Raises EdgespecError when the folder is damaged or
-        unsupported, or memory does not suffice, Cancelled when stopped.
+        `note` receives a line for each provider that failed. Raises EdgespecError if the folder is damaged or
+        unsupported, or memory is insufficient, Cancelled if stopped.
         """
         options = options or OnnxOptions()
         self.path, self.options = path, options
@@ -86,9 +86,9 @@ class OnnxModel:
         self.context_length = min(options.context or self.summary.context_length, self.summary.context_length)
         threads = options.threads or compute_cores()
         self.threads = (threads, threads)
-        self._say = say
+        self._note = note
         self._order = list(options.providers or (providers.CPU,))
-        if self.on_cpu:  # what an accelerator's own memory holds is not known here
+        if self.on_cpu:  # an accelerator's memory is not checked
             weights = self.summary.tensor_bytes - self.summary.mapped_bytes
             logits = options.max_rows * self.summary.vocab_size * 4
             require_memory(self.summary.name, weights, options.sequences * self.cache_bytes, logits)
@@ -106,7 +106,7 @@ class OnnxModel:
             self._rows = np.empty((options.max_rows, vocab), np.float32)
         except MemoryError:
             raise EdgespecError(
-                f"No memory for the logits of {self.summary.name}: close other programs."
+                f"not enough memory for the logits of {self.summary.name}: close other programs"
             ) from None
         self._ids = np.zeros(self._batch, self.summary.id_type)
         self._mask = np.ones(self.context_length + self._batch, np.int64)
@@ -120,12 +120,12 @@ class OnnxModel:
 
     @property
     def provider(self) -> str:
-        """The execution provider it runs on."""
+        """The execution provider in use."""
         return self._order[0]
 
     @property
     def on_cpu(self) -> bool:
-        """Whether all of it is computed on the processor's own cores."""
+        """Whether the CPU computes all of it."""
         return self.provider == providers.CPU
 
     @property
@@ -139,35 +139,35 @@ class OnnxModel:
 
     @property
     def cache_bytes(self) -> int:
-        """What one sequence's cache takes when full; a graph that cannot extend it in place needs two."""
+        """Bytes of one full KV cache, doubled for a graph that cannot extend it in place."""
         copies = 1 if self.summary.shares_cache_buffer else 2
         return copies * self.context_length * self.summary.cache.bytes_per_token
 
     def sequence(self) -> OnnxSequence[OnnxModel]:
-        """A new, empty sequence. Raises EdgespecError when all are taken or its cache finds no room."""
+        """Return a new, empty sequence. Raises EdgespecError if all are in use or memory is too small."""
         if not self._free_ids:
-            raise EdgespecError(f"All {self.options.sequences} conversations of this model are in use.")
+            raise EdgespecError(f"all {self.options.sequences} sequences of this model are in use: close one")
         sequence = OnnxSequence(self, self._free_ids[0])
         self._free_ids.pop(0)
         self._sequences.append(sequence)
         return sequence
 
     def set_threads(self, one_row: int, many_rows: int) -> None:
-        """Does nothing: see `fixed_threads`."""
+        """Do nothing: see `fixed_threads`."""
 
     def cancel(self) -> None:
-        """Stop the forward pass under way, or else the next. Any thread or signal handler may call this."""
+        """Stop the current forward pass, or else the next. Safe in any thread and in signal handlers."""
         self._cancelled = True
         run_options = self._run_options
         if run_options is not None:
             run_options.terminate = True
 
     def uncancel(self) -> None:
-        """Forget a `cancel` that came when nothing was under way."""
+        """Reset a `cancel` that was called between forward passes."""
         self._cancelled = False
 
     def close(self) -> None:
-        """Free everything native. Sequences of this model are dead afterwards."""
+        """Free all native memory. Sequences of this model must not be used afterwards."""
         for sequence in self._sequences:
             sequence.forget_buffers()
         self._sequences.clear()
@@ -180,9 +180,9 @@ class OnnxModel:
         self.close()
 
     def forward(self, requests: Sequence[tuple[OnnxSequence[OnnxModel], Sequence[int], int]]) -> list[Logits]:
-        """Evaluate (sequence, new tokens, rows wanted) of several sequences, one after the other.
+        """Evaluate requests, each (sequence, new tokens, rows wanted), one after the other.
 
-        The logits of each are views into a buffer that the next call overwrites.
+        Returns logits [rows wanted, vocab] for each: views of a buffer that the next call overwrites.
         """
         for sequence, new, last in requests:
             self._refuse_request(sequence, new, last)
@@ -190,7 +190,7 @@ class OnnxModel:
             raise ValueError(f"more than {self.options.max_rows} rows of logits in one forward pass")
         answers, start = [], 0
         for sequence, new, last in requests:
-            # Whatever is wanted comes of the last pass, which reads as many tokens as a pass may.
+            # All rows wanted are of the last pass, which has as many tokens as a pass may have.
             ahead = max(0, len(new) - self._batch)
             for at in range(0, ahead, self._batch):
                 self._pass(sequence, new[at : min(at + self._batch, ahead)], 1)
@@ -203,17 +203,17 @@ class OnnxModel:
         return answers
 
     def fingerprint(self) -> tuple[object, ...]:
-        """What the state of a sequence fits."""
+        """Return what a saved state depends on."""
         summary = self.summary
         files = [(path.stat().st_size, file_sample(path)) for path in (summary.path, summary.weights)]
         return self.build, summary.cache, summary.tokenizer_digest, files
 
     def new_binding(self) -> Any:
-        """An IOBinding of the session, with nothing bound."""
+        """Return a new IOBinding of the session."""
         return self._session.io_binding()
 
     def release(self, sequence: OnnxSequence[OnnxModel]) -> None:
-        """A sequence is closed: another may take its place."""
+        """Release the id of a closed sequence for another."""
         if sequence in self._sequences:
             self._sequences.remove(sequence)
             self._free_ids.append(sequence.id)
@@ -223,12 +223,12 @@ class OnnxModel:
             raise ValueError(f"{last} rows wanted of {len(new)} new tokens")
         if len(sequence.tokens) + len(new) > self.context_length:
             raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
-        # An embedding looks up whatever it is given.
+        # The graph does not check ids.
         if min(new) < 0 or max(new) >= self.vocab.size:
             raise ValueError("a token id outside the vocabulary")
 
     def _pass(self, sequence: OnnxSequence[OnnxModel], new: Sequence[int], last: int) -> npt.NDArray[Any]:
-        """One run of the graph: logits [last, vocab] as the graph has them."""
+        """Run the graph once: logits [last, vocab], in the type of the graph."""
         n, held, vocab = len(new), len(sequence.tokens), self.vocab.size
         rows = last if self._graph is not None else n
         logits = self._logits[: rows * vocab].reshape(rows, vocab)
@@ -249,9 +249,9 @@ class OnnxModel:
                 return logits[rows - last :]
 
     def _run(self, binding: Any) -> bool:
-        """Run the graph. False when the provider failed and another was taken: bind again.
+        """Run the graph. False if the provider failed and was replaced: bind again.
 
-        Raises Cancelled when it was stopped, EdgespecError when no provider is left.
+        Raises Cancelled if stopped, EdgespecError if no provider is left.
         """
         ort = providers.runtime()
         run_options = ort.RunOptions()
@@ -268,11 +268,11 @@ class OnnxModel:
             if self._cancelled:
                 self._cancelled = False
                 raise Cancelled from None
-            failure = EdgespecError(f"onnxruntime could not evaluate {self.summary.name}: {_reason(error)}")
+            failure = EdgespecError(f"onnxruntime cannot evaluate {self.summary.name}: {_reason(error)}")
             if len(self._order) < 2:
                 raise failure from None
             failed, *self._order = self._order
-            self._say(f"{providers.label(failed)} failed and is used no more: {_reason(error)}")
+            self._note(f"{providers.label(failed)} failed and is no longer used: {_reason(error)}")
             self._open()
             return False
         finally:
@@ -282,14 +282,14 @@ class OnnxModel:
     # --- the session ---
 
     def _read(self) -> bytes | None:
-        """The model with a choice of rows, None for one that is used as it is."""
+        """Return the model with an input for the rows wanted, None to use it unchanged."""
         if self.summary.path.stat().st_size > _MOST_REWRITTEN:
             return None
         return pick_rows(self.summary.path.read_bytes())
 
     def _open(self) -> None:
-        """Make the session on the first provider in order that works."""
-        name, self._session = providers.first_that_works(self._order, self._make, self._say)
+        """Create the session on the first provider in order that works."""
+        name, self._session = providers.first_that_works(self._order, self._make, self._note)
         self._order = self._order[self._order.index(name) :]
         self.options = replace(self.options, providers=tuple(self._order))
         self._inputs = {one.name for one in self._session.get_inputs()}
@@ -297,10 +297,10 @@ class OnnxModel:
             sequence.unbind()
 
     def _make(self, provider: str) -> Any:
-        """A session on `provider`. Raises EdgespecError."""
+        """Create a session on `provider`. Raises EdgespecError."""
         ort = providers.runtime()
         if provider not in ort.get_available_providers():
-            raise EdgespecError("the onnxruntime that is installed does not have it.")
+            raise EdgespecError("the installed onnxruntime does not have it")
         settings = ort.SessionOptions()
         settings.intra_op_num_threads = self.threads[0]
         settings.inter_op_num_threads = 1
@@ -313,18 +313,18 @@ class OnnxModel:
             folder = str(self.summary.path.parent)
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         try:
-            # The CPU's provider takes what another leaves; without it some models do not load at all.
+            # The CPU's provider runs nodes that another does not support; without it some models do not load.
             names = [provider] if provider == providers.CPU else [provider, providers.CPU]
-            # Its own way of falling back writes to the terminal.
+            # onnxruntime's own fallback writes to the terminal.
             session = ort.InferenceSession(source, settings, providers=names, enable_fallback=0)
         except Exception as error:  # noqa: BLE001
-            raise EdgespecError(f"{self.summary.name} does not load: {_reason(error)}") from None
+            raise EdgespecError(f"cannot load {self.summary.name}: {_reason(error)}") from None
         if session.get_providers()[0] != provider:
-            raise EdgespecError("its libraries did not load.")
+            raise EdgespecError("its libraries did not load")
         return session
 
 
 def _reason(error: Exception) -> str:
-    """What onnxruntime says, on one line that is safe to show."""
+    """Return onnxruntime's message as one printable line."""
     text = " ".join(str(error).split())
     return printable(text)

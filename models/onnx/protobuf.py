@@ -1,7 +1,7 @@
-"""The wire format of protocol buffers, as much of it as checking an ONNX file and changing one node need.
+"""The part of the protocol buffer wire format that checking and changing an ONNX file needs.
 
-Reads what lies in a buffer without copying it, so that a file of a gigabyte costs what its structure costs:
-`onnx.load` would hold all its weights in memory, twice while it parses.
+It reads a buffer without copying, so that the cost depends on the structure and not on the weights:
+`onnx.load` would keep all weights in memory, twice while it parses.
 
 Format: https://protobuf.dev/programming-guides/encoding/
 """
@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_MOST_FIELDS = 3_000_000  # some seconds; a decoder of 2,000 nodes has 50,000
+_MOST_FIELDS = 3_000_000  # takes seconds; a decoder of 2,000 nodes has 50,000
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class WireError(ValueError):
-    """Not a protocol buffer, or more of it than any model has."""
+    """Invalid protocol buffer, or more fields than any model has."""
 
 
 class Field(NamedTuple):
-    """One field of a message: from `start`, its tag, to `end`. `value` is a number, or where bytes begin."""
+    """One field of a message, from `start`, its tag, to `end`. `value`: a number, or the offset of bytes."""
 
     number: int
     kind: int
@@ -31,14 +31,14 @@ class Field(NamedTuple):
 
 
 class Wire:
-    """Messages in `data`, any buffer of bytes. Each is named by where it begins and ends."""
+    """Messages in `data`, a buffer of bytes. Each is identified by its start and end."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.data = data if isinstance(data, memoryview) else memoryview(data)
         self._left = _MOST_FIELDS
 
     def fields(self, start: int, end: int) -> Iterator[Field]:
-        """The fields of the message in [start, end), in order. Raises WireError where there is none."""
+        """Yield the fields of the message in [start, end). Raises WireError if it is invalid."""
         at = start
         while at < end:
             self._left -= 1
@@ -54,22 +54,22 @@ class Wire:
             elif kind in (FIXED64, FIXED32):
                 value, stop = after, after + (8 if kind == FIXED64 else 4)
             else:
-                raise WireError(f"a field of unknown kind {kind}")
+                raise WireError(f"a field of unknown wire type {kind}")
             if stop > end or number == 0:
-                raise WireError("a field that goes over its end")
+                raise WireError("a field that exceeds its message")
             yield Field(number, kind, value, at, stop)
             at = stop
 
     def parts(self, start: int, end: int, number: int) -> Iterator[tuple[int, int]]:
-        """Where each message or string in the field of that number begins and ends."""
+        """Yield start and end of each message or string in field `number`."""
         for field in self.fields(start, end):
             if field.number == number and field.kind == BYTES:
                 yield field.value, field.end
 
     def text(self, start: int, end: int, most: int = 4096) -> str:
-        """The string in [start, end). Raises WireError for one that is too long or not UTF-8."""
+        """Return the string in [start, end). Raises WireError if it is too long or not UTF-8."""
         if end - start > most:
-            raise WireError("a name longer than any")
+            raise WireError("a name that is too long")
         try:
             return bytes(self.data[start:end]).decode()
         except UnicodeDecodeError:
@@ -79,7 +79,7 @@ class Wire:
         return [self.text(*part) for part in self.parts(start, end, number)]
 
     def numbers(self, start: int, end: int, number: int) -> list[int]:
-        """All values of an integer field, packed or not, as signed 64-bit numbers."""
+        """Return all values of an integer field, packed or not, as signed 64-bit numbers."""
         found = []
         for field in self.fields(start, end):
             if field.number != number:
@@ -101,7 +101,7 @@ class Wire:
         data = self.data
         while True:
             if at >= end or shift > 63:
-                raise WireError("a number without an end")
+                raise WireError("a number that does not end")
             byte = data[at]
             at += 1
             value |= (byte & 0x7F) << shift
@@ -111,7 +111,7 @@ class Wire:
 
 
 def varint(value: int) -> bytes:
-    """A number of at least 0 as the format writes it."""
+    """Encode a number of at least 0."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -125,6 +125,6 @@ def number_field(number: int, value: int) -> bytes:
 
 
 def bytes_field(number: int, *values: bytes | memoryview | str) -> bytes:
-    """A message or string, of `values` one after the other."""
+    """Encode a message or string, the concatenation of `values`."""
     parts = [value.encode() if isinstance(value, str) else value for value in values]
     return b"".join([varint(number << 3 | BYTES), varint(sum(map(len, parts))), *parts])

@@ -1,8 +1,8 @@
-"""Where an ONNX model may run: onnxruntime's execution providers, and which of them to use.
+"""onnxruntime's execution providers, and the choice among them.
 
-A provider is a back end for one kind of processor: an NPU, a graphics card, the CPU. Which there are depends
-on the build of onnxruntime that is installed; whether one is quicker than the CPU depends on the model and is
-measured. Everything that can go wrong with one ends with the next, and the CPU's is always the last.
+A provider is a back end for one kind of processor: an NPU, a GPU, the CPU. The installed build of onnxruntime
+determines which are available; whether one is faster than the CPU depends on the model and is measured. If a
+provider fails, the next one is used, and the CPU's is always the last.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, TypeVar
 
 from edgespec.core import Cancelled, EdgespecError
 
-# The environment is untrusted: it would have the settings of a session read from the model's own file.
+# The environment is untrusted: this variable would take session settings from the model's file.
 os.environ.pop("ORT_LOAD_CONFIG_FROM_MODEL", None)
 
 T = TypeVar("T")
 CPU = "CPUExecutionProvider"
-WORTH_USING = 1.05  # times the CPU's speed: what is no faster costs memory and the start for nothing
+WORTH_USING = 1.05  # times the CPU's speed, to justify memory and a slower start
 
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """`label`: what people call it. `package`: the build of onnxruntime that has it."""
+    """An execution provider. `label`: its usual name; `package`: the build of onnxruntime that has it."""
 
     name: str
     label: str
@@ -37,7 +37,7 @@ KNOWN = (
     Provider("QNNExecutionProvider", "QNN", "onnxruntime-qnn on Windows and Android with a Snapdragon"),
     Provider("OpenVINOExecutionProvider", "OpenVINO", "onnxruntime-openvino, for Intel's processors"),
     Provider("VitisAIExecutionProvider", "VitisAI", "onnxruntime-vitisai, for AMD's NPUs"),
-    Provider("CUDAExecutionProvider", "CUDA", "onnxruntime-gpu, for Nvidia's graphics cards"),
+    Provider("CUDAExecutionProvider", "CUDA", "onnxruntime-gpu, for Nvidia's GPUs"),
     Provider("DmlExecutionProvider", "DirectML", "onnxruntime-directml or Windows ML"),
     Provider(CPU, "CPU", "every onnxruntime"),
 )
@@ -51,52 +51,52 @@ def label(provider: str) -> str:
 
 @cache
 def runtime() -> Any:
-    """The module onnxruntime, silent. Raises EdgespecError where it is not installed or does not load."""
+    """Import onnxruntime, without its log. Raises EdgespecError if it is not installed or does not load."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise EdgespecError(f"onnxruntime cannot be loaded ({error}): install it again.") from None
-    onnxruntime.set_default_logger_severity(4)  # what matters is raised; the rest would go to the terminal
+        raise EdgespecError(f"cannot load onnxruntime ({error}): install it again") from None
+    onnxruntime.set_default_logger_severity(4)  # errors are raised; its log would go to the terminal
     onnxruntime.disable_telemetry_events()
     return onnxruntime
 
 
 def offered() -> list[str]:
-    """The providers of the onnxruntime that is installed, of those that Edgespec knows, the CPU's last."""
+    """Return the known providers that the installed onnxruntime has, the CPU's last."""
     here = runtime().get_available_providers()
     return [one.name for one in KNOWN if one.name in here]
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What was found of providers for one model: seconds of a small round on each, or why it did not run."""
+    """Measurements of providers for one model: seconds of a small step on each, or why it failed."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     failed: Mapping[str, str] = field(default_factory=dict)
 
     def speed(self, provider: str) -> float | None:
-        """Times the CPU's speed, None where it is not known."""
+        """Return the speed relative to the CPU, None if it was not measured."""
         mine, cpu = self.seconds.get(provider), self.seconds.get(CPU)
         return cpu / mine if mine and cpu else None
 
     def order(self, offered: Sequence[str]) -> list[str]:
-        """The providers to try, the fastest first, the CPU's last; none slower than that, none unmeasured."""
+        """Return the providers to try: those measured as faster than the CPU, fastest first, then the CPU."""
         speeds = {name: self.speed(name) or 0.0 for name in offered if name != CPU}
         worth = [name for name in speeds if speeds[name] >= WORTH_USING]
         return [*sorted(worth, key=lambda name: -speeds[name]), CPU]
 
     def fate(self, provider: str, offered: Sequence[str]) -> str:
-        """Whether it is used, and why, in words."""
+        """Return whether a provider is used, and why, in words."""
         if provider not in offered:
-            return f"not here: it comes with {_PACKAGES[provider]}"
+            return f"not available: it is part of {_PACKAGES[provider]}"
         if provider in self.failed:
             return f"not used: {self.failed[provider]}"
         if provider == CPU:
             first = self.order(offered)[0]
-            return "used" if first == CPU else f"used where {label(first)} fails"
+            return "used" if first == CPU else f"used if {label(first)} fails"
         speed = self.speed(provider)
         if speed is None:
-            return "not used yet: measured when a model is tuned (`edgespec tune FOLDER`)"
+            return "not used: run `edgespec tune FOLDER` to measure it"
         if provider == self.order(offered)[0]:
             return f"used: {speed:.2f} times the CPU's speed"
         return f"not used: {speed:.2f} times the CPU's speed"
@@ -107,9 +107,9 @@ def measure(
     seconds_on: Callable[[str], float],
     progress: Callable[[str], bool] = lambda _: True,
 ) -> Measured:
-    """Time a model on each of `offered`. `seconds_on` raises EdgespecError where one does not run it.
+    """Measure a model on each of `offered` with `seconds_on`, which raises EdgespecError if one fails.
 
-    Raises Cancelled when `progress`, which hears of each, says so.
+    `progress` receives the label of each. Raises Cancelled if it returns False.
     """
     seconds: dict[str, float] = {}
     failed: dict[str, str] = {}
@@ -124,11 +124,11 @@ def measure(
 
 
 def first_that_works(
-    order: Sequence[str], make: Callable[[str], T], say: Callable[[str], None]
+    order: Sequence[str], make: Callable[[str], T], note: Callable[[str], None]
 ) -> tuple[str, T]:
-    """What `make` makes on the first provider that does not fail, and that provider.
+    """Return the first provider for which `make` does not fail, and the result of `make`.
 
-    `say` hears a line of each that does. Raises EdgespecError when the last one fails, too.
+    `note` receives a line for each failure. Raises EdgespecError if all fail.
     """
     for i, name in enumerate(order):
         try:
@@ -136,5 +136,5 @@ def first_that_works(
         except EdgespecError as error:
             if i + 1 == len(order):
                 raise
-            say(f"{label(name)} is not used: {error} Going on with {label(order[i + 1])}.")
-    raise EdgespecError("onnxruntime offers nothing to run a model on: install it again.")
+            note(f"{label(name)} is not used ({error}): trying {label(order[i + 1])}")
+    raise EdgespecError("onnxruntime has no execution providers: install it again")

@@ -1,8 +1,8 @@
-"""Lets an ONNX model compute the logits of the rows that are wanted, where its graph ends plainly.
+"""A change to an ONNX graph so that it computes the logits of the wanted rows only.
 
-Exported decoders answer with logits for every token of a prompt: 2.5 GB for 4,096 tokens of a vocabulary of
-152,000, and up to a quarter of the arithmetic of a small model, for the sake of one row. The output head is
-the last product in the graph. Here its rows are picked before it, by one more input.
+Exported decoders return logits for every token of a prompt: 2.5 GB for 4,096 tokens and a vocabulary of
+152,000, and up to a quarter of the arithmetic of a small model, for one row. The output head is the last
+matrix product in the graph. A Gather before it, with one more input, selects its rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from edgespec.models.onnx.graph import (
 from edgespec.models.onnx.protobuf import BYTES, Wire, bytes_field, number_field
 
 WANTED = "edgespec.wanted"
-"""The input that is added: indices of the rows wanted, int64 [rows]."""
+"""The additional input: indices of the rows wanted, int64 [rows]."""
 
 _PICKED = "edgespec.picked"
 _HEADS = {"MatMul", "MatMulNBits"}
-_AFTER = {"Cast", "Mul", "Div", "Tanh"}  # may follow the product: they treat each row alike
+_AFTER = {"Cast", "Mul", "Div", "Tanh"}  # may follow the product, because they are elementwise
 _INT64 = 7
 
 
 def pick_rows(model: bytes) -> bytes | None:
-    """The same model with the input WANTED and logits [1, rows, vocab]; None for other graphs."""
+    """Return the model with the input WANTED and logits [1, rows, vocab]; None for other graphs."""
     graph = read_graph(model)
     head = _head(graph)
     logits = graph.outputs.get("logits")
@@ -58,7 +58,7 @@ def pick_rows(model: bytes) -> bytes | None:
 
 
 def _head(graph: Graph) -> Node | None:
-    """The product that the logits come from, None where something else does."""
+    """Return the matrix product that computes the logits, None if there is none."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     read = [name for node in graph.nodes for name in node.inputs]
     name = "logits"

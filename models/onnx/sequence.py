@@ -1,4 +1,4 @@
-"""The cache of one conversation with an ONNX model: arrays that the graph reads and writes in place."""
+"""A sequence of an ONNX model, with its KV cache: arrays that the graph reads and writes in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Owner(Protocol):
-    """What a sequence needs of its model."""
+    """The part of OnnxModel that a sequence uses."""
 
     vocab: OnnxVocab
     summary: OnnxSummary
@@ -31,7 +31,7 @@ M = TypeVar("M", bound=Owner, covariant=True)
 
 
 class OnnxSequence(Generic[M]):
-    """One conversation of an OnnxModel, with its cache: a LanguageModel."""
+    """A sequence of an OnnxModel, with its KV cache: a LanguageModel."""
 
     def __init__(self, model: M, sequence_id: int) -> None:
         self.model, self.id = model, sequence_id
@@ -44,15 +44,15 @@ class OnnxSequence(Generic[M]):
         self._names = [f"{i}.{kind}" for i in range(shape.layers) for kind in ("key", "value")]
         numbers = [shape.heads * model.context_length * size for size in self._sizes]
         try:
-            # Pages are taken when they are written: a cache costs what it holds.
+            # Pages are allocated when written, so that a cache takes only the memory in use.
             self._now = [np.zeros(n, shape.type) for n in numbers]
             self._next = [] if self._shares else [np.zeros(n, shape.type) for n in numbers]
         except MemoryError:
             raise EdgespecError(
-                f"No room for a context of {model.context_length} tokens of {summary.name}: "
-                "try a smaller one with --context."
+                f"not enough memory for a context of {model.context_length} tokens of {summary.name}: "
+                "choose a smaller --context"
             ) from None
-        self._stored = 0  # tokens in the arrays, where they lie one behind the other; at least len(tokens)
+        self._stored = 0  # tokens in the arrays if they are contiguous; at least len(tokens)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -65,19 +65,19 @@ class OnnxSequence(Generic[M]):
         del self._tokens[length:]
 
     def share(self, other: OnnxSequence[M], length: int) -> bool:
-        """Hold the first `length` tokens of `other`: copied, which is as quick as memory."""
+        """Copy the first `length` tokens of `other`, at memory speed."""
         if other is self:
             return False
         self._take(other._tokens[:length], [part[:, :length] for part in other._held()])
         return True
 
     def state(self) -> npt.NDArray[np.uint8]:
-        """A copy of what the cache holds, for `restore`: as many bytes as its tokens take."""
+        """Return a copy of the KV cache, for `restore`: uint8, as many bytes as its tokens take."""
         parts = [np.ascontiguousarray(part[:, : len(self._tokens)]) for part in self._held()]
         return np.concatenate([part.reshape(-1).view(np.uint8) for part in parts])
 
     def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
-        """Hold `tokens` again, whose `state` was `data`. False, and empty, for other data."""
+        """Restore `tokens`, whose `state` was `data`. For invalid data, be empty and return False."""
         self.rollback(0)
         cache = self.model.summary.cache
         if len(tokens) > self.model.context_length or len(data) != len(tokens) * cache.bytes_per_token:
@@ -92,21 +92,21 @@ class OnnxSequence(Generic[M]):
         return True
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Free its memory and release its id."""
         self.forget_buffers()
         self.model.release(self)
 
     def unbind(self) -> None:
-        """The session that it was bound to is gone."""
+        """Drop the binding, because its session has been replaced."""
         self._binding = None
 
     def forget_buffers(self) -> None:
-        """Free the cache: nothing can be evaluated afterwards."""
+        """Free the KV cache. The sequence must not be used afterwards."""
         self._binding = None
         self._now, self._next, self._tokens, self._stored = [], [], [], 0
 
     def _held(self) -> list[npt.NDArray[Any]]:
-        """What lies in the cache: views [heads, positions, size] of each layer's keys and values."""
+        """Return views [heads, positions, size] of each layer's keys and values."""
         length = self.model.context_length if self._shares else self._stored
         heads = self.model.summary.cache.heads
         return [
@@ -120,7 +120,7 @@ class OnnxSequence(Generic[M]):
             held[:, : len(tokens)] = part
 
     def bind(self, n: int) -> Any:
-        """A binding whose cache can take `n` more tokens."""
+        """Return a binding with space for `n` more tokens in the cache."""
         heads = self.model.summary.cache.heads
         if self._shares:
             if self._binding is None:
@@ -129,7 +129,7 @@ class OnnxSequence(Generic[M]):
                     bind_input(self._binding, f"past_key_values.{name}", part[None])
                     bind_output(self._binding, f"present.{name}", part[None])
             return self._binding
-        # The graph writes past and new tokens to another place. What was rolled back must go before.
+        # The graph copies past and new tokens to the other buffer, so rolled-back tokens are removed before.
         if self._stored != len(self._tokens):
             parts = [part[:, : len(self._tokens)] for part in self._held()]
             self._now, self._next = self._next, self._now
@@ -143,7 +143,7 @@ class OnnxSequence(Generic[M]):
         return binding
 
     def took(self, new: Sequence[int]) -> None:
-        """The graph was run: the cache holds `new`, too."""
+        """Record that the graph has added `new` to the cache."""
         if not self._shares:
             self._now, self._next = self._next, self._now
         self._tokens.extend(new)
@@ -151,7 +151,7 @@ class OnnxSequence(Generic[M]):
 
 
 def bind_input(binding: Any, name: str, array: npt.NDArray[Any]) -> None:
-    """Let the graph read `array`, which must outlive the run."""
+    """Bind `array`, which must outlive the run, as an input."""
     binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
 
 

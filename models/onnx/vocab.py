@@ -1,4 +1,4 @@
-"""The vocabulary of an ONNX model's folder, `tokenizer.json`, behind the interface of a GGUF's Vocab."""
+"""The vocabulary of an ONNX model's folder, `tokenizer.json`, with the interface of Vocabulary."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from edgespec.core import EdgespecError
 from edgespec.models.onnx.check import OnnxSummary
-from edgespec.models.onnx.folder import TOKENIZER, read_bytes, read_json, read_text
+from edgespec.models.onnx.folder import AGAIN, TOKENIZER, read_bytes, read_json, read_text
 from edgespec.text import printable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Which tokens steer, by their text, as llama.cpp has it: tokenizer.json marks only some of them as special,
-# and the other files of a model name only one that ends a text.
+# Texts of end and control tokens, as in llama.cpp: tokenizer.json marks only some of them as special, and the
+# other files of a model name only one end token.
 _ENDS = {
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<turn|>",
     "<end_of_turn>", "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>",
@@ -32,13 +32,13 @@ _CONTROL = _ENDS | {
 
 
 class OnnxVocab:
-    """Text to tokens, tokens to bytes. Control tokens have no bytes, as in `Vocab`.
+    """A Vocabulary from `tokenizer.json`. Control tokens have no bytes, as in `LlamaVocab`.
 
-    The graph may know more tokens than the tokenizer, padding to a round number: those stand for nothing.
+    The graph may have more tokens than the tokenizer, as padding to a round number: those have no text.
     """
 
     def __init__(self, summary: OnnxSummary) -> None:
-        """Raises EdgespecError where the tokenizer is not valid or knows tokens that the model does not."""
+        """Load it. Raises EdgespecError if the tokenizer is invalid or has tokens that the model has not."""
         self._tokenizer = _load(summary)
         self.size = summary.vocab_size
         self._known = self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -46,8 +46,8 @@ class OnnxVocab:
         most = max([self._known - 1, *added])
         if most >= self.size:
             raise EdgespecError(
-                f"{summary.name} knows {self.size} tokens and its {TOKENIZER} has one of number {most}: "
-                "they do not belong together."
+                f"{summary.name} has {self.size} tokens and its {TOKENIZER} one with id {most}: "
+                "use the files of one model"
             )
         self._special = {token for token, one in added.items() if one.special}
         self._added = {token: one.content for token, one in added.items()}
@@ -66,37 +66,37 @@ class OnnxVocab:
         return token in self._ends
 
     def tokenize(self, text: str, *, special: bool = False, begin: bool = False) -> list[int]:
-        """Tokens of `text`; with `special`, control tokens written in it count as such; `begin` adds bos."""
+        """Tokenize `text`; `special` parses control tokens in it, `begin` adds `bos` where `adds_bos`."""
         self._tokenizer.encode_special_tokens = not special
         clean = text.encode("utf-8", "replace").decode("utf-8")
         ids: list[int] = self._tokenizer.encode(clean, add_special_tokens=False).ids
         return [self.bos, *ids] if begin and self.adds_bos and self.bos is not None else ids
 
     def raw(self, token: int) -> bytes:
-        """How the vocabulary writes a token, in its own alphabet; empty for those it does not have."""
+        """Return a token as stored in the vocabulary, in its own encoding; empty for unknown ids."""
         text = self._tokenizer.id_to_token(token) if 0 <= token < self.size else None
         return (text or "").encode("utf-8", "replace")
 
     def text(self, token: int) -> str:
-        """How the vocabulary writes a token, control tokens included: for a message, not for output."""
+        """Return the vocabulary's text of a token, also of control tokens: for messages, not for output."""
         return self.raw(token).decode("utf-8", "replace")
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def pieces(self) -> list[bytes]:
-        """The bytes of every token, as `piece` has them. For one pass over all: nothing is kept."""
+        """Return `piece` of every token, without caching."""
         return [self._piece(token) for token in range(self.size)]
 
     def is_unused(self, token: int) -> bool:
         return not self.raw(token)
 
     def is_control(self, token: int) -> bool:
-        """Whether `token` stands for no text: control tokens, the unknown token, unused places."""
+        """Whether `token` has no text: control tokens, the unknown token, padding."""
         return token in self._special or self.is_unused(token)
 
     def control_texts(self) -> list[str]:
-        """The texts that become control tokens when tokenized with `special`."""
+        """Return the texts that `tokenize` with `special` turns into control tokens."""
         return [self.text(token) for token in sorted(self._special)]
 
     def _piece(self, token: int) -> bytes:
@@ -114,7 +114,7 @@ class OnnxVocab:
 
 
 def chat_template(summary: OnnxSummary) -> str | None:
-    """The Jinja source of the folder's own chat template: untrusted text."""
+    """Return the Jinja source of the folder's own chat template: untrusted text."""
     folder = summary.path.parent
     if (text := read_text(folder, "chat_template.jinja")) is not None:
         return text
@@ -129,12 +129,12 @@ def _load(summary: OnnxSummary) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
     try:
-        # Straight from the bytes: as Python's objects the same would take 80 MB.
+        # From bytes, because the same JSON as Python objects would take 80 MB.
         tokenizer = Tokenizer.from_buffer(read_bytes(summary.path.parent, TOKENIZER))
-        tokenizer.no_truncation()  # a prompt is read whole, and nothing else
+        tokenizer.no_truncation()  # prompts must not be truncated or padded
         tokenizer.no_padding()
         added = tokenizer.get_added_tokens_decoder().values()
-        # Or typing one would make one.
+        # Otherwise their text in user input would become control tokens.
         tokenizer.add_special_tokens(
             [
                 AddedToken(one.content, special=True, normalized=False)
@@ -146,8 +146,7 @@ def _load(summary: OnnxSummary) -> Tokenizer:
         raise
     except BaseException as error:  # noqa: BLE001 - the library's panics are BaseExceptions
         raise EdgespecError(
-            f"{summary.name}/{TOKENIZER} is not valid ({printable(error)}). "
-            "Export or download the model again."
+            f"{summary.name}/{TOKENIZER} is not valid ({printable(error)}): {AGAIN}"
         ) from None
     return tokenizer
 
@@ -158,7 +157,7 @@ def _is_byte_level(tokenizer: Tokenizer) -> bool:
 
 @lru_cache(1)
 def _byte_level() -> dict[str, bytes]:
-    """The bytes that byte-level BPE's printable stand-ins are for."""
+    """Return the byte for each printable character that byte-level BPE uses in its place."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): bytes([byte]) for byte in plain} | {

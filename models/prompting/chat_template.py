@@ -1,10 +1,10 @@
-"""Renders a GGUF model's own chat template: messages in, the text of a prompt out.
+"""Rendering of a model's own chat template: from messages to the text of a prompt.
 
-Two things here are not trusted. The *template* is a Jinja program inside a downloaded file (CVE-2024-34359
-was exactly that), so `chat_worker` renders it in a sandbox, in a process of its own that is bounded in time,
-memory and output. The *content* of messages may hold the text of control tokens: see `ChatTemplate.render`.
+Two inputs are untrusted. The *template* is a Jinja program inside a downloaded file (CVE-2024-34359), so
+`template_worker` renders it in a sandbox, in a process of its own with limits on time, memory and output. The
+*content* of messages may contain the text of control tokens: see `ChatTemplate.render`.
 
-This module knows no token ids, does not tokenize, and does not judge which messages a template should accept.
+This module does not tokenize, and does not decide which messages a template should accept.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from edgespec.machine.sensors import process_memory
 from edgespec.text import printable
 
 Message = Mapping[str, Any]
-"""{"role": "user", "content": "..."}, and what else the template reads: "tool_calls", "name", ...
+"""{"role": "user", "content": "..."}, and other keys that the template reads: "tool_calls", "name", ...
 
 Templates write a tool call's "arguments" as JSON themselves, so they should be a mapping, not a string.
 """
 
-_MAX_MEMORY = 768 << 20  # bytes; where the system enforces the worker's own limit, that one strikes first
-_START_SECONDS = 60.0  # a cold start on a busy board with a slow card; usually a tenth of a second
+_MAX_MEMORY = 768 << 20  # bytes; the worker's own limit applies first where the system enforces it
+_START_SECONDS = 60.0  # a cold start on a busy board with a slow SD card; usually a tenth of a second
 _POLL_SECONDS = 0.05
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Marks a place in content, which has no marks of its own: its lone surrogates are replaced before. A template
-# that writes values as ASCII JSON, or as Python prints them, writes the mark escaped.
+# The mark for positions in content, where it cannot occur because lone surrogates are replaced before.
+# Templates that output values as ASCII JSON, or as Python's repr, output the mark escaped.
 _MARK, _ESCAPED = "\udfff", r"\udfff"
 _KEPT = ("SYSTEMROOT", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TEMP", "TMP", "TMPDIR")
 
-_ADVICE = "Try another GGUF file of this model."
+_ADVICE = "try another GGUF file of this model"
 _ERRORS = {
-    "syntax": f"The model's chat template is not valid Jinja ({{}}). {_ADVICE}",
-    "refused": "The model's chat template refuses this conversation: {}",
-    "forbidden": "The model's chat template tried to leave its sandbox ({}). Do not use this file.",
-    "output": f"The model's chat template wrote more than it may for one prompt. {_ADVICE}",
-    "memory": f"The model's chat template ran out of memory. {_ADVICE}",
-    "failed": f"The model's chat template failed ({{}}). {_ADVICE}",
+    "syntax": f"the model's chat template is not valid Jinja ({{}}): {_ADVICE}",
+    "refused": "the model's chat template refuses this conversation: {}",
+    "forbidden": "the model's chat template tried to leave its sandbox ({}): do not use this file",
+    "output": f"the output of the model's chat template is too long for a prompt: {_ADVICE}",
+    "memory": f"the model's chat template ran out of memory: {_ADVICE}",
+    "failed": f"the model's chat template failed ({{}}): {_ADVICE}",
 }
 
 
 class ChatTemplate:
-    """One template, and what it is told of its model. All templates share one worker process.
+    """A chat template, with the variables that depend on the model. All templates share one worker process.
 
-    `bos` and `eos` are the texts of those tokens: most templates write `bos` themselves, so the tokenizer
+    `bos` and `eos` are the texts of those tokens: most templates output `bos` themselves, so the tokenizer
     must not add it again. `control_tokens` are the texts that must not come from content: for llama.cpp those
-    of all control and unknown tokens, since no others depend on its `parse_special`. A token of one character
-    has no inside to be cut at and is ignored.
+    of all control and unknown tokens, because only these depend on its `parse_special`. Tokens of one
+    character are ignored, because they cannot be split.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class ChatTemplate:
         self._limit = max_characters
 
     def warm(self) -> None:
-        """Start the worker and return at once: it gets ready while the weights load.
+        """Start the worker without waiting, so that it initializes while the weights load.
 
-        Raises EdgespecError when no process can be started.
+        Raises EdgespecError if no process can be started.
         """
         _WORKER.start()
 
@@ -96,20 +96,21 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         extra: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[str]:
-        """The prompt, in pieces to be tokenized one by one with special tokens on. Usually there is only one.
+        """Return the prompt in pieces, each to be tokenized separately with special tokens on. Usually one.
 
-        Joined, the pieces are the template's output. They part inside every control token whose text is not
-        wholly the template's own, so that a user or a tool that writes `<|im_end|>` writes ten characters and
-        not the end of a message. This holds for any string in `messages`, `tools` and `extra`, keys too, and
-        across two strings that the template joins. For that, a mark goes into each such text before
-        rendering, or to its ends if they could begin or complete a control token; all other content reaches
-        the template unchanged, so that it can strip and compare it. Two gaps are known: a template that cuts
-        something out of the middle of a text joins what was apart, and a bare word that it wraps itself
-        (`'<' ~ key ~ '>'`) counts as its own, because wrapping a role that way is common.
+        The concatenation of the pieces is the template's output. It is split inside each control token whose
+        text is not entirely the template's own, so that `<|im_end|>` from a user or a tool is ten characters
+        and not the end of a message. This applies to all strings in `messages`, `tools` and `extra`, keys
+        included, and across two strings that the template joins. To this end, a mark is inserted into each
+        such text before rendering, or at its ends if they could begin or complete a control token; other
+        content reaches the template unchanged, so that it can strip and compare it. There are two known gaps:
+        a template that removes something from the middle of a text may form a control token, and a bare word
+        that it wraps itself (`'<' ~ key ~ '>'`) counts as its own, because wrapping a role that way is
+        common.
 
-        `extra` gives further variables (`enable_thinking`); it cannot replace those named here. Lone
-        surrogates in content become U+FFFD. Raises EdgespecError when the template is wrong, refuses these
-        messages, or goes over a limit, and when the messages are not JSON.
+        `extra` has further variables (`enable_thinking`); it cannot replace the others. Lone surrogates in
+        content become U+FFFD. Raises EdgespecError if the template is invalid, refuses these messages or
+        exceeds a limit, and if the messages are not JSON.
         """
         request = self._request(messages, tools, add_generation_prompt, extra)
         data = request.encode("utf-8", "surrogatepass") + b"\n"
@@ -120,7 +121,7 @@ class ChatTemplate:
         marks = _MARK if _ESCAPED in request else f"{_MARK}|{re.escape(_ESCAPED)}"
         pieces = self._guard.cut(re.split(marks, str(reply.get("text"))))
         if _SURROGATES.search("".join(pieces)):
-            raise EdgespecError(f"The model's chat template wrote text that is not Unicode. {_ADVICE}")
+            raise EdgespecError(f"the output of the model's chat template is not Unicode: {_ADVICE}")
         return pieces
 
     def _request(
@@ -138,14 +139,15 @@ class ChatTemplate:
             bounds = {"limit": self._limit, "seconds": self._seconds}
             return json.dumps(request | bounds, ensure_ascii=False)
         except (TypeError, ValueError, RecursionError) as e:
-            raise EdgespecError(f"The messages cannot be written as JSON: {printable(e, 200)}") from None
+            raise EdgespecError(f"the messages are not valid JSON: {printable(e, 200)}") from None
 
 
 def fold_system(messages: Sequence[Message]) -> list[Message]:
-    """`messages` with the system prompts merged into the first user message, a blank line between.
+    """Return `messages` with the system prompts merged into the first user message, separated by a blank
+    line.
 
-    For templates that refuse the system role (Gemma's). The model then reads them as the user's words.
-    Without a user message the system prompts become one. Only for contents that are strings.
+    For templates that refuse the system role (Gemma's). Without a user message the system prompts become one.
+    Contents must be strings.
     """
     system = [m["content"] for m in messages if m["role"] == "system" and m.get("content")]
     rest = [m for m in messages if m["role"] != "system"]
@@ -160,13 +162,13 @@ def fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def worker_command() -> list[str]:
-    """The command line of the worker, `template_worker.main`."""
-    # By path: as a module it would have to import the whole of edgespec.models first.
+    """Return the command line of the worker, `template_worker.main`."""
+    # By path, because as a module it would import edgespec.models.
     return processes.command("_render-worker", "-I", str(Path(__file__).with_name("template_worker.py")))
 
 
 class _Guard:
-    """Finds the control tokens in a text that are not wholly the template's."""
+    """Finds control tokens in a text that are not entirely the template's."""
 
     def __init__(self, control_tokens: Iterable[str]) -> None:
         self._tokens = {token for token in control_tokens if len(token) > 1}
@@ -176,10 +178,10 @@ class _Guard:
         self._endings = {t[n:] for t in self._tokens for n in range(1, len(t))}
 
     def mark(self, text: str) -> str:
-        """`text` with marks where `cut` may have to cut."""
+        """Return `text` with marks at the positions where `cut` may have to split it."""
         places = {start + 1 for start, _ in self._found(text)}
         body = text.strip()
-        # A bare word is left alone: templates compare roles and types with such, and it has no brackets.
+        # Bare words stay unchanged: templates compare roles and types with them, and they have no brackets.
         if body and not body.isidentifier():
             start = text.index(body[0])
             end = start + len(body)
@@ -191,7 +193,7 @@ class _Guard:
         return _MARK.join(_split(text, places)) if places else text
 
     def cut(self, parts: Sequence[str]) -> list[str]:
-        """The text whose `parts` lay between marks, cut at those marks that a control token spans."""
+        """Join `parts`, the text between marks, and split it at the marks within a control token."""
         text = "".join(parts)
         if len(parts) == 1:
             return [text]
@@ -207,7 +209,7 @@ class _Guard:
         return len(body) < max(self._lengths, default=0) and any(body in token for token in self._tokens)
 
     def _found(self, text: str) -> Iterator[tuple[int, int]]:
-        """(start, end) of the longest control token at each place where one starts; they may overlap."""
+        """Yield (start, end) of the longest control token at each position; they may overlap."""
         for match in self._first.finditer(text):
             start = match.start()
             for length in self._lengths:
@@ -217,7 +219,7 @@ class _Guard:
 
 
 class _Worker:
-    """The worker process: started when first needed, replaced when it died or had to be killed."""
+    """The worker process: started when needed, replaced after it exited or was killed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -230,25 +232,25 @@ class _Worker:
             self._running()
 
     def ask(self, request: bytes, limit: int, seconds: float) -> dict[str, Any]:
-        """The worker's answer. Raises EdgespecError when there is none within `seconds`."""
+        """Return the worker's reply. Raises EdgespecError if there is none within `seconds`."""
         with self._lock:
             try:
                 process = self._running()
                 if not self._ready:
                     self._exchange(process, b"", 100, _START_SECONDS)
                     self._ready = True
-                # JSON writes a control character as six.
+                # In JSON a control character has six characters.
                 reply = _parsed(self._exchange(process, request, 6 * limit + 10_000, seconds))
             except BaseException:
-                # An answer still under way would be taken for that of the next request.
+                # A late reply would be taken for that of the next request.
                 self._stop()
                 raise
             if reply.get("error") == "memory":
-                self._stop()  # what is left of its heap may be too little for the next
+                self._stop()  # the rest of its heap may be too small for the next request
             return reply
 
     def close(self) -> None:
-        """End the process, even under a render: at exit nobody waits for a template."""
+        """End the process, even while it renders."""
         self._stop()
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -265,21 +267,21 @@ class _Worker:
                 stderr=null,
                 cwd=Path(sys.executable).anchor,
                 env=environment,
-                start_new_session=True,  # Ctrl-C in the terminal is not meant for it
+                start_new_session=True,  # no SIGINT on Ctrl-C in the terminal
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as e:
-            raise EdgespecError(f"The process that renders chat templates did not start: {e}.") from e
+            raise EdgespecError(f"cannot start the process that renders chat templates: {e}") from e
         return self._process
 
     def _exchange(self, process: subprocess.Popen[bytes], data: bytes, limit: int, seconds: float) -> bytes:
-        """Send `data`, wait for one line. In a thread, since no pipe can be waited for on every system."""
+        """Send `data` and return one line. Uses a thread, because Windows cannot wait for pipes."""
         assert process.stdin is not None
         assert process.stdout is not None
         stdin, stdout, reply = process.stdin, process.stdout, []
 
         def talk() -> None:
-            with contextlib.suppress(OSError, ValueError):  # it died, or the pipes were closed
+            with contextlib.suppress(OSError, ValueError):  # it exited, or the pipes were closed
                 stdin.write(data)
                 stdin.flush()
                 reply.append(stdout.readline(limit))
@@ -292,7 +294,7 @@ class _Worker:
         thread.join(min(seconds, _POLL_SECONDS))
         while thread.is_alive():
             if time.monotonic() > deadline:
-                raise EdgespecError(f"The model's chat template took over {seconds:g} s. {_ADVICE}")
+                raise EdgespecError(f"the model's chat template took over {seconds:g} s: {_ADVICE}")
             if (process_memory(process.pid) or 0) > _MAX_MEMORY:
                 raise EdgespecError(_ERRORS["memory"])
             thread.join(_POLL_SECONDS)
@@ -300,7 +302,7 @@ class _Worker:
             return reply[0]
         if reply and len(reply[0]) == limit:
             raise EdgespecError(_ERRORS["output"])
-        raise EdgespecError(f"The process that renders chat templates died. Try again. {_ADVICE}")
+        raise EdgespecError(f"the process that renders chat templates died: try again, or {_ADVICE}")
 
     def _stop(self) -> None:
         process, self._process, self._ready = self._process, None, False
@@ -310,7 +312,7 @@ class _Worker:
         process.wait()
         if self._thread.is_alive():
             self._thread.join(1.0)
-        # If it still waits, something that escaped holds the pipes. Closing them here would wait as well.
+        # If it still waits, an escaped process has the pipes open. Closing them here would wait as well.
         if not self._thread.is_alive():
             _close(process)
 
@@ -331,11 +333,11 @@ def _parsed(line: bytes) -> dict[str, Any]:
         reply = json.loads(line.decode("utf-8", "surrogatepass"))
         if isinstance(reply, dict):
             return reply
-    raise EdgespecError(_ERRORS["forbidden"].format("an answer that is not JSON"))
+    raise EdgespecError(_ERRORS["forbidden"].format("a reply that is not JSON"))
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """`value` with every string in it changed, keys included."""
+    """Return `value` with `change` applied to each string in it, keys included."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):

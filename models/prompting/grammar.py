@@ -1,7 +1,7 @@
-"""Grammars on a model's own tokens, with llguidance: JSON schemas, regular expressions, GBNF, Lark, choices.
+"""Grammars on a model's tokens, with llguidance: JSON schemas, regular expressions, GBNF, Lark, choices.
 
-A compiled `Grammar` may be shared; each text that keeps to it is followed by a `GrammarState`, a Constraint.
-Compiling releases the interpreter's lock. A grammar and its states belong to one thread at a time.
+A compiled `Grammar` may be shared; each generation has a `GrammarState` of it, a Constraint. Compiling
+releases the GIL. Only one thread at a time may use a grammar and its states.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from edgespec.models.vocab import Vocabulary
 GrammarKind = Literal["json_schema", "json_object", "regex", "gbnf", "lark", "choice"]
 
 Spell = Callable[[bytes], list[int]]
-"""Tokens of a text, as the model's own tokenizer writes it."""
+"""Tokenizes a text with the model's own tokenizer."""
 
-_KEPT = 32  # compiled grammars: an agent asks for the same few again and again
-_SECONDS = 10.0  # to compile in; what takes longer was made to
-_CONTROL = b"\xff"  # marks the bytes of tokens that stand for no text
-# Those of the library, but for what bounds memory (a state of the lexer is one to two kB) and for messages
-# that would show a whole grammar.
+_KEPT = 32  # compiled grammars: agents repeat the same few
+_SECONDS = 10.0  # limit for compiling; only malicious grammars take longer
+_CONTROL = b"\xff"  # prefix for the bytes of tokens without text
+# The library's defaults, except limits on memory (a lexer state takes one to two kB) and messages that would
+# contain the whole grammar.
 _LIMITS = LLParserLimits(
     max_lexer_states=50_000, max_grammar_size=200_000, precompute_large_lexemes=False, verbose_errors=False
 )
 
 
 class GrammarCompiler:
-    """Compiles grammars for one vocabulary. Making it reads every token once: 0.2 to 1 s."""
+    """Compiles grammars for one vocabulary. Construction reads each token once: 0.2 to 1 s."""
 
     def __init__(self, vocab: Vocabulary) -> None:
         self._vocab = vocab
         ends = [token for token in range(vocab.size) if vocab.is_end(token)]
-        if vocab.eos in ends:  # the library takes the first for the usual one
+        if vocab.eos in ends:  # the library uses the first as the default
             ends.sort(key=lambda token: token != vocab.eos)
         if not ends:
-            raise EdgespecError("The model has no token that ends a text: it cannot follow a grammar.")
+            raise EdgespecError("the model has no end token, which grammars need: choose another model")
         self._ends = frozenset(ends)
         self._spell = _Tokenizer(vocab, ends[0])
         tokenizer = TokenizerWrapper(self._spell)
@@ -55,11 +55,11 @@ class GrammarCompiler:
     def compile(
         self, kind: GrammarKind, source: str | Mapping[str, Any] | Sequence[str] | bool | None = None
     ) -> Grammar:
-        """The grammar that `source` describes.
+        """Compile `source`.
 
-        A "json_schema" is its text or what json.loads makes of it, a "choice" a list of texts, a
-        "json_object" (any) needs no source, the others are texts. Raises EdgespecError, which says what is
-        wrong, for what is invalid, unsupported or too costly, and for what no text could ever satisfy.
+        A "json_schema" is a string or the parsed value, a "choice" a list of strings, a "json_object" (any)
+        has no source, the others are strings. Raises EdgespecError if it is invalid, unsupported or too
+        expensive, or if no text can satisfy it.
         """
         match kind, source:
             case "json_object", None:
@@ -75,13 +75,15 @@ class GrammarCompiler:
             case "choice", list() | tuple():
                 text = grammar_sources.choices(cast("Sequence[str]", source))
             case _:
-                raise EdgespecError(f"A grammar of kind {kind} cannot be made of {type(source).__name__}.")
+                raise EdgespecError(
+                    f"a grammar of kind {kind} cannot be compiled from {type(source).__name__}"
+                )
         return self.build(text)
 
     def build(self, text: str) -> Grammar:
-        """The grammar of `text`, in the library's own words and bounded already.
+        """Compile `text`, a Lark grammar with bounded size.
 
-        Raises EdgespecError when the library refuses it, when it takes too long, and when it allows no text.
+        Raises EdgespecError if the library refuses it, if it takes too long, and if it allows no text.
         """
         if text in self._known:
             self._known.move_to_end(text)
@@ -95,17 +97,17 @@ class GrammarCompiler:
             except BaseException as error:  # noqa: BLE001 - the library's panics are BaseExceptions
                 made.append(error)
 
-        # What is being compiled cannot be stopped, only left behind.
+        # A compilation cannot be stopped, only abandoned.
         worker = threading.Thread(target=make, name="grammar", daemon=True)
         worker.start()
         worker.join(_SECONDS)
         if not made:
-            raise EdgespecError("The grammar takes too long to compile: make it simpler.")
+            raise EdgespecError("the grammar takes too long to compile: make it simpler")
         (matcher,) = made
         if isinstance(matcher, BaseException):
-            raise EdgespecError(f"The grammar cannot be compiled: {grammar_sources.shown(str(matcher))}.")
+            raise EdgespecError(f"cannot compile the grammar: {grammar_sources.shown(str(matcher))}")
         if reason := _refusal(matcher):
-            raise EdgespecError(f"The grammar cannot be used: {reason}.")
+            raise EdgespecError(f"cannot use the grammar: {reason}")
         grammar = self._known[text] = Grammar(matcher, self._vocab.size, self._ends, self._spell)
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
@@ -113,21 +115,21 @@ class GrammarCompiler:
 
 
 class Grammar:
-    """A compiled grammar, from which texts start."""
+    """A compiled grammar."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int], spell: Spell) -> None:
         self._matcher, self._size, self._ends, self._spell = matcher, vocab_size, ends, spell
 
     def start(self) -> GrammarState:
-        """The state before the first token of a new text. Costs microseconds."""
+        """Return the state before the first token of a generation. Takes microseconds."""
         return GrammarState(self._matcher.deep_copy(), self._size, self._ends, self._spell)
 
 
 class GrammarState:
-    """Where one text stands in its grammar: a Constraint.
+    """The state of one generation in its grammar: a Constraint.
 
-    Where only one text may follow, so may only its tokens as the model's own tokenizer writes them. Where the
-    text may end, so may any end token of the model.
+    Where only one text may follow, only its tokens by the model's own tokenizer are allowed. Where the text
+    may end, every end token of the model is allowed.
     """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, ends: frozenset[int], spell: Spell) -> None:
@@ -171,26 +173,26 @@ class GrammarState:
 
     def admits(self, tokens: Sequence[int]) -> int:
         taken = self._walk(tokens)
-        # An end token is looked at, not taken: it would have to be taken back.
+        # An end token is not consumed, because it would have to be rolled back.
         ends = taken < len(tokens) and tokens[taken] in self._ends and self._may_end()
         self._back(taken)
         return taken + ends
 
     def copy(self) -> GrammarState:
-        """A state of its own that stands where this one does."""
+        """Return an independent copy."""
         return GrammarState(self._matcher.deep_copy(), self._size, self._ends, self._spell)
 
     def _may_end(self) -> bool:
         return self._matcher.is_stopped() or self._matcher.is_accepting()
 
     def _walk(self, tokens: Sequence[int]) -> int:
-        """Take the leading ones of `tokens` that the masks allow, end tokens aside; how many they were."""
+        """Consume the leading `tokens` that the masks allow, except end tokens, and return their number."""
         matcher, taken = self._matcher, 0
         for token in tokens:
             if token in self._ends or matcher.is_stopped():
                 break
             forced = matcher.compute_ff_tokens()
-            # The library itself would take any tokens that spell what is forced.
+            # The library would accept any tokenization of the forced text.
             if (forced and forced[0] != token) or not matcher.try_consume_tokens([token]):
                 break
             taken += 1
@@ -202,13 +204,14 @@ class GrammarState:
         self._check()
 
     def _check(self) -> None:
-        # The library answers an error with a mask of end tokens: a broken text that looks complete.
+        # After an error the library returns a mask of end tokens, so that an invalid text would look
+        # complete.
         if self._matcher.is_error():
-            raise EdgespecError(f"The grammar cannot be followed any further: {_refusal(self._matcher)}.")
+            raise EdgespecError(f"cannot follow the grammar any further: {_refusal(self._matcher)}")
 
 
 class _Tokenizer:
-    """The vocabulary as the library wants it."""
+    """The vocabulary in the form that the library requires."""
 
     def __init__(self, vocab: Vocabulary, end: int) -> None:
         self._vocab = vocab
@@ -218,8 +221,8 @@ class _Tokenizer:
             _CONTROL + vocab.text(token).encode() if vocab.is_control(token) else piece
             for token, piece in enumerate(pieces)
         ]
-        # Some tokenizers put a space before every text, which a text in the middle does not have.
-        self._lead = "" if self._spell("a") == b"a" else "\x02"  # merges with nothing
+        # Some tokenizers insert a space before a text, which is wrong within a generation.
+        self._lead = "" if self._spell("a") == b"a" else "\x02"  # never part of a merge
         self._skip = len(vocab.tokenize(self._lead)) if self._lead else 0
 
     def __call__(self, text: bytes) -> list[int]:
@@ -233,11 +236,11 @@ def _schema_grammar(schema: str | grammar_sources.Schema) -> str:
     try:
         return LLMatcher.grammar_from_json_schema(json.dumps(grammar_sources.json_schema(schema)))
     except (TypeError, ValueError) as error:
-        raise EdgespecError(f"The schema cannot be used: {grammar_sources.shown(str(error))}.") from None
+        raise EdgespecError(f"cannot use the schema: {grammar_sources.shown(str(error))}") from None
 
 
 def _tried(matcher: LLMatcher) -> LLMatcher:
-    """`matcher`, or a copy that failed: what allows no text, or forces one without end, is seen at once."""
+    """Return `matcher`, or a failed copy of it if it allows no text or forces one without end."""
     trial = matcher.deep_copy()
     trial.compute_bitmask()
     if forced := trial.compute_ff_tokens():
@@ -247,7 +250,7 @@ def _tried(matcher: LLMatcher) -> LLMatcher:
 
 
 def _refusal(matcher: LLMatcher) -> str:
-    """Why the matcher stopped, "" if it did not or did so at the end of a text."""
+    """Return the matcher's error, "" if there is none."""
     if not matcher.is_error():
         return ""
     reason = grammar_sources.shown(matcher.get_error())

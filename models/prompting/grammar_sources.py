@@ -1,7 +1,7 @@
-"""What a text is asked to keep to, made ready for the grammar library: checked, bounded, put into its words.
+"""Schemas and grammars for the grammar library: checked, bounded and converted.
 
-Schemas and grammars come from anyone who may send a request. The library bounds its own work well, so what is
-refused here is only what it was seen to spend seconds or more on, and each refusal names its cause.
+They come from any client. The library limits its own work well, so only inputs are refused here on which it
+was measured to spend seconds or more, with the cause in the message.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from typing import Any
 from edgespec.core import EdgespecError
 
 Schema = Mapping[str, Any] | bool
-"""A JSON schema (draft 2020-12), as json.loads gives it."""
+"""A parsed JSON schema (draft 2020-12)."""
 
 LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is written: on one line, with the separators of Python's json.dumps. Models write it that way, and
-with one way to write it most of what is not a value is forced."""
+"""The layout of JSON: one line, with the separators of Python's json.dumps. Models generate it that way,
+and with
+a single layout most tokens outside of values are forced."""
 
 _MOST_CHARACTERS = 512 * 1024
-_MOST_IN_ONE = 16 * 1024  # characters of one string: what is forced is looked at anew for each of its tokens
+_MOST_IN_ONE = 16 * 1024  # characters of one string: a forced string is examined again for each of its tokens
 _MOST_NESTED = 100
 _MOST_PROPERTIES = 1000  # of one object
-_MOST_REPEATED = 2000  # symbols of a regular expression with its counted repetitions written out
+_MOST_REPEATED = 2000  # symbols that a regular expression gains from its counted repetitions
 _MOST_STATES = 10_000  # of multipleOf: one for each remainder
 _FORMATS = {
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
@@ -37,8 +38,8 @@ _ONES = (
 )  # fmt: skip
 _LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _MIXED = {"$ref", "anyOf", "dependentSchemas", "if", "not", "oneOf", "unevaluatedProperties"}
-# Of a regular expression: what counts the symbol before it ({3}, {3,}, {,3}, {3,5}), or a symbol: a class of
-# characters, an escaped one, any other. Lark also counts with ~3 and ~3..5.
+# Parts of a regular expression: the count of the previous symbol ({3}, {3,}, {,3}, {3,5}), or a symbol: a
+# character class, an escaped character, any other. Lark has also the counts ~3 and ~3..5.
 _PARTS = re.compile(
     r"\{(\d{1,18})?(?:,(\d{1,18})?)?\}|~(\d{1,18})(?:\.\.(\d{1,18}))?"
     r"|\[\^?\]?(?:\\.|[^]\\])*\]|\\.|.",
@@ -56,7 +57,7 @@ _ESCAPES = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8
 
 
 def read_json(text: str, name: str) -> Any:
-    """The value of a JSON text. Raises EdgespecError, which calls it `name`, for anything else."""
+    """Parse JSON. Raises EdgespecError, which begins with `name`, if it is invalid."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -64,24 +65,24 @@ def read_json(text: str, name: str) -> Any:
     try:
         return json.loads(text, parse_constant=refuse)
     except RecursionError:
-        raise EdgespecError(f"{name} is nested too deeply.") from None
+        raise EdgespecError(f"{name} is nested too deeply") from None
     except ValueError as error:
-        raise EdgespecError(f"{name} is not valid JSON: {error}.") from None
+        raise EdgespecError(f"{name} is not valid JSON: {error}") from None
 
 
-def json_schema(schema: Schema | str, name: str = "The schema", *, strict: bool = True) -> dict[str, Any]:
-    """`schema` for the library: bounded, laid out as LAYOUT says.
+def json_schema(schema: Schema | str, name: str = "the schema", *, strict: bool = True) -> dict[str, Any]:
+    """Check `schema` and return it for the library, with LAYOUT.
 
-    Objects that name their properties and do not speak of others have no others: what is written is valid
-    either way, and a model is not tempted to invent. That is left alone where schemas are combined, since
-    there one may speak of what another one names. Formats nobody knows are ignored, as the specification
-    asks. If not `strict`, so is whatever else the library cannot enforce.
+    Objects with `properties` but without `additionalProperties` or `patternProperties` get no others, so that
+    a model does not invent any; the result is valid for the original schema too. This is not done where
+    schemas are combined, because one may refer to properties of another. Unknown formats are ignored, as the
+    specification requires. If not `strict`, so is everything else that the library cannot enforce.
 
-    Raises EdgespecError for what is no schema and for what would take too long.
+    Raises EdgespecError if it is not a schema or would take too long. Errors begin with `name`.
     """
     value = read_json(schema, name) if isinstance(schema, str) else schema
     if not isinstance(value, bool | Mapping):
-        raise EdgespecError(f"{name} must be a JSON object, not {type(value).__name__}.")
+        raise EdgespecError(f"{name} must be a JSON object, not {type(value).__name__}")
     _check_size(value, name)
     if isinstance(value, bool):
         value = {} if value else {"not": {}}
@@ -92,66 +93,68 @@ def json_schema(schema: Schema | str, name: str = "The schema", *, strict: bool 
 
 
 def choices(options: Sequence[str]) -> str:
-    """A Lark grammar of these texts. Raises EdgespecError for none, and for empty ones."""
+    """Return a Lark grammar of these texts. Raises EdgespecError if there are none, or empty ones."""
     if isinstance(options, str) or not options or not all(isinstance(o, str) and o for o in options):
-        raise EdgespecError("A choice needs a list of texts, none of them empty.")
-    _check_size(list(options), "The choice")
+        raise EdgespecError("a choice must be a list of strings, none of them empty")
+    _check_size(list(options), "the choice")
     return "start: " + " | ".join(map(literal, dict.fromkeys(options)))
 
 
 def literal(text: str) -> str:
-    """`text` as a Lark string."""
+    """Return `text` as a Lark string literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def regex(pattern: str) -> str:
-    """`pattern` if it is bounded, else EdgespecError."""
-    _check_size(pattern, "The regular expression")
-    _check_repetition(pattern, "The regular expression")
+    """Return `pattern`. Raises EdgespecError if it is too large."""
+    _check_size(pattern, "the regular expression")
+    _check_repetition(pattern, "the regular expression")
     return pattern
 
 
-def lark(grammar: str, name: str = "The grammar") -> str:
-    """`grammar` if it is bounded and never takes back what was written, else EdgespecError."""
+def lark(grammar: str, name: str = "the grammar") -> str:
+    """Return `grammar`. Raises EdgespecError if it is too large or has rule options such as max_tokens."""
     _check_size(grammar.splitlines(), name)
     _check_rules(grammar, name)
     if found := _OPTIONS.search(grammar):
-        raise EdgespecError(f"{name} uses {found[1]}=, which is not supported: bound the whole answer.")
+        raise EdgespecError(
+            f"{name} uses {found[1]}=, which is not supported: limit the whole answer instead"
+        )
     return grammar
 
 
 def gbnf(grammar: str) -> str:
-    """A llama.cpp grammar as Lark. Raises EdgespecError where it cannot be one.
+    """Convert a llama.cpp grammar to Lark. Raises EdgespecError if that is impossible.
 
-    Rules that do not recur become terminals, which match as much as they can, as a lexer's do: where a rule
-    could end early for the sake of what follows it, llama.cpp would allow more texts than this does.
+    Rules that are not recursive become terminals, which match greedily, as in a lexer: where a rule could end
+    early because of the next one, llama.cpp allows more texts than this.
     """
-    _check_size(grammar.splitlines(), "The grammar")
-    # Imported where it is needed: few ask for it.
+    _check_size(grammar.splitlines(), "the grammar")
+    # Imported late, because it is rarely used.
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     if not re.search(r"^\s*root\s*::=", grammar, re.MULTILINE):
-        raise EdgespecError("The grammar has no rule named root.")
+        raise EdgespecError("the grammar has no rule named root: add one")
     if unknown := _TOKEN.search(_QUOTED.sub("", grammar)):
-        raise EdgespecError(f"The grammar names the token {unknown[0]}: write its text instead.")
+        raise EdgespecError(f"the grammar contains the token {unknown[0]}: use its text instead")
     try:
         return lark(gbnf_to_lark(_ESCAPES.sub(_character, grammar)))
     except EdgespecError:
         raise
     except RecursionError:
-        raise EdgespecError("The grammar is nested too deeply.") from None
+        raise EdgespecError("the grammar is nested too deeply") from None
     except Exception as error:  # noqa: BLE001 - the converter raises bare exceptions
-        raise EdgespecError(f"The grammar is not valid GBNF: {shown(str(error))}.") from None
+        raise EdgespecError(f"the grammar is not valid GBNF: {shown(str(error))}") from None
 
 
 def shown(text: str) -> str:
-    """The first line of a library's message, for one line of ours."""
+    """Return the first line of a library's message, printable and without a full stop."""
     line = text.strip().splitlines()[0] if text.strip() else "unknown reason"
     return "".join(c if c.isprintable() else " " for c in line)[:200].removesuffix(".")
 
 
 def _character(escape: re.Match[str]) -> str:
-    """An escape that the converter does not know, as the character itself or an escape that it knows."""
+    """Return the character of an escape, or an escape that the converter supports."""
     code = escape[1] or escape[2] or escape[3]
     if not code or int(code, 16) > 0x10FFFF:
         return escape[0]
@@ -160,12 +163,12 @@ def _character(escape: re.Match[str]) -> str:
 
 
 def _check_size(value: Any, name: str) -> None:
-    """Refuse what is too large, too deep, or not text, without recursing into it."""
+    """Raise EdgespecError if `value` is too large, too deep or not Unicode, without recursion."""
     left, characters = [(value, 1)], 0
     while left:
         item, depth = left.pop()
         if depth > _MOST_NESTED:
-            raise EdgespecError(f"{name} is nested more than {_MOST_NESTED} deep.")
+            raise EdgespecError(f"{name} is nested more than {_MOST_NESTED} deep")
         if isinstance(item, Mapping):
             left.extend((part, depth + 1) for pair in item.items() for part in pair)
         elif isinstance(item, list | tuple):
@@ -173,12 +176,14 @@ def _check_size(value: Any, name: str) -> None:
         elif isinstance(item, str):
             characters += len(item)
             if len(item) > _MOST_IN_ONE:
-                raise EdgespecError(f"{name} holds a text of {len(item)} characters: at most {_MOST_IN_ONE}.")
+                raise EdgespecError(
+                    f"{name} contains a text of {len(item)} characters: at most {_MOST_IN_ONE}"
+                )
             if not _is_unicode(item):
-                raise EdgespecError(f"{name} holds half a character (a lone surrogate).")
+                raise EdgespecError(f"{name} contains half a character (a lone surrogate)")
         characters += 2
         if characters > _MOST_CHARACTERS:
-            raise EdgespecError(f"{name} is larger than {_MOST_CHARACTERS // 1024} KiB.")
+            raise EdgespecError(f"{name} is larger than {_MOST_CHARACTERS // 1024} KiB")
 
 
 def _is_unicode(text: str) -> bool:
@@ -196,19 +201,19 @@ def _check_repetition(pattern: str, name: str) -> None:
 def _check_added(added: int, name: str) -> None:
     if added > _MOST_REPEATED:
         raise EdgespecError(
-            f"{name} repeats more than {_MOST_REPEATED} symbols by count: use * or +, or smaller counts."
+            f"{name} repeats more than {_MOST_REPEATED} symbols by count: use * or +, or smaller counts"
         )
 
 
 def _added(
     pattern: str, parts: re.Pattern[str] = _PARTS, weigh: Callable[[str], int] = lambda _part: 1
 ) -> int:
-    """How many symbols `pattern` gains when its counted repetitions are written out.
+    """Return the number of symbols that `pattern` gains when its counted repetitions are expanded.
 
-    Matching a long one takes time in its square. `weigh` says how many symbols a part stands for that is
+    Matching takes quadratic time in that number. `weigh` returns the number of symbols of a part that is
     neither a count nor a parenthesis.
     """
-    weights, last, plain = [0], 0, 0  # symbols of the groups that are open, of what was read last, as written
+    weights, last, plain = [0], 0, 0  # symbols of open groups, of the previous part, without expansion
     for part in parts.finditer(pattern):
         if counts := [int(n) for n in part.groups() if n]:
             weights[-1] += last * (max(counts) - 1)
@@ -226,7 +231,7 @@ def _added(
 
 
 def _check_rules(grammar: str, name: str) -> None:
-    """The same for the rules of a Lark grammar, each with those it refers to."""
+    """Check the repetitions in the rules of a Lark grammar, each with the rules it refers to."""
     bodies: dict[str, str] = {}
     rule = ""
     for line in grammar.splitlines():
@@ -239,7 +244,7 @@ def _check_rules(grammar: str, name: str) -> None:
         if part.startswith("/") and len(part) > 1:
             return 1 + _added(part)
         if part in bodies and part not in known:
-            known[part] = 1  # where it recurs
+            known[part] = 1  # for recursive rules
             known[part] += _added(bodies[part], _RULE_PARTS, weigh)
         return known.get(part, 1)
 
@@ -247,11 +252,11 @@ def _check_rules(grammar: str, name: str) -> None:
         for rule in bodies:
             _check_added(weigh(rule), name)
     except RecursionError:
-        raise EdgespecError(f"{name} has too long a chain of rules.") from None
+        raise EdgespecError(f"{name} has a chain of rules that is too long") from None
 
 
 def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Every schema within `schema`, itself first; not what merely looks like one, as in an enum."""
+    """Yield `schema` and every schema within it, but not values such as in an enum."""
     if not isinstance(schema, Mapping):
         return
     yield schema
@@ -273,10 +278,10 @@ def _check(schema: Mapping[str, Any], name: str) -> None:
         if isinstance(pattern, str):
             _check_repetition(pattern, f"{name}'s pattern")
     if len(_keys(schema.get("properties"))) > _MOST_PROPERTIES:
-        raise EdgespecError(f"{name} has an object with more than {_MOST_PROPERTIES} properties.")
+        raise EdgespecError(f"{name} has an object with more than {_MOST_PROPERTIES} properties")
     step = schema.get("multipleOf")
     if isinstance(step, int | float) and _digits(step) > _MOST_STATES:
-        raise EdgespecError(f"{name} asks for a multiple of {step}: at most {_MOST_STATES}, its point aside.")
+        raise EdgespecError(f"{name} has multipleOf {step}: at most {_MOST_STATES} without the decimal point")
 
 
 def _keys(value: Any) -> Sequence[Any]:
@@ -284,13 +289,13 @@ def _keys(value: Any) -> Sequence[Any]:
 
 
 def _digits(number: float) -> int:
-    """The digits of `number` as a whole number, without its point."""
+    """Return the digits of `number` as an integer, without the decimal point."""
     digits = Decimal(str(number)).normalize().as_tuple().digits
     return int("".join(map(str, digits)))
 
 
 def _rewritten(schema: Mapping[str, Any], close: bool) -> dict[str, Any]:
-    """`schema` with its objects closed, where `close` says so, and without unknown formats."""
+    """Return `schema` without unknown formats and, if `close`, without additional properties."""
 
     def part(value: Any) -> Any:
         return _rewritten(value, close) if isinstance(value, Mapping) else value

@@ -1,12 +1,12 @@
-"""Renders chat templates in a process of its own: the other end of `chat`'s pipes.
+"""The worker process that renders chat templates for `chat_template`.
 
-A template is a program that came with a downloaded file. Jinja's sandbox keeps it from Python's internals,
-the limits set here keep it small, and `chat` ends the process when it takes too long. Should the sandbox
-fail, what got out finds no environment, no free file descriptor and no new process; that hinders, it does
-not imprison: the process still runs under the user's name.
+A template is a program in a downloaded file. Jinja's sandbox denies it access to Python's internals, resource
+limits are set here, and `chat_template` kills the process on a timeout. Code that escapes the sandbox has no
+environment variables, no free file descriptor and cannot start processes; this limits damage but is no
+isolation: the process still has the user's permissions.
 
-One request and one answer per line, both JSON. Run by path and by nothing but the standard library and Jinja,
-so that it starts quickly; it knows nothing of Edgespec.
+One request and one reply per line, both JSON. Run by path, with only the standard library and Jinja, so that
+it starts quickly; it does not import edgespec.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if sys.platform != "win32":
     import signal
 
 MAX_MEMORY = 768 << 20
-"""Bytes of address space, of which Python and Jinja take about 30 MB."""
+"""Bytes of address space, of which Python and Jinja use about 30 MB."""
 
-_MESSAGE = 1000  # characters of a message worth sending; a hostile one may be as long as memory allows
+_MESSAGE = 1000  # characters of an error message; a malicious one may fill the memory
 
 
 class Refusal(Exception):  # noqa: N818 - named after what the template does
@@ -40,7 +40,7 @@ class Refusal(Exception):  # noqa: N818 - named after what the template does
 
 
 class GenerationTag(Extension):
-    """`{% generation %}` marks an assistant's words for training; here it only opens a scope."""
+    """`{% generation %}` marks the assistant's text for training; here it only opens a scope."""
 
     tags = {"generation"}  # noqa: RUF012 - Jinja's own convention
 
@@ -51,18 +51,18 @@ class GenerationTag(Extension):
 
 
 def environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as chat templates expect it: the settings, globals and filters that transformers documents."""
+    """Return a Jinja environment with the settings, globals and filters that transformers documents."""
     env = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
     )
-    env.filters["tojson"] = _tojson  # Jinja's own escapes <, > and & for HTML
+    env.filters["tojson"] = _tojson  # Jinja's own filter escapes <, > and & for HTML
     env.globals["raise_exception"] = _raise
     env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return env
 
 
 def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> dict[str, Any]:
-    """The answer to one request: {"text"}, or {"error", "message"} where it grew over `limit` characters."""
+    """Return {"text"}, or {"error", "message"} if it is longer than `limit` characters."""
     parts, length = [], 0
     for part in template.generate(variables):
         length += len(part)
@@ -73,11 +73,11 @@ def render(template: jinja2.Template, variables: dict[str, Any], limit: int) -> 
 
 
 def answer(env: jinja2.Environment, cache: dict[str, jinja2.Template], line: bytes) -> dict[str, Any]:
-    """Compile and render. Whatever the template does wrong becomes an {"error", "message"}."""
+    """Compile and render. Errors of the template become {"error", "message"}."""
     try:
         request = json.loads(line.decode("utf-8", "surrogatepass"))
         if sys.platform != "win32":
-            # The parent keeps the time; this is for the day it is gone while a template loops.
+            # The parent enforces the limit; this is for a parent that has exited.
             signal.alarm(math.ceil(request["seconds"]) + 5)
         source = request["source"]
         if source not in cache:
@@ -100,7 +100,7 @@ def answer(env: jinja2.Environment, cache: dict[str, jinja2.Template], line: byt
 
 
 def main() -> None:
-    """Say that all is ready with an empty object, then answer requests until the pipe is closed."""
+    """Send an empty object when ready, then serve requests until the pipe is closed."""
     env = environment()
     _rehearse(env)
     _lock_down()
@@ -138,7 +138,7 @@ def _tojson(
 
 
 def _rehearse(env: jinja2.Environment) -> None:
-    """Make Jinja and the C library load what they load late, while files can still be opened."""
+    """Trigger the lazy imports of Jinja and the C library while files can still be opened."""
     env.from_string("{{ strftime_now('%d %b') }}{{ '\\n' | tojson(indent=1) }}").render()
     with suppress(jinja2.UndefinedError):
         env.from_string("{{ nothing.at.all }}").render()
@@ -150,14 +150,14 @@ def _lock_down() -> None:
     limits = {
         "RLIMIT_AS": MAX_MEMORY,
         "RLIMIT_CORE": 0,
-        "RLIMIT_FSIZE": 0,  # pipes are no files
+        "RLIMIT_FSIZE": 0,  # does not apply to pipes
         "RLIMIT_NOFILE": 3,  # the three pipes: no file and no socket can be opened
         "RLIMIT_NPROC": 0,
     }
     for name, most in limits.items():
         kind = getattr(resource, name, None)
         if kind is not None:
-            # Refused where a stricter limit holds already, and on macOS, where the parent looks after memory.
+            # Refused if a stricter limit is set, and on macOS, where the parent checks memory.
             with suppress(ValueError, OSError):
                 resource.setrlimit(kind, (most, most))
 

@@ -1,8 +1,8 @@
-"""Tool calls as model families write them: what to allow, and what was called.
+"""Tool calls in the syntax of model families: grammars for them, and a parser.
 
-A `Syntax` is the literal text around the names and arguments of calls; the chat template tells which one a
-model was trained on. From it come the grammar that keeps a model to it and the parser of what was written.
-Nothing here knows a model or a server.
+A `Syntax` is the literal text around the names and arguments of calls; the chat template shows which one a
+model was trained on. The grammar and the parser are derived from it. This module is independent of models and
+servers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a model may call. `parameters` is the JSON schema of its arguments, an object.
+    """A function that a model may call. `parameters`: JSON schema of its arguments, an object.
 
-    If not `strict`, what the grammar cannot enforce of the schema is left to the caller to check.
+    If not `strict`, parts of the schema that the grammar cannot enforce are ignored.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether tools are to be called: at will, not at all, at least once, or the one that is `named`."""
+    """Whether tools are called: optionally, never, at least once, or the one that is `named`."""
 
     mode: Literal["auto", "none", "required"] = "auto"
     named: str | None = None
@@ -43,12 +43,12 @@ class ToolChoice:
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """How a family writes calls: begin, then name, middle, arguments, end for each, `between` them, close.
+    """The syntax of calls: `begin`; per call `name`, its name, `middle`, its arguments, `end`; `close`.
 
-    `trigger`, what `begin` and `name` start with, tells a call from text. It is a control token if `special`,
-    which a vocabulary shows as no text. Calls come after text, or instead of it if `alone`. A family that
-    `many` is not said of writes one call at most. `taught`: its templates say nothing of tools, so that a
-    prompt must (`instructions`).
+    `between` separates calls. `trigger`, the start of `begin` or `name`, distinguishes a call from text. If
+    `special`, it is a control token, which has no text. Calls follow text, or replace it if `alone`. Without
+    `many` there is at most one call. `taught`: the templates do not support tools, so the prompt must
+    describe them (`instructions`).
     """
 
     family: str
@@ -92,7 +92,7 @@ GENERIC = Syntax(
 
 
 def syntax_of(template: str | None) -> Syntax:
-    """The syntax that a chat template speaks; GENERIC where it has none of its own, or one not known here."""
+    """Return the syntax of a chat template, GENERIC if it has none or an unknown one."""
     template = template or ""
     if "tools" not in template:
         return GENERIC
@@ -106,22 +106,22 @@ def syntax_of(template: str | None) -> Syntax:
 
 
 def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
-    """Tools in OpenAI's form: {"type": "function", "function": {"name": ..., "parameters": ...}}.
+    """Parse tools in OpenAI's format: {"type": "function", "function": {"name": ..., "parameters": ...}}.
 
-    Raises EdgespecError for other forms, and for names that are invalid or given twice.
+    Raises EdgespecError for other formats, and for invalid or duplicate names.
     """
     read: list[Tool] = []
     for i, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         if not isinstance(function, Mapping) or tool.get("type", "function") != "function":
-            raise EdgespecError(f'tools[{i}] must be {{"type": "function", "function": {{...}}}}.')
+            raise EdgespecError(f'tools[{i}] must be {{"type": "function", "function": {{...}}}}')
         name, parameters = function.get("name"), function.get("parameters")
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise EdgespecError(f"tools[{i}] needs a name of 1 to 64 letters, digits, '_', '-' and '.'.")
+            raise EdgespecError(f"tools[{i}] needs a name of 1 to 64 letters, digits, '_', '-' and '.'")
         if any(name == other.name for other in read):
-            raise EdgespecError(f"The tool {name} is given twice.")
+            raise EdgespecError(f"duplicate tool {name}: use each name once")
         if not isinstance(parameters, Mapping | None):
-            raise EdgespecError(f"The parameters of {name} must be a JSON schema.")
+            raise EdgespecError(f"the parameters of {name} must be a JSON schema")
         description = str(function.get("description") or "")
         schema = parameters or {"type": "object", "properties": {}, "additionalProperties": False}
         read.append(Tool(name, description, schema, function.get("strict") is True))
@@ -131,31 +131,33 @@ def read_tools(tools: Sequence[Mapping[str, Any]]) -> list[Tool]:
 def grammar(
     syntax: Syntax, tools: Sequence[Tool], choice: ToolChoice, tokens: Mapping[str, int] | None = None
 ) -> str | None:
-    """A grammar, for `GrammarCompiler.build`, of answers that call `tools` as `choice` says; None for any.
+    """Return a grammar, for `GrammarCompiler.build`, of answers that follow `choice`; None for any answer.
 
-    With "auto", text is free up to the trigger, after which nothing but calls follow. `tokens` are the ids of
-    control tokens by their text. Raises EdgespecError for a choice that cannot be met.
+    With "auto", text is free up to the trigger, after which only calls follow. `tokens`: ids of control
+    tokens by their text. Raises EdgespecError if `choice` cannot be satisfied.
     """
     if choice.named is not None:
         tools = [tool for tool in tools if tool.name == choice.named]
         if not tools:
-            raise EdgespecError(f"tool_choice names {choice.named}, which is not among the tools.")
+            raise EdgespecError(f"tool_choice names {choice.named}: it must be one of the tools")
     elif choice.mode == "none" or (choice.mode == "auto" and not tools):
         return None
     if not tools:
-        raise EdgespecError("tool_choice requires a call, but there are no tools.")
+        raise EdgespecError("tool_choice requires a call, but there are no tools: add one")
     opening, name = syntax.begin, syntax.name
     lead = ""
     if syntax.special:
         if (token := (tokens or {}).get(syntax.trigger)) is None:
-            raise EdgespecError(f"The model has no token {syntax.trigger}, which its calls begin with.")
+            raise EdgespecError(
+                f"the model has no token {syntax.trigger}, which its calls need: choose another model"
+            )
         opening, lead = opening.removeprefix(syntax.trigger), f"<[{token}]> "
     free = choice.mode == "auto" and choice.named is None
     rules: list[str] = []
     first: list[str] = []
     for i, tool in enumerate(tools):
         schema = grammar_sources.json_schema(
-            tool.parameters, f"The schema of {tool.name}", strict=tool.strict
+            tool.parameters, f"the schema of {tool.name}", strict=tool.strict
         )
         schema["type"] = "object"
         call = tool.name + syntax.middle
@@ -187,7 +189,7 @@ def grammar(
 
 
 def instructions(tools: Sequence[Tool]) -> str:
-    """What to tell a model whose template says nothing of tools, as part of its system prompt."""
+    """Return the part of the system prompt that describes `tools`, for templates without tools."""
     listed = "\n".join(
         json.dumps(
             {"name": tool.name, "description": tool.description, "parameters": tool.parameters},
@@ -204,12 +206,12 @@ def instructions(tools: Sequence[Tool]) -> str:
 
 
 def call_text(syntax: Syntax, name: str, arguments: str) -> str:
-    """One call as the model writes it, `arguments` being JSON."""
+    """Return the text of one call; `arguments` is JSON."""
     return syntax.name + name + syntax.middle + arguments + syntax.end
 
 
 def folded(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list[Mapping[str, Any]]:
-    """`messages` for a template that says nothing of tools: `tools`, calls and results written as text."""
+    """Return `messages` for a template without tools: `tools`, calls and results become text."""
     result: list[Mapping[str, Any]] = []
     for message in messages:
         content = message.get("content") or ""
@@ -228,10 +230,10 @@ def folded(messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool]) -> list
         else:
             result.append(message)
     if tools:
-        told = {"role": "system", "content": instructions(tools)}
+        system = {"role": "system", "content": instructions(tools)}
         if result and result[0].get("role") == "system":
-            told["content"] = f"{result.pop(0).get('content') or ''}\n\n{told['content']}".strip()
-        result.insert(0, told)
+            system["content"] = f"{result.pop(0).get('content') or ''}\n\n{system['content']}".strip()
+        result.insert(0, system)
     return result
 
 
@@ -244,7 +246,7 @@ class TextPiece:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """Call number `index` began."""
+    """The start of call number `index`."""
 
     index: int
     name: str
@@ -262,10 +264,10 @@ OutputEvent = TextPiece | Called | Arguments
 
 
 class CallParser:
-    """Text in, events out: text at once, a call's name when it is complete, its arguments as they come.
+    """A streaming parser: text and arguments become events at once, a call's name when it is complete.
 
-    Space is taken as it comes between the parts of a call, and is no text between a text and a call. What
-    begins like a call and is none is text.
+    Any space is allowed between the parts of a call, and space between text and a call is dropped. Text that
+    only begins like a call is text.
     """
 
     def __init__(self, syntax: Syntax) -> None:
@@ -276,14 +278,14 @@ class CallParser:
         self._first = re.compile(rf"\s*{_loose(start)}{name}{_loose(syntax.middle)}\s*(?=\{{)", re.DOTALL)
         self._again = re.compile(rf"\s*{_loose(again)}{name}{_loose(syntax.middle)}\s*(?=\{{)", re.DOTALL)
         self._end = re.compile(rf"\s*{_loose(syntax.end)}")
-        self._left = ""  # read and not told yet
+        self._left = ""  # input without an event yet
         self._calls = 0
-        self._arguments: _Braces | None = None  # of the call under way
-        self._ending = False  # its arguments are told, what ends it is not read yet
-        self._text = False  # an answer that is no call
+        self._arguments: _Braces | None = None  # of the current call
+        self._ending = False  # after the arguments, before the end of the call
+        self._text = False  # the answer is not a call
 
     def feed(self, text: str) -> list[OutputEvent]:
-        """What `text`, the next part of the answer, adds."""
+        """Return the events for `text`, the next part of the answer."""
         self._left += text
         events: list[OutputEvent] = []
         while self._step(events):
@@ -291,18 +293,18 @@ class CallParser:
         return events
 
     def finish(self) -> list[OutputEvent]:
-        """What is left when the answer has ended: text that looked like a call. A call cut short stays so."""
+        """Return the last events: input that only began like a call is text. An incomplete call stays so."""
         left, self._left = self._left, ""
         if self._arguments is not None or self._ending or (self._calls and not left.strip(" \n,]")):
             return []
         return [TextPiece(left)] if left else []
 
     def _step(self, events: list[OutputEvent]) -> bool:
-        """Tell of the next thing in what is left; False if more must be read first."""
+        """Append the next event; False if it needs more input."""
         if self._arguments is not None:
             n = self._arguments.read(self._left)
-            if told := self._left[:n]:
-                events.append(Arguments(self._calls - 1, told))
+            if text := self._left[:n]:
+                events.append(Arguments(self._calls - 1, text))
             self._left = self._left[n:]
             if not self._arguments.closed:
                 return False
@@ -329,7 +331,7 @@ class CallParser:
         return bool(n)
 
     def _plain(self) -> int:
-        """How many of the characters left are text for certain."""
+        """Return the number of characters left that are certainly text."""
         if self._text:
             return len(self._left)
         if self._alone:
@@ -346,7 +348,7 @@ class CallParser:
 
 
 class _Braces:
-    """Finds where a JSON object ends that comes in parts."""
+    """Finds the end of a JSON object that arrives in parts."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -357,7 +359,7 @@ class _Braces:
         return self._depth < 0
 
     def read(self, text: str) -> int:
-        """How many characters of `text` still belong to it."""
+        """Return how many characters of `text` belong to the object."""
         for i, c in enumerate(text):
             if self._escaped:
                 self._escaped = False
@@ -376,7 +378,7 @@ class _Braces:
 
 
 def _loose(text: str) -> str:
-    """A regular expression of `text` with any space between its words and signs."""
+    """Return a regular expression of `text` that allows any space between words and signs."""
     return r"\s*".join(map(re.escape, re.findall(r"\w+|[^\w\s]", text)))
 
 

@@ -1,5 +1,5 @@
-# Homebrew formula: builds from source with Homebrew's Python. NOT RUN by us yet: there is no release to name in
-# `url` and `sha256`, and no Mac to try it on. `brew install --build-from-source ./packaging/homebrew/edgespec.rb`
+# Homebrew formula: builds from source with Homebrew's Python. Not tested: there is no release for `url` and
+# `sha256` yet, and no Mac. `brew install --build-from-source ./packaging/homebrew/edgespec.rb`
 class Edgespec < Formula
   include Language::Python::Virtualenv
 
@@ -14,7 +14,7 @@ class Edgespec < Formula
 
   def install
     system "python3.12", "-m", "venv", libexec
-    # Compiled for this Mac, with Metal; nothing ready-made.
+    # Compiled for this Mac, with Metal, instead of a prebuilt wheel.
     system libexec/"bin/pip", "install", "--no-binary", "llama-cpp-python",
            "--constraint", "packaging/constraints.txt", "."
     bin.install_symlink libexec/"bin/edgespec"
