@@ -55,8 +55,7 @@ def best_length(
     margin: float = 0.0,
     certain: int = 0,
 ) -> tuple[float, int]:
-    """Return the value and the length k >= `least` of the best draft: the largest of expected[k] - rate *
-    seconds(k).
+    """Return the value expected[k] - rate * seconds(k) and the length k >= `least` of the best draft.
 
     More than `certain` tokens must be worth `margin` more than at most `certain`; otherwise the value
     returned is that of the shorter draft plus `margin`, the bar for any other plan. `seconds` is infinite

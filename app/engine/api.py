@@ -20,7 +20,7 @@ Question = str | Sequence[Message]
 
 
 class LoadedModel:
-    """A model that answers, one request at a time. Close it, or use it in a `with` statement."""
+    """A loaded model, for one request at a time. Close it, or use it in a `with` statement."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -36,12 +36,11 @@ class LoadedModel:
         speculate: bool = True,
         **sampling: Any,
     ) -> Answering:
-        """The answer as an iterator of `Step`s, whose `text`s add up to it; its `stats` tell what it cost.
+        """Generate an answer: an iterator of `Step`s, whose `text`s add up to it, with its `stats`.
 
         `schema` is a JSON schema that the answer conforms to. `sampling` are fields of `Sampling`:
         temperature (0, the default, is greedy), top_k, top_p, min_p, seed, ... `max_tokens` 0: until the
-        context is full. Raises EdgespecError when the prompt does not fit, or for a schema that cannot be
-        followed.
+        context is full. Raises EdgespecError if the prompt does not fit, or for an unsupported schema.
         """
         messages: list[Message] = [{"role": "system", "content": system}] if system else []
         messages += [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -60,18 +59,18 @@ class LoadedModel:
         return self.engine.generate(request)
 
     def answer(self, prompt: Question, **options: Any) -> str:
-        """The whole answer; `options` as for `generate`."""
+        """Return the whole answer; `options` as for `generate`."""
         return "".join(step.text for step in self.generate(prompt, **options))
 
     def stats(self, prompt: Question, **options: Any) -> GenerationStats:
-        """What an answer was and cost; `options` as for `generate`."""
+        """Return an answer with its figures; `options` as for `generate`."""
         answering = self.generate(prompt, **options)
         for _ in answering:
             pass
         return answering.stats
 
     def add_drafter(self, make: Callable[[], Drafter]) -> None:
-        """Also draft with what `make` returns, one for each answer; it is asked after those that ship."""
+        """Also draft with what `make` returns, one per answer, asked after the built-in drafters."""
         self.engine.drafters.more.append(make)
 
     def close(self) -> None:
@@ -94,8 +93,7 @@ def load(
     progress: Progress | None = None,
     **options: Any,
 ) -> LoadedModel:
-    """Load a model: a catalog name, a .gguf file, the folder of an ONNX model, or "" for the largest that
-    fits.
+    """Load a model: a catalog name, a .gguf file, the folder of an ONNX model; "": the largest that fits.
 
     `options` are fields of `EngineSpec`: draft, max_draft, exact, context, threads, engine, mode. Raises
     EdgespecError.

@@ -1,4 +1,4 @@
-"""An engine from model files: loads target and draft model and measures what they cost."""
+"""An engine from model files: loads target and draft model and measures their costs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgespec.models.vocab import first_difference
 from edgespec.overlap import AHEAD, pays
 from edgespec.planner import best_case
 
-WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: its memory must buy something
+WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: below, it is not worth its memory
 Note = Callable[[str], None]
 
 
@@ -52,7 +52,7 @@ def open_engine(
     options: Options | None = None,
     progress: Progress | None = None,
 ) -> Engine:
-    """Load `target`, and `draft` where it can pay. `exact` gives greedy text that no draft can change.
+    """Load `target`, and `draft` where it can pay. With `exact`, drafts never change greedy text.
 
     `mode` is the governor's. There are `parallel` slots, each with a context of `options.context` tokens.
     `progress` returns False to stop loading.
@@ -61,12 +61,12 @@ def open_engine(
     """
     notes: list[str] = []
     options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
-    with ExitStack() as stack:  # closes what is loaded unless all of it is
+    with ExitStack() as stack:  # closes what is loaded if the rest fails
         model = load_model(target, exact_options(options) if exact else options, progress, notes.append)
         stack.callback(model.close)
         slots = [Slot(model.sequence()) for _ in range(parallel)]
         if reason := model.rollback_refusal:
-            notes.append(f"Decoding without speculation: {reason}.")
+            notes.append(f"decoding without speculation: {reason}")
             suffix, draft = False, None
         sequence, costs, acceptance = slots[0].sequence, CostCurve({1: 1.0}), Acceptance()
         if max_draft and (suffix or draft is not None):
@@ -85,10 +85,10 @@ def open_engine(
             drafters.corpus = index_for(model.vocab, model.summary.tokenizer_digest)
         if max_draft and draft is not None:
             with unless_too_large(notes.append):
-                # Without the recipe of `exact`: a draft's rounding changes nothing.
+                # Without the options of `exact`: a draft's rounding does not change the output.
                 drafters.draft = _draft(draft, model, slots, costs, options, progress, notes.append)
         template = _template(model, notes.append)
-        notes[:] = dict.fromkeys(notes)  # what both models gave up is reported once
+        notes[:] = dict.fromkeys(notes)  # a note about both models appears once
         engine = Engine(model, SlotPool(slots), drafters, resources, template, exact=exact, notes=notes)
         drafters.asked_for = draft
         stack.pop_all()
@@ -98,7 +98,7 @@ def open_engine(
 def _template(model: Model, note: Note) -> ChatTemplate | None:
     source, vocab = model.chat_template, model.vocab
     if source is None:
-        note(f"{model.path.name} has no chat template: it continues the prompt as it is.")
+        note(f"{model.path.name} has no chat template: it continues the prompt as it is")
         return None
     bos, eos = (vocab.text(token) if token is not None else "" for token in (vocab.bos, vocab.eos))
     return ChatTemplate(source, bos=bos, eos=eos, control_tokens=vocab.control_texts())
@@ -113,8 +113,8 @@ def _draft(
     progress: Progress | None,
     note: Note,
 ) -> DraftModel | None:
-    """Load a draft model, unless it is known or found that it cannot pay on this machine."""
-    # A trimmed draft has few logits, and many rows of it are only evaluated: room for as many as are
+    """Load a draft model, unless a known or a measured curve shows that it cannot pay on this machine."""
+    # A trimmed draft has few logits, and many of its rows are only evaluated: room for as many as are
     # measured.
     summary = check_model(path)
     options = options_for(path, replace(options, context=target.context_length))
@@ -130,8 +130,8 @@ def _draft(
         stack.callback(draft.close)
         if reason := _difference(target, draft) or draft.rollback_refusal:
             raise EdgespecError(
-                f"{path.name} cannot draft for {target.path.name}: {reason}. "
-                "Choose another with --draft, or none with --draft none."
+                f"{path.name} cannot draft for {target.path.name} ({reason}): "
+                "choose another with --draft, or none with --draft none"
             )
         sequences = [draft.sequence() for _ in slots]
         bandwidth = target.summary.tensor_bytes / target_costs.pace
@@ -150,14 +150,14 @@ def _draft(
 def _may_overlap(
     target: ModelSequence, draft: ModelSequence, target_costs: CostCurve, costs: CostCurve, note: Note
 ) -> bool:
-    """Whether the draft model may go on while the target verifies: measured where they share no cores."""
+    """Whether the draft model may continue while the target verifies: measured unless they share cores."""
     if target.model.on_cpu and draft.model.on_cpu:
         return False
     return pays(target_costs, costs, calibration.overlap_factors(target, draft, note))
 
 
 def _difference(target: Model, draft: Model) -> str | None:
-    """What keeps `draft` from drafting for `target`. Vocabularies that match are compared once."""
+    """Return why `draft` cannot draft for `target`, None if it can. Equal vocabularies are compared once."""
     digests = [model.summary.tokenizer_digest for model in (target, draft)]
     if digests[0] == digests[1] or calibration.vocabularies_match(*digests):
         return None
@@ -171,7 +171,7 @@ def _is_hopeless(path: Path, target_costs: CostCurve, costs: CostCurve, note: No
     best = best_case(target_costs, costs)
     if best < WORTH_LOADING:
         note(
-            f"{path.name} stays unloaded: even if nine of ten of its guesses stood, "
-            f"this machine would decode at {best:.2f} times the plain speed."
+            f"{path.name} is not loaded: even if nine of ten of its draft tokens were accepted, "
+            f"this machine would decode at {best:.2f} times the plain speed"
         )
     return best < WORTH_LOADING

@@ -1,7 +1,7 @@
-"""What was learned on this machine and is worth keeping: cost curves and acceptance, in the cache folder.
+"""Measurements of this machine in the cache folder: cost curves, acceptance, and the best settings.
 
-Everything here can be measured again: a file that is missing, damaged or of another version is simply not
-there, and one that cannot be written is not written.
+Everything here can be measured again: a file that is missing, damaged or of another version is ignored, and
+one that cannot be written is skipped.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ _PANGRAMS = (
 _TUNED = ("engine", "threads", "threads_batch", "flash_attention", "repack")
 _FIRST = (8, 4, 16, 2, 32, 6, 12, 3, 5, 24)  # rows in the order in which they are worth measuring
 _FIRST_SECONDS = 0.9
-_BANDWIDTH = 10e9  # bytes of weights per second, before any pass was seen
+_BANDWIDTH = 10e9  # bytes of weights per second, assumed before any pass
 _BUSY = 0.25  # share of the cores that other programs use, above which a measurement is worthless
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # a file that is not what it was
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # raised for a damaged file
 
 
 def cost_key(summary: Summary, options: Options) -> str:
-    """Identifies what a forward pass costs: kernels, processor, threads, shapes and types of the weights.
+    """Return the key of a pass's cost: kernels, processor, threads, shapes and types of the weights.
 
-    Two files that differ only in their weights cost the same, so the weights are not hashed.
+    Two files that differ only in the values of their weights cost the same, so these are not hashed.
     """
     return digest((cpu_name(), *runtime_for(options).cost_key(options), *_shape(summary)))
 
 
 def tuned_key(summary: Summary) -> str:
-    """Identifies what settings were sought for: processor, shapes and types of the weights."""
+    """Return the key of what tuned settings depend on: processor, shapes and types of the weights."""
     return digest((cpu_name(), compute_cores(), *_shape(summary)))
 
 
@@ -56,7 +56,7 @@ def _shape(summary: Summary) -> tuple[object, ...]:
 
 
 def known_curve(summary: Summary, options: Options) -> CostCurve | None:
-    """The cost curve kept from an earlier run, None if there is none."""
+    """Return the cost curve of an earlier run, None if there is none."""
     data = load("costs", cost_key(summary, options))
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
@@ -69,25 +69,23 @@ def _prior(summary: Summary, options: Options) -> Mapping[int, float]:
 
 
 def with_threads(model: Model, threads: tuple[int, int]) -> Options:
-    """The options of `model` with other thread counts, for passes of one row and of several."""
+    """Return the options of `model` with other thread counts, for passes of one row and of several."""
     return model.options.with_threads(*threads)
 
 
 def curve(
     sequence: ModelSequence,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
     threads: tuple[int, int] | None = None,
     bandwidth: float = _BANDWIDTH,
     *,
     fresh: bool = False,
 ) -> CostCurve:
-    """The cost curve of the sequence's model: a prior, what earlier runs kept, and at most a second of
-    passes.
+    """Return the cost curve of the sequence's model: a prior, earlier runs, and at most a second of passes.
 
-    Measures the sizes that were never seen and fit into the second; the passes of answers see the others.
-    What was measured while other programs had the processor is not used: until it is seen, a pass of one
-    row is taken to read the weights at `bandwidth`, in bytes per second. Other `threads` than the model's
-    are left set.
+    Measures the sizes that were never seen and fit into the second; passes of generations refine the others.
+    A measurement while other programs used the processor is dropped: until its first pass, one row is assumed
+    to read the weights at `bandwidth`, in bytes per second. `threads` other than the model's stay set.
     """
     model = sequence.model
     threads = threads or model.threads
@@ -115,55 +113,53 @@ def curve(
         sequence.rollback(0)
     busy = load().get("others", 0.0)
     if busy > _BUSY:
-        say(
-            f"Other programs use {busy:.0%} of the processor: what {model.path.name} costs is measured later."
-        )
+        note(f"other programs use {busy:.0%} of the processor: {model.path.name} is measured later")
         return known
     known.measured(figures, noise)
     keep(model, known, threads, busy)
     if first:
-        say(f"Measured what {model.path.name} costs on this machine; its answers refine that.")
+        note(f"measured the costs of {model.path.name} on this machine; generations refine them")
     return known
 
 
 def keep(model: Model, curve: CostCurve, threads: tuple[int, int], load: float | None = None) -> None:
-    """Keep `curve`, with the time and the share of the cores that other programs used meanwhile, if known."""
+    """Save `curve`, with the time and the share of the cores that other programs used, if known."""
     data = {**curve.as_json(), "time": round(time.time()), "load": load}
     save("costs", cost_key(model.summary, with_threads(model, threads)), data)
 
 
-def exact_sizes(sequence: ModelSequence, say: Callable[[str], None]) -> list[int]:
-    """The batch sizes that change nothing, to the bit: kept from an earlier run, or found out now.
+def exact_sizes(sequence: ModelSequence, note: Callable[[str], None]) -> list[int]:
+    """Return the batch sizes with bit-identical results, from an earlier run or checked now.
 
-    Raises EdgespecError when there is none but one row.
+    Raises EdgespecError if one row is the only one.
     """
     model = sequence.model
     key = cost_key(model.summary, model.options)
     data = load("exact", key)
     sizes = data.get("sizes") if data else None
     if not isinstance(sizes, list) or 1 not in sizes or not all(type(n) is int and n > 0 for n in sizes):
-        say(f"Checked once which batches of {model.path.name} are equal to single tokens to the bit.")
+        note(f"checked which batches of {model.path.name} are bit-identical to single tokens")
         text = model.vocab.tokenize(_PANGRAMS * 24)
         sizes = equal_sizes(sequence, text, model.options.max_rows)
         save("exact", key, {"sizes": sizes})
     if sizes[-1:] == [1]:
         raise EdgespecError(
-            f"{model.path.name} cannot be sped up exactly here: batches of several tokens round differently "
-            "from single ones. Leave --exact away, or decode plainly with --draft none."
+            f"{model.path.name} cannot be sped up exactly here, where batches round differently from "
+            "single tokens: leave out --exact, or decode plainly with --draft none"
         )
     return sizes
 
 
 def keep_tuned(summary: Summary, options: LlamaOptions, draft: str = "") -> None:
-    """Keep the settings that were found best for a model here, and the file name of its draft's best form."""
+    """Save the settings that were best for a model here, and the file name of its draft's best form."""
     data = {name: getattr(options, name) for name in _TUNED}
     key = tuned_key(summary)
     save("tuned", key, {**data, "build": library(options.engine).build, "draft": draft})
-    machine_cache.forget("told", key)  # once these are outdated, a word on it is new again
+    machine_cache.forget("told", key)  # when these are outdated, the user is notified again
 
 
 def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
-    """What `keep_tuned` kept, None if there is nothing, or if its engine was changed or is gone."""
+    """Return what `keep_tuned` saved, None if there is nothing, or if its engine was changed or removed."""
     data = load("tuned", tuned_key(summary))
     if data is None:
         return None
@@ -184,8 +180,8 @@ def tuned(summary: Summary) -> tuple[LlamaOptions, str] | None:
     return options, data["draft"]
 
 
-def overlap_factors(target: ModelSequence, draft: ModelSequence, say: Callable[[str], None]) -> Together:
-    """What two models do to each other's speed: kept from an earlier run, or measured now in a second."""
+def overlap_factors(target: ModelSequence, draft: ModelSequence, note: Callable[[str], None]) -> Together:
+    """Return how two models slow each other down, from an earlier run or measured now in a second."""
     models = target.model, draft.model
     key = digest(tuple(cost_key(model.summary, with_threads(model, model.threads)) for model in models))
     data = load("together", key)
@@ -194,7 +190,7 @@ def overlap_factors(target: ModelSequence, draft: ModelSequence, say: Callable[[
             known = Together(float(data["target"]), float(data["draft"]))
             if 0.1 <= known.target <= 100.0 and 0.1 <= known.draft <= 100.0:
                 return known
-    say(f"Measured once what {models[0].path.name} and {models[1].path.name} cost side by side.")
+    note(f"measured {models[0].path.name} and {models[1].path.name} running at the same time")
     runs = [_runner(sequence) for sequence in (target, draft)]
     try:
         found = measure_together(lambda: runs[0](4), lambda: runs[1](1))
@@ -206,7 +202,7 @@ def overlap_factors(target: ModelSequence, draft: ModelSequence, say: Callable[[
 
 
 def vocabularies_match(target: str, draft: str) -> bool:
-    """Whether `keep_agreement` was told that vocabularies of these digests agree."""
+    """Whether `keep_match` saved that the vocabularies of these digests match."""
     return load("agree", digest((target, draft))) is not None
 
 
@@ -215,12 +211,12 @@ def keep_match(target: str, draft: str) -> None:
 
 
 def providers(summary: Summary) -> tuple[str, ...]:
-    """Where an ONNX model runs: the execution providers to try in order, by what was measured here."""
+    """Return the execution providers to try for an ONNX model, in order, by what was measured here."""
     return tuple(provider_figures(summary).order(offered()))
 
 
 def provider_figures(summary: Summary) -> Measured:
-    """What `keep_providers` kept for models of this shape and this onnxruntime, nothing if there is none."""
+    """Return what `keep_providers` saved for models of this shape and this onnxruntime, empty if nothing."""
     data = load("providers", _providers_key(summary))
     if data is not None:
         with contextlib.suppress(*_DAMAGE):
@@ -240,7 +236,7 @@ def _providers_key(summary: Summary) -> str:
 
 
 def first_time(key: str) -> bool:
-    """Whether `key` was never spoken of. It is from now on; where that cannot be kept the answer is no."""
+    """Whether this is the first call for `key`. False where that cannot be saved."""
     if load("told", key) is not None:
         return False
     save("told", key, {})
@@ -248,7 +244,7 @@ def first_time(key: str) -> bool:
 
 
 def prior_slope(model: Model) -> float:
-    """How much dearer a pass gets with each token in the cache, before it was seen: as bytes to be read."""
+    """Return the relative cost of each token in the cache, before measurements: as bytes to be read."""
     return min(1e-3, model.cache_bytes / model.context_length / model.summary.tensor_bytes)
 
 
@@ -265,9 +261,9 @@ def keep_acceptance(target: Model, known: Acceptance) -> None:
 
 
 def _runner(sequence: ModelSequence) -> Callable[[int], None]:
-    """Evaluates n rows of a text after a few tokens, all logits wanted, and forgets them.
+    """Return a function that evaluates n rows after a few tokens, with all logits, and removes them again.
 
-    Of a text, and not of one token again and again: experts of a mixture differ by token.
+    Rows of a text, and not of one token repeated: experts of a mixture differ by token.
     """
     text = sequence.model.vocab.tokenize(_PANGRAMS)
     text *= 1 + (8 + sequence.model.options.max_rows) // len(text)

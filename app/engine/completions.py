@@ -1,4 +1,4 @@
-"""From a request to a stream of deltas: rendering, compiling, queueing, parsing.
+"""Requests to streams of deltas: rendering, compiling, queueing, parsing.
 
 Used by the HTTP server and by `edgespec mcp`. Knows no HTTP.
 """
@@ -60,7 +60,7 @@ class PreparedRequest:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """An addition to output number `index`. `tokens` are those that became final, with their `logprobs`."""
+    """An addition to output `index`. `tokens` are those that became final, with their `logprobs`."""
 
     index: int
     events: Sequence[OutputEvent]
@@ -70,7 +70,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Output number `index` is complete, or has failed with `error`."""
+    """Output `index` is complete, or has failed with `error`."""
 
     index: int
     stats: GenerationStats
@@ -153,13 +153,13 @@ class CompletionService:
             self._observer.finished(finished.stats, finished.error, seconds)
 
     def stop(self) -> None:
-        """Cancel every request and take no more."""
+        """Cancel every request and accept no more."""
         self._stopped = True
         for queued in list(self._queued):
             queued.cancel()
 
     def close(self) -> None:
-        """Stop, and wait for the threads that use the model's vocabulary: it may be freed after that."""
+        """Stop, and wait for the threads that use the model's vocabulary, which may be freed after that."""
         self.stop()
         for thread in (self._rendering, self._compiling):
             thread.close()
@@ -171,11 +171,11 @@ class CompletionService:
         return self._vocab.detokenize(tokens)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, none for a control token."""
+        """Return the bytes of a token, none for a control token."""
         return self._vocab.piece(token)
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raises EdgespecError for ids that the vocabulary does not have."""
+        """Raise EdgespecError for ids outside the vocabulary."""
         size = self._vocab.size
         for token in tokens:
             if not 0 <= token < size:
@@ -244,7 +244,7 @@ class ResponseStream:
         self._service.forget(self.queued)
 
     def send(self, item: _Stepped | Finished) -> None:
-        """Called in the engine's thread, which does not spend its time on parsing."""
+        """Called in the engine's thread, which leaves the parsing to the event loop."""
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._receive, item)
 

@@ -1,4 +1,4 @@
-"""What an answer must keep to, a format or calls of tools: its grammar, and how it is read."""
+"""Constraints on an answer, a format or tool calls: the grammar, and the parser of the output."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from edgespec.models.prompting.tool_calls import (
 from edgespec.models.vocab import Vocabulary
 
 Format = tuple[GrammarKind, Any]
-"""As `GrammarCompiler.compile` takes it."""
+"""The arguments of `GrammarCompiler.compile`."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputConstraint:
-    """A grammar, or none; `syntax` is what calls are written in, None if there can be none.
+    """A grammar, or none; `syntax` is that of tool calls, None if there can be none.
 
-    `trigger` is the control token that begins calls, where one does: it shows as no text.
+    `trigger` is the control token that begins calls, if there is one; it has no text.
     """
 
     grammar: Grammar | None = None
@@ -37,7 +37,7 @@ class OutputConstraint:
 
     @property
     def start(self) -> Callable[[], Constraint] | None:
-        """Makes the constraint of a new text."""
+        """Return a function that makes the constraint of a new generation, None without a grammar."""
         return self.grammar.start if self.grammar is not None else None
 
 
@@ -45,9 +45,9 @@ FREE = OutputConstraint()
 
 
 class ConstraintCompiler:
-    """Makes the shapes of one model's answers. Belongs to one thread at a time.
+    """Compiles the constraints of one model's answers. Belongs to one thread at a time.
 
-    The first shape costs 0.2 to 1 s, in which the vocabulary is read.
+    The first one takes 0.2 to 1 s, in which the vocabulary is read.
     """
 
     def __init__(self, vocab: Vocabulary, template: str | None) -> None:
@@ -56,16 +56,16 @@ class ConstraintCompiler:
         self._compiler: GrammarCompiler | None = None
 
     def shape(self, tools: Sequence[Tool], choice: ToolChoice, format_: Format | None) -> OutputConstraint:
-        """What calls of `tools`, as `choice` says, must look like, or an answer in a format.
+        """Compile a constraint: calls of `tools` as `choice` requires, or an answer in a format.
 
-        Raises EdgespecError for what cannot be followed, and for both at once.
+        Raises EdgespecError for unsupported tools or formats, and for both at once.
         """
         if not tools and (choice.mode == "required" or choice.named is not None):
-            raise EdgespecError("tool_choice asks for a call, but there are no tools.")
+            raise EdgespecError("tool_choice requires a call, but there are no tools: pass tools")
         if not tools and format_ is None:
             return FREE
         if tools and format_ is not None:
-            raise EdgespecError("response_format together with tools is not supported: use one of them.")
+            raise EdgespecError("response_format together with tools is not supported: use one of them")
         if self._compiler is None:
             self._compiler = GrammarCompiler(self._vocab)
         if format_ is not None:
@@ -78,25 +78,25 @@ class ConstraintCompiler:
 
 
 class OutputParser:
-    """Tells text and calls apart in an answer of some shape, as it is written."""
+    """Separates text from tool calls in an answer, as it is generated."""
 
     def __init__(self, shape: OutputConstraint, text_of: Callable[[Sequence[int]], str]) -> None:
-        """`text_of` makes text of token ids."""
+        """`text_of` returns the text of token ids."""
         self._shape, self._text_of = shape, text_of
         self._parser = CallParser(shape.syntax) if shape.syntax is not None else None
 
     def feed(self, text: str, tokens: Sequence[int]) -> list[OutputEvent]:
-        """What `text`, the next part of the answer, adds. `tokens` are those final since the last part."""
+        """Return the events in `text`, the next part of an answer; `tokens` became final with it."""
         if self._parser is None:
             return [TextPiece(text)] if text else []
         return self._parser.feed(self._marked(text, tokens))
 
     def finish(self) -> list[OutputEvent]:
-        """What is left when the answer has ended."""
+        """Return the remaining events at the end of the answer."""
         return self._parser.finish() if self._parser is not None else []
 
     def _marked(self, text: str, tokens: Sequence[int]) -> str:
-        """`text` with what begins calls written out, which a control token shows as nothing."""
+        """Return `text` with the trigger of calls inserted, which as a control token has no text."""
         trigger, syntax = self._shape.trigger, self._shape.syntax
         if trigger is None or syntax is None or trigger not in tokens:
             return text

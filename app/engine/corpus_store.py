@@ -1,8 +1,8 @@
-"""Texts the user lends for guessing ahead: where they are kept, and their indexes.
+"""The user's texts for drafts by retrieval: the database, and the indexes built from it.
 
-They are kept as text, in one SQLite file, because every vocabulary cuts text differently. An index is made of
-them for each tokenizer when a model asks for it. What was said in past sessions is private: it is kept only
-after `edgespec corpus remember on`, at most the last megabyte, and `remember off` deletes it again.
+Texts are stored in one SQLite file, because every vocabulary splits them differently. An index is built for
+each tokenizer when a model needs it. Text of past sessions is private: it is kept only after `edgespec corpus
+remember on`, at most the last megabyte, and `remember off` deletes it again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from edgespec.core import EdgespecError
 from edgespec.machine.paths import user_folder
 from edgespec.text import printable
 
-if TYPE_CHECKING:  # these cost the command line its quick start
+if TYPE_CHECKING:  # their import would slow the start of the command line down
     from sqlite3 import Connection
 
     from edgespec.corpus import Corpus
 
 MAX_TEXT = 32_000_000
 MAX_SESSIONS = 1_000_000
-"""Bytes of UTF-8 kept at most: of all named texts, and of past sessions."""
+"""The most bytes of UTF-8 kept: of all named texts, and of past sessions."""
 
 T = TypeVar("T")
 
-_SESSION = ""  # the name of what past sessions said: no file has it
+_SESSION = ""  # the name of texts from past sessions: no file has it
 _INDEXES_KEPT = 4
 _CHUNK = 1 << 16
 _SCHEMA = """
@@ -43,11 +43,11 @@ CREATE TABLE IF NOT EXISTS texts (
 CREATE INDEX IF NOT EXISTS texts_by_name ON texts (name);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-# AUTOINCREMENT: an id is never used again, so the list of ids says exactly what an index was made of.
+# AUTOINCREMENT: ids are never reused, so the list of ids identifies the texts that an index was built from.
 
 
 class Tokenizer(Protocol):
-    """What an index needs of a models.vocab.Vocab."""
+    """The part of models.vocab.Vocab that an index needs."""
 
     @property
     def size(self) -> int: ...
@@ -55,7 +55,7 @@ class Tokenizer(Protocol):
 
 
 class TextSource(NamedTuple):
-    """A named text: `name` is the file's whole path, `added` in seconds since 1970."""
+    """A named text: `name` is the file's full path, `added` in seconds since 1970."""
 
     name: str
     bytes: int
@@ -63,7 +63,7 @@ class TextSource(NamedTuple):
 
 
 class Sessions(NamedTuple):
-    """Whether questions and answers are remembered; how many are, and their bytes."""
+    """Whether questions and answers are remembered; the number remembered, and their bytes."""
 
     remember: bool
     texts: int
@@ -71,7 +71,7 @@ class Sessions(NamedTuple):
 
 
 class Added(NamedTuple):
-    """How many texts are new or changed, how many were there already, and which had to go for them."""
+    """How many texts are new or changed, how many existed already, and which were deleted to make room."""
 
     added: int
     unchanged: int
@@ -79,19 +79,18 @@ class Added(NamedTuple):
 
 
 def corpus_folder() -> Path:
-    """EDGESPEC_CORPUS, or `edgespec/corpus` in the user's data folder. May not exist yet."""
+    """Return EDGESPEC_CORPUS, or `edgespec/corpus` in the user's data folder. May not exist yet."""
     return user_folder("data", "EDGESPEC_CORPUS", "corpus")
 
 
-# --- for whoever runs a model ---
+# --- for programs that run a model ---
 
 
-def index_for(vocab: Tokenizer, digest: str, say: Callable[[str], None] | None = None) -> Corpus | None:
-    """The index of all texts for the tokenizer with this digest (of a GgufSummary); None without texts.
+def index_for(vocab: Tokenizer, digest: str, note: Callable[[str], None] | None = None) -> Corpus | None:
+    """Return the index of all texts for the tokenizer with this digest; None without texts.
 
-    Where it is not up to date it is brought up to date now, at about 4 µs a token of new text. While another
-    process does that, what there is serves. `say` hears what is left out. Raises EdgespecError if the store
-    cannot be used.
+    An outdated index is updated now, at about 4 µs per token of new text. While another process does that,
+    the existing one is returned. `note` gets what is left out. Raises EdgespecError if the store is unusable.
     """
     if not _database_path().exists():
         return None
@@ -100,7 +99,7 @@ def index_for(vocab: Tokenizer, digest: str, say: Callable[[str], None] | None =
     path = corpus_folder() / f"{digest}.index"
 
     def stored() -> Corpus | None:
-        with suppress(EdgespecError):  # not there, or damaged: the texts are, so it can be made again
+        with suppress(EdgespecError):  # missing or damaged: it can be built again from the texts
             return Corpus.open(path, vocab_size=vocab.size)
         return None
 
@@ -115,7 +114,7 @@ def index_for(vocab: Tokenizer, digest: str, say: Callable[[str], None] | None =
         with _lock(0):
             ids, index = _ids(), stored()
             if not is_current(index):
-                index = _updated(index, ids, vocab, say or (lambda _: None))
+                index = _updated(index, ids, vocab, note or (lambda _: None))
                 index.save(path)
                 _tidy()
     except _BusyError:
@@ -124,9 +123,9 @@ def index_for(vocab: Tokenizer, digest: str, say: Callable[[str], None] | None =
 
 
 def remember(prompt_text: str, answer_text: str) -> None:
-    """Keep what was asked and answered, if the user has switched that on.
+    """Store a question and its answer, if the user has switched that on.
 
-    When MAX_SESSIONS bytes are exceeded, the oldest quarter is deleted. Raises EdgespecError.
+    Above MAX_SESSIONS bytes, the oldest quarter is deleted. Raises EdgespecError.
     """
     if not _database_path().exists():
         return
@@ -136,7 +135,7 @@ def remember(prompt_text: str, answer_text: str) -> None:
         _insert(db, [(_SESSION, text[-MAX_SESSIONS // 8 :]) for text in (prompt_text, answer_text) if text])
         rows = db.execute("SELECT id, bytes FROM texts WHERE name = ? ORDER BY id", [_SESSION]).fetchall()
         if sum(size for _, size in rows) > MAX_SESSIONS:
-            # A quarter, because an index can only grow: for every text that goes it is made anew.
+            # A quarter, because an index can only grow: it is rebuilt whenever a text is deleted.
             gone = _oldest(rows, MAX_SESSIONS * 3 // 4)
             db.executemany("DELETE FROM texts WHERE id = ?", [(id_,) for id_ in gone])
 
@@ -147,7 +146,7 @@ def _ids() -> list[int]:
 
 
 def _keys(ids: Sequence[int]) -> list[bytes]:
-    """What says that an index was made of the first text, of the first two, and so on."""
+    """Return the keys of indexes built from the first text, from the first two, and so on."""
     digest = hashlib.sha256()
     keys = []
     for id_ in ids:
@@ -156,8 +155,8 @@ def _keys(ids: Sequence[int]) -> list[bytes]:
     return keys
 
 
-def _updated(index: Corpus | None, ids: list[int], vocab: Tokenizer, say: Callable[[str], None]) -> Corpus:
-    """`index` and the texts it lacks, or a new one if it was not made of the first of `ids`."""
+def _updated(index: Corpus | None, ids: list[int], vocab: Tokenizer, note: Callable[[str], None]) -> Corpus:
+    """Return `index` with the texts it lacks, or a new one if it is not built from the first of `ids`."""
     from edgespec.corpus import MAX_TOKENS, Corpus, build
 
     keys = _keys(ids)
@@ -165,19 +164,19 @@ def _updated(index: Corpus | None, ids: list[int], vocab: Tokenizer, say: Callab
         new = ids[keys.index(index.key) + 1 :]
         with suppress(ValueError):  # it is full
             return index.extended((_tokens(vocab, text, MAX_TOKENS) for text in _texts(new)), key=keys[-1])
-    room = MAX_TOKENS * 15 // 16  # if it were full, the next session would be a reason to start over
+    room = MAX_TOKENS * 15 // 16  # if it were full, the next session would make it start over
     documents: list[list[int]] = []
     for text in _texts(ids[::-1]):
         document = _tokens(vocab, text, room)
         if len(document) == room:
             if documents:
                 break
-            say(f"The newest text in the corpus is used up to its token {room - 1:,} only.")
+            note(f"the newest text in the corpus is used only up to its token {room - 1:,}")
             document.pop()
         documents.append(document)
         room -= len(document) + 1
     if left_out := len(ids) - len(documents):
-        say(f"The corpus exceeds {MAX_TOKENS:,} tokens: its {left_out} oldest texts are not used.")
+        note(f"the corpus exceeds {MAX_TOKENS:,} tokens: its {left_out} oldest texts are not used")
     return Corpus(*build(documents[::-1]), key=keys[-1])
 
 
@@ -190,7 +189,7 @@ def _texts(ids: Sequence[int]) -> Iterator[str]:
 
 
 def _tokens(vocab: Tokenizer, text: str, room: int) -> list[int]:
-    """At most `room` tokens. Cut at ends of lines: a tokenizer takes memory for its whole input at once."""
+    """Return at most `room` tokens. Split at line ends, as tokenizing takes memory for the whole input."""
     tokens: list[int] = []
     start = 0
     while start < len(text) and len(tokens) < room:
@@ -203,7 +202,7 @@ def _tokens(vocab: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def _tidy() -> None:
-    """Leave the indexes made last, and nothing of one whose making was killed. Under the lock."""
+    """Delete all but the newest indexes, and parts of any whose build was killed. Called under the lock."""
     indexes = sorted(corpus_folder().glob("*.index"), key=lambda path: path.stat().st_mtime)
     for path in [*indexes[:-_INDEXES_KEPT], *corpus_folder().glob(".*.index.*")]:
         path.unlink(missing_ok=True)
@@ -213,12 +212,12 @@ def _tidy() -> None:
 
 
 def source_name(path: Path) -> str:
-    """The name a file's text has: its whole path, links resolved."""
+    """Return the name of a file's text: its full path, links resolved."""
     return os.fsencode(os.path.realpath(path)).decode("utf-8", "replace")
 
 
 def add(texts: Mapping[str, str]) -> Added:
-    """Keep texts by name, each in place of the one of that name; beyond MAX_TEXT the oldest go.
+    """Store texts by name, each replacing the one of that name; above MAX_TEXT the oldest are deleted.
 
     Raises EdgespecError.
     """
@@ -235,7 +234,7 @@ def add(texts: Mapping[str, str]) -> Added:
 
 
 def sources() -> list[TextSource]:
-    """The named texts, oldest first."""
+    """Return the named texts, oldest first."""
     if not _database_path().exists():
         return []
     query = "SELECT name, bytes, added FROM texts WHERE name != ? ORDER BY id"
@@ -244,7 +243,7 @@ def sources() -> list[TextSource]:
 
 
 def sessions() -> Sessions:
-    """What is remembered of past sessions."""
+    """Return what is remembered of past sessions."""
     if not _database_path().exists():
         return Sessions(False, 0, 0)
     query = "SELECT count(*), coalesce(sum(bytes), 0) FROM texts WHERE name = ?"
@@ -253,7 +252,7 @@ def sessions() -> Sessions:
 
 
 def remove(wanted: str) -> list[str]:
-    """Forget a text, by its path or by a file name that no other has, or all texts in a folder; their names.
+    """Delete a text by path or unambiguous file name, or all texts in a folder; return their names.
 
     Raises EdgespecError if there is none.
     """
@@ -263,16 +262,16 @@ def remove(wanted: str) -> list[str]:
     if not found:
         found = [name for name in names if Path(name).name == wanted]
         if len(found) > 1:
-            raise EdgespecError(f"{len(found)} texts are called {printable(wanted)}: give the whole path")
+            raise EdgespecError(f"{len(found)} texts match {printable(wanted)}: give the whole path")
     if not found:
-        raise EdgespecError(f"no text is called {printable(wanted)}: `edgespec corpus list` shows them")
+        raise EdgespecError(f"no text matches {printable(wanted)}: run `edgespec corpus list`")
     with _lock(), _database() as db:
         _delete(db, found)
     return found
 
 
 def set_remember(on: bool) -> None:
-    """Whether `remember` keeps anything. Off deletes what it kept."""
+    """Switch `remember` on or off. Off deletes what it stored."""
     if not on and not _database_path().exists():
         return
     with _lock(), _database() as db:
@@ -282,7 +281,10 @@ def set_remember(on: bool) -> None:
 
 
 def clear() -> int:
-    """Delete all texts, indexes and settings, also damaged ones; the bytes freed. Raises EdgespecError."""
+    """Delete all texts, indexes and settings, damaged or not; return the bytes freed.
+
+    Raises EdgespecError.
+    """
     folder = corpus_folder()
     if not folder.is_dir():
         return 0
@@ -300,7 +302,7 @@ def _database_path() -> Path:
 
 @contextmanager
 def _database() -> Iterator[Connection]:
-    """One transaction; where there may be no store yet, under the lock. Raises EdgespecError."""
+    """Open one transaction, under the lock if the store may not exist yet. Raises EdgespecError."""
     import sqlite3
 
     path = _database_path()
@@ -313,8 +315,7 @@ def _database() -> Iterator[Connection]:
         raise EdgespecError(f"cannot use the corpus {printable(path)}: {error.strerror}") from None
     except sqlite3.Error as error:
         raise EdgespecError(
-            f"cannot use the corpus {printable(path)}: {error}; if it is damaged, `edgespec corpus clear` "
-            f"starts anew"
+            f"cannot use the corpus {printable(path)} ({error}): if damaged, run `edgespec corpus clear`"
         ) from None
 
 
@@ -324,7 +325,7 @@ class _BusyError(EdgespecError):
 
 @contextmanager
 def _lock(seconds: float = 30) -> Iterator[None]:
-    """Held by whoever makes an index or deletes text, so that no deleted text survives in an index."""
+    """Hold the lock for building indexes and deleting texts, so that no deleted text remains in an index."""
     from filelock import FileLock, Timeout
 
     folder = corpus_folder()
@@ -353,7 +354,7 @@ def _insert(db: Connection, texts: Iterable[tuple[str, str]]) -> None:
 
 
 def _delete(db: Connection, names: Sequence[str]) -> None:
-    """Delete texts, and the indexes made of them before them. Under the lock."""
+    """Delete texts, and the indexes built from them before that. Called under the lock."""
     if names:
         for path in _index_files():
             path.unlink()
@@ -366,7 +367,7 @@ def _index_files() -> list[Path]:
 
 
 def _oldest(rows: Sequence[tuple[T, int]], limit: int) -> list[T]:
-    """The first of (what, bytes) that have to go so that at most `limit` bytes stay."""
+    """Return the first of (item, bytes) to delete so that at most `limit` bytes remain."""
     total = sum(size for _, size in rows)
     gone = []
     for what, size in rows:

@@ -1,4 +1,4 @@
-"""The chain of drafters, and what an engine has for them: each is one line of FREE or COSTLY."""
+"""The chain of drafters and their models in an engine: each drafter is one line of FREE or COSTLY."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class DraftModel:
-    """A loaded draft model, the seconds of its forward passes, and the threads that these are of.
+    """A loaded draft model, the cost curve of its forward passes, and the threads that it applies to.
 
-    While the target verifies, it may go on by `ahead` tokens.
+    While the target verifies, it may draft ahead by `ahead` tokens.
     """
 
     model: Model
@@ -38,10 +38,10 @@ class DraftModel:
 
 @dataclass(slots=True)
 class Drafters:
-    """What an engine drafts with: at most `most` tokens in a round, from repetition unless not `suffix`.
+    """What an engine drafts with: at most `most` tokens per round, by repetition unless not `suffix`.
 
-    `asked_for`: the file of the draft model that the user asked for, loaded or not. `more` make drafters
-    that are asked after FREE.
+    `asked_for`: the file of the draft model that the user requested, loaded or not. `more` make drafters that
+    are asked after FREE.
     """
 
     most: int = 31
@@ -55,7 +55,7 @@ class Drafters:
     def controller(
         self, request: Request, slot: Slot, constraint: Constraint | None, costs: CostCurve
     ) -> Controller:
-        """What decides how far to draft in one generation."""
+        """Return the controller of one generation: it decides how far to draft."""
         chain = self.chain(request, slot, constraint)
         if request.controller is not None:
             return request.controller(chain)
@@ -64,7 +64,7 @@ class Drafters:
         return Planner(costs, self.acceptance, chain, most, ahead)
 
     def chain(self, request: Request, slot: Slot, constraint: Constraint | None) -> Chain:
-        """The drafters of one generation; none where it must not speculate."""
+        """Return the drafters of one generation; none if it must not speculate."""
         if not request.speculate:
             return Chain()
         return Chain(
@@ -96,8 +96,8 @@ def _draft_model(drafters: Drafters, request: Request, slot: Slot) -> CostlyDraf
     if drafters.draft is None or slot.drafting is None:
         return None
     settings, model = request.sampling, drafters.draft.model
-    # With a seed the text must not depend on how many tokens were drafted, which the ratio rule would make
-    # it.
+    # With a seed the text must not depend on how many tokens were drafted; the ratio rule would make it
+    # depend on that.
     q = Sampling()
     if settings.seed is None and settings.temperature > 0:
         q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
@@ -107,7 +107,7 @@ def _draft_model(drafters: Drafters, request: Request, slot: Slot) -> CostlyDraf
 
 
 FREE: list[Callable[[Drafters, Request, Slot], Drafter | None]] = [_suffix, _corpus]
-"""Drafters that cost next to nothing, in the order in which they are asked."""
+"""Drafters that cost almost nothing, in the order in which they are asked."""
 
 COSTLY: list[Callable[[Drafters, Request, Slot], CostlyDrafter | None]] = [_draft_model]
-"""Drafters that take time, asked where nothing else is worth verifying."""
+"""Drafters that take time, asked if nothing else is worth verifying."""

@@ -1,4 +1,4 @@
-"""One loaded model that answers: target, drafters and slots of the KV cache.
+"""One loaded model that generates answers: target, drafters and slots of the KV cache.
 
 Everything here runs in the thread that owns the models, except `Request.cancel` and `Engine.choose`.
 """
@@ -26,9 +26,9 @@ _CHUNK = 64  # tokens of a prompt that are evaluated in a batch which others wai
 
 
 class Engine:
-    """Answers requests with a target model. `notes` are things the user should know, a sentence each.
+    """Answers requests with a target model. `notes` are one-line messages for the user.
 
-    `loading.open_engine` makes one from files. The engine owns all it is given, and closes it.
+    `assembly.open_engine` builds one from files. The engine owns all that it is given, and closes it.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Engine:
         """`exact`: batches have sizes that give the logits of single rows, so generations share none."""
         self.model, self.pool, self.drafters, self.resources = model, pool, drafters, resources
         self.template = template
-        self.notes: list[str] = [] if notes is None else notes  # grows with what is found later
+        self.notes: list[str] = [] if notes is None else notes  # grows later
         self.context_length = model.context_length
         self._shares_batches = model.shares_passes and not exact
         self._batch_planner = BatchPlanner(lambda: resources.costs)
-        self._last: Round | None = None  # after which the pause is to be made
+        self._last: Round | None = None  # followed by the pause of the budget
 
     @property
     def draft(self) -> Model | None:
@@ -70,12 +70,12 @@ class Engine:
         self.close()
 
     def choose(self, mode: Mode) -> Decision:
-        """Change what the machine may give. Any thread may call this; it applies within a second."""
+        """Change the mode of the governor. Any thread may call this; it applies within a second."""
         return self.resources.governor.choose(mode)
 
     @property
     def decision(self) -> Decision:
-        """What the governor allows now, and why."""
+        """The governor's current decision and its reason."""
         return self.resources.governor.decision
 
     def forget(self) -> None:
@@ -85,9 +85,9 @@ class Engine:
     def chat_prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
     ) -> list[int]:
-        """Token ids of a conversation, ready for the model's answer. Text in messages stays text.
+        """Return the token ids of a conversation, ready for the answer. Control tokens in messages are text.
 
-        `tools` are in OpenAI's form. Where the template does not describe tools, the system prompt does.
+        `tools` are in OpenAI's form. If the template does not describe tools, the system prompt does.
         """
         vocab = self.model.vocab
         if syntax_of(self.model.chat_template).taught:
@@ -97,7 +97,7 @@ class Engine:
             return vocab.tokenize(text, begin=True)
         segments = self.template.render(messages, tools=tools)
         tokens = [token for text in segments for token in vocab.tokenize(text, special=True)]
-        # A template usually writes bos itself; some leave it to the tokenizer.
+        # A template usually contains bos itself; some leave it to the tokenizer.
         if vocab.adds_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:
             tokens.insert(0, vocab.bos)
         return tokens
@@ -110,18 +110,18 @@ class Engine:
         return Answering(self, request)
 
     def begin(self, request: Request, free: Sequence[Slot]) -> RunningRequest:
-        """Put a request into the one of the `free` slots that holds most of its prompt.
+        """Place a request in the one of the `free` slots that holds most of its prompt.
 
         Raises EdgespecError if the prompt does not fit.
         """
         prompt = request.prompt
         room = self.context_length - len(prompt)
         if not prompt:
-            raise EdgespecError("The prompt is empty: write something for the model to answer.")
+            raise EdgespecError("the prompt is empty: write something for the model to answer")
         if room < 1:
             raise ContextFullError(
-                f"The prompt has {len(prompt)} tokens and the context holds {self.context_length}: "
-                f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})."
+                f"the prompt has {len(prompt)} tokens and the context {self.context_length}: "
+                f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})"
             )
         slot, cached = self.pool.place(prompt, free)
         constraint = request.constraint() if request.constraint is not None else None
@@ -132,12 +132,12 @@ class Engine:
         return running
 
     def step(self, running: Sequence[RunningRequest]) -> list[tuple[RunningRequest, Step]]:
-        """A round of all of `running`, none of which is over: those that went on, and their steps.
+        """Run a round of all of `running`, none of which is over; return the steps of those that advanced.
 
         In as few forward passes as the model allows. If one of them is canceled, its pass may be cut short
         and yield no step.
         """
-        if self._last is not None:  # only now: the steps of the last pass have been delivered
+        if self._last is not None:  # only here, after the steps of the last pass have been delivered
             self.resources.rest(self._last, lambda: any(one.request.cancelled for one in running))
         controllers = [one.controller for one in running]
         going = may_go_on(running, self.pool) if self._shares_batches else running
@@ -146,7 +146,7 @@ class Engine:
         for one, round_ in done:
             if one.first is round_:
                 self.resources.mark(one)
-        # A pass that evaluated a prompt shows nothing of what rows cost.
+        # A pass with a prefill does not show the cost of rows.
         if done and all(one.first is not round_ for one, round_ in done):
             self.resources.after(done[0][1], controllers, self.draft)
         self.resources.steer(controllers, self.draft)
@@ -154,7 +154,7 @@ class Engine:
         return steps
 
     def finish(self, running: RunningRequest) -> Step:
-        """End an answer that is over or given up: keep what it taught, and return its last step.
+        """End an answer that is over or canceled: save what it measured, and return its last step.
 
         Raises the EdgespecError that made it fail.
         """
@@ -165,7 +165,7 @@ class Engine:
         return step
 
     def _advance(self, running: Sequence[RunningRequest]) -> list[tuple[RunningRequest, Round]]:
-        """One round of each, as far as none is canceled."""
+        """Run one round of each that is not canceled."""
         batches = self._batches(running)
         chunk = _CHUNK if len(running) > 1 else self.context_length
         forward, rows = self.model.forward, self.model.options.max_rows
@@ -181,13 +181,13 @@ class Engine:
         return [(one, round_) for one, round_ in zip(order, rounds, strict=False) if round_ is not None]
 
     def _batches(self, running: Sequence[RunningRequest]) -> list[list[RunningRequest]]:
-        """Which of `running` share a forward pass: those in adjacent slots, where passes are shared at all.
+        """Return which of `running` share a forward pass: those in adjacent slots, if the model allows it.
 
-        Given others at once, llama.cpp would evaluate them one after the other, too.
+        llama.cpp would evaluate other slots one after the other, too.
         """
         placed = {one.slot: one for one in running}
         batches: list[list[RunningRequest]] = []
-        adjacent = False  # the slot before has one
+        adjacent = False  # the slot before is in use
         for slot in self.pool.slots:
             one = placed.get(slot)
             if one is not None and adjacent:
@@ -198,7 +198,7 @@ class Engine:
         return batches
 
     def _keep(self) -> None:
-        """Save what this answer taught of costs and acceptance."""
+        """Save what this answer measured of costs and acceptance."""
         drafters = self.drafters
         if drafters.most and self.resources.measured.largest > 1:
             self.resources.keep()
@@ -208,7 +208,7 @@ class Engine:
                 calibration.keep(draft.model, draft.costs, draft.threads)
 
     def _arm(self, request: Request) -> None:
-        """Let `request.cancel` reach the models; one that came before this is seen by its flag."""
+        """Let `request.cancel` interrupt the models; an earlier call is seen by its flag."""
         models = [self.model, *([self.draft] if self.draft else [])]
         for model in models:
             model.uncancel()
@@ -221,7 +221,7 @@ class Engine:
 
 
 class Answering:
-    """The steps of one answer. `stats` is complete when they are over, also where they are not all taken."""
+    """The steps of one answer. `stats` is complete when the iterator ends, also if it is closed early."""
 
     def __init__(self, engine: Engine, request: Request) -> None:
         self.stats = GenerationStats(prompt_tokens=len(request.prompt))

@@ -1,4 +1,4 @@
-"""The first use of a model compares the engines that are installed, and the faster is used from then on."""
+"""The first use of a model compares the installed engines, and the faster is used from then on."""
 
 from __future__ import annotations
 
@@ -23,18 +23,17 @@ if TYPE_CHECKING:
     from edgespec.quant.tune import TuneReport
 
 LIMIT = 15.0  # seconds
-_BUSY = 0.25  # share of the cores that other programs use, above which nothing is compared
-_LOOK = 0.25  # seconds in which that is seen
+_BUSY = 0.25  # share of the cores that other programs use, above which engines are not compared
+_LOOK = 0.25  # seconds in which that is measured
 
 
 def choose_engine(
     path: Path, summary: Summary, progress: Callable[[float], bool] | None, note: Callable[[str], None]
 ) -> LlamaOptions | None:
-    """Compare the engines on the file at `path`, once, and keep what was faster. None where nothing was
-    compared.
+    """Compare the engines on the file at `path`, once, and save the faster. None if they were not compared.
 
-    Takes at most 15 s. `progress` as for loading a model, None: a bar on the terminal, where Ctrl-C ends the
-    comparison and nothing else. `note` hears what came of it.
+    Takes at most 15 s. `progress` as for loading a model, None: a bar on the terminal, where Ctrl-C ends only
+    the comparison. `note` gets the outcome.
     """
     from edgespec.quant import tune as tuning
 
@@ -55,9 +54,9 @@ def choose_engine(
                 path, lambda what, fraction: show(what, fraction) and time.monotonic() < end
             )
     except Cancelled:
-        note("the engines were not compared: `edgespec tune` does it, and compares more")
+        note("the engines were not compared: run `edgespec tune`, which compares more settings, too")
         return None
-    except EdgespecError:  # what is wrong with the file or the engines is said when it is loaded
+    except EdgespecError:  # errors of the file or the engines are reported when it is loaded
         return None
     options = report.best.options
     calibration.keep_tuned(summary, options, "")
@@ -66,7 +65,7 @@ def choose_engine(
 
 
 def _others() -> float:
-    """The share of the cores that other programs use, 0 where it is little."""
+    """Return the share of the cores that other programs use, 0 if it is small."""
     load = ProcessorLoad()
     time.sleep(_LOOK)
     share = load().get("others", 0.0)
@@ -84,9 +83,9 @@ def _outcome(report: TuneReport) -> str:
     scores = sorted(((one.score, one.setting) for one in engines if one.score is not None), reverse=True)
     used = report.best.options.engine
     if len(scores) < 2:
-        return f"the engine {used} is used: the other does not run this model here"
+        return f"using the engine {used}: the other does not run this model on this machine"
     share = scores[0][0] / scores[1][0]
     return (
-        f"the engine {used} is used from now on: {scores[0][1]} is {share:.2f} times as fast as "
-        f"{scores[1][1]} on this machine (`edgespec tune` compares more)"
+        f"using the engine {used} from now on: {scores[0][1]} is {share:.2f} times as fast as "
+        f"{scores[1][1]} on this machine (`edgespec tune` compares more settings)"
     )

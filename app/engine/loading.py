@@ -24,7 +24,7 @@ BackendChoice = Literal["auto", "llama.cpp", "ik"]
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """Which engine to load, as the options of commands say it (`app.option_table` describes each).
+    """Which engine to load, as given by the options of commands (`app.option_table` describes each).
 
     `mode` None is that of the settings. `parallel` is the number of requests generated at the same time.
     """
@@ -78,10 +78,10 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
 
 
 def partner(name: str) -> Path | None:
-    """The draft model that the catalog names for a model, None if it is not installed.
+    """Return the draft model that the catalog names for a model, None if it is not installed.
 
-    For an ONNX folder named after a catalog entry it is the draft model's folder, preferably with
-    the same weights, or its file.
+    For an ONNX folder named after a catalog entry it is the draft model's folder, preferably with the same
+    weights, or its file.
     """
     catalog, here = load_catalog(), installed()
     folder = Path(name).name if name not in catalog else ""
@@ -101,7 +101,7 @@ def partner(name: str) -> Path | None:
 def _tuned(
     target: Path, engine: BackendChoice, progress: Callable[[float], bool] | None, note: Callable[[str], None]
 ) -> tuple[Options, str]:
-    """The tuned settings of `target` if they are for `engine`, and the file name of its draft model."""
+    """Return the tuned settings of `target` if they are for `engine`, and its draft model's file name."""
     from edgespec.app.engine import calibration, first_use
     from edgespec.models.gguf.check import check_gguf
     from edgespec.models.gguf.native import LlamaOptions
@@ -123,7 +123,7 @@ def _tuned(
 
 
 def _preferred() -> BackendChoice:
-    """The runtime that EDGESPEC_ENGINE names. Raises EdgespecError for an unknown one."""
+    """Return the runtime that EDGESPEC_ENGINE names. Raises EdgespecError for an unknown one."""
     name = os.environ.get("EDGESPEC_ENGINE") or "auto"
     if name not in get_args(BackendChoice):
         valid = ", ".join(get_args(BackendChoice))
@@ -132,7 +132,7 @@ def _preferred() -> BackendChoice:
 
 
 def form_of(draft: Path, wanted: str) -> Path:
-    """The file made from `draft` that was measured as fastest, else the one made from it, else `draft`."""
+    """Return the file made from `draft` that was measured as fastest, else any made from it, else `draft`."""
     from edgespec.quant.tune import draft_forms, onnx_forms
 
     if is_onnx(draft):

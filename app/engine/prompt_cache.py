@@ -1,4 +1,4 @@
-"""KV-cache snapshots of evicted conversations, on disk, until they go on."""
+"""KV-cache snapshots of evicted conversations, on disk, until they continue."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from edgespec.machine.sensors import process_runs
 from edgespec.models.machine_cache import cache_folder
 from edgespec.models.state import load_state, save_state, state_tokens
 
-_WORTH = 256  # tokens: reading fewer is as quick as a disk
+_WORTH = 256  # tokens: a prefill of fewer is as fast as a disk
 
 
 class PromptCache:
-    """Keeps what leaves a slot, the most recently used within `most` bytes.
+    """Keeps what slots lose, the most recently used within `most` bytes.
 
-    In a folder of its own that goes with it or, if `lasting`, in a folder that the next program finds again.
-    Belongs to the thread that owns the models. What cannot be written or read back is read anew.
+    In a temporary folder of its own or, if `lasting`, in a folder that the next program finds again. Belongs
+    to the thread that owns the models. Failures to write or to read only cost another prefill.
     """
 
     def __init__(self, most: int = 2 << 30, folder: Path | None = None, *, lasting: bool = False) -> None:
@@ -37,7 +37,10 @@ class PromptCache:
         self._looked = not lasting
 
     def swap(self, slot: Slot, prompt: Sequence[int], held: int) -> int:
-        """Keep what `slot` loses for `prompt`, of which it holds `held` tokens; how many it holds then."""
+        """Keep what `slot` loses for `prompt`, of which it holds `held` tokens, and load a better snapshot.
+
+        Returns how many tokens it holds then.
+        """
         self._look(slot)
         best, shared = self._best(prompt)
         if len(slot.sequence.tokens) - held >= _WORTH:
@@ -52,7 +55,7 @@ class PromptCache:
         return held
 
     def keep(self, slot: Slot) -> None:
-        """Keep what `slot` holds, in place of earlier states of the same conversation."""
+        """Keep what `slot` holds, replacing earlier snapshots of the same conversation."""
         tokens = tuple(slot.sequence.tokens)
         if len(tokens) < _WORTH:
             return
@@ -70,7 +73,7 @@ class PromptCache:
             self._drop(next(iter(self._kept)))
 
     def forget(self, tokens: Sequence[int], slot: Slot) -> None:
-        """Forget every state that holds a part of `tokens` worth keeping, the one in `slot` too."""
+        """Delete every snapshot with a useful part of `tokens`, and empty `slot` if it holds one."""
         self._look(slot)
         worth = min(_WORTH, len(tokens))
         for path, (other, _) in list(self._kept.items()):
@@ -80,20 +83,20 @@ class PromptCache:
             slot.forget()
 
     def close(self) -> None:
-        """Delete everything, unless it is to last."""
+        """Delete everything, unless `lasting`."""
         self._kept.clear()
         if self._folder is not None and not self._lasting:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
     def _look(self, slot: Slot) -> None:
-        """Find what an earlier program left, once."""
+        """Find the snapshots of an earlier program, once."""
         if self._looked:
             return
         self._looked = True
         with contextlib.suppress(OSError):
             for path in sorted(self._parent.glob("*.state"), key=lambda one: one.stat().st_mtime):
-                tokens = state_tokens(slot.sequence, path) or []  # of another model: it only takes room
+                tokens = state_tokens(slot.sequence, path) or []  # of another model: only its size counts
                 self._kept[path] = (tuple(tokens), path.stat().st_size)
 
     def _best(self, prompt: Sequence[int]) -> tuple[Path | None, int]:
@@ -102,7 +105,7 @@ class PromptCache:
         return best, shared[best] if best is not None else 0
 
     def _place(self) -> Path | None:
-        """Where the next state goes, None if there is no such place."""
+        """Return the path of the next snapshot, None if there is no folder for it."""
         with contextlib.suppress(OSError):
             if self._folder is None:
                 self._parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,7 +125,7 @@ class PromptCache:
 
 
 def _sweep(parent: Path) -> None:
-    """Delete what programs that were killed left behind: folders are named after their process."""
+    """Delete the folders of programs that were killed; they are named after their process."""
     for folder in parent.iterdir():
         pid = folder.name.partition("-")[0]
         if pid.isdecimal() and not process_runs(int(pid)):

@@ -1,4 +1,4 @@
-"""One answer of a model: what is asked for, what came of it, and where it ends. Knows no models."""
+"""One answer of a model: the request, its steps and figures, and its end. Knows no models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 
 @dataclass(slots=True)
 class Request:
-    """One answer to write after `prompt` (token ids). `max_tokens` 0 writes until the context is full.
+    """One answer to generate after `prompt` (token ids). `max_tokens` 0: until the context is full.
 
     `max_draft` bounds the draft tokens of a round, `constraint` makes the grammar that the answer follows.
     `controller` replaces the planner: for measurements of what planning gains.
@@ -43,7 +43,7 @@ class Request:
             self._interrupt()
 
     def arm(self, interrupt: Callable[[], None]) -> None:
-        """`interrupt` is how `cancel` reaches a pass under way."""
+        """Let `cancel` call `interrupt` to stop a pass in progress."""
         self._interrupt = interrupt
 
     def disarm(self) -> None:
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why an answer ended, and what was spent on it after its first round.
+    """Why an answer ended, and what it used after its first round.
 
     `stopped_by`: the stop string that was generated. `modes`: the governor's, each with its reason;
     `reading`: its last one.
@@ -69,7 +69,7 @@ class Ending:
 class Step:
     """What one round added to an answer: text that can no longer change, and its final tokens.
 
-    `text` may lag behind `tokens`: it waits where it may become a stop string, or is half a character.
+    `text` may lag behind `tokens`: it is held back while it may become a stop string, or is half a character.
     `seconds`: since the request began. `round` is None only in the last step, the one that is `finished`.
     """
 
@@ -83,7 +83,7 @@ class Step:
 
 @dataclass(slots=True)
 class GenerationStats:
-    """What an answer was and cost: a fold over its steps. Times in seconds of wall time."""
+    """The text of an answer and its figures: a fold over its steps. Times in seconds of wall time."""
 
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -92,10 +92,12 @@ class GenerationStats:
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, that were in the KV cache
     rounds: int = 0
-    written: int = 0  # tokens of all rounds, the one that ended the answer included
+    written: int = 0  # tokens of all rounds, including the one that ended the answer
     drafted: int = 0
     accepted: int = 0
-    drafters: dict[str, tuple[int, int]] = field(default_factory=dict)  # drafted and accepted, of each
+    drafters: dict[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # tokens drafted and accepted, by drafter
     seconds_to_first_token: float = 0.0
     seconds: float = 0.0
     bookkeeping: float = 0.0
@@ -121,19 +123,19 @@ class GenerationStats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed after the first round, which also reads the prompt. 0 for an answer of one round."""
+        """Speed after the first round, which includes the prefill. 0 for an answer of one round."""
         rest = self.seconds - self.seconds_to_first_token
         return (len(self.tokens) - 1) / rest if rest > 0 and len(self.tokens) > 1 else 0.0
 
     @property
     def cpu_seconds_per_token(self) -> float:
-        """Processor time after the first round, which also reads the prompt. 0 for an answer of one round."""
+        """Processor time after the first round, which includes the prefill. 0 for an answer of one round."""
         rest = self.written - self._first
         return self.energy.cpu_seconds / rest if self.energy is not None and rest > 0 else 0.0
 
     @property
     def joules_per_token(self) -> float | None:
-        """The same as metered energy, None where nothing meters it."""
+        """The same as measured energy, None where it is unavailable."""
         rest = self.written - self._first
         joules = self.energy.joules if self.energy is not None else None
         return joules / rest if joules is not None and rest > 0 else None
@@ -144,7 +146,7 @@ class GenerationStats:
 
     @property
     def acceptance(self) -> float:
-        """The share of drafted tokens that stood."""
+        """The share of draft tokens that were accepted."""
         return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
@@ -186,14 +188,14 @@ class GenerationStats:
         }
 
     def _energy_json(self) -> dict[str, Any]:
-        """Per token: joules where something meters them, and processor time in any case."""
+        """Return figures per token: joules where they are measured, and processor time in any case."""
         source = self.energy.source if self.energy is not None else None
         metered = {"joules_per_token": self.joules_per_token, "meter": source} if source else {}
         return {"cpu_seconds_per_token": round(self.cpu_seconds_per_token, 5), **metered}
 
 
 class StopCriteria:
-    """Looks at the tokens of an answer as they become final: text, stop strings, end of generation."""
+    """Checks the tokens of an answer as they become final: text, stop strings, end of generation."""
 
     def __init__(
         self, is_end: Callable[[int], bool], piece: Callable[[int], bytes], stops: Sequence[str]
@@ -219,7 +221,7 @@ class StopCriteria:
         return self._stream.stopped
 
     def take(self, *, final: bool = False) -> tuple[str, list[int]]:
-        """Text that can no longer change, and the tokens, since the last call."""
+        """Return the text that can no longer change, and the tokens, since the last call."""
         if final:
             self._stream.push(b"", final=True)
         tokens, self._tokens = self._tokens, []

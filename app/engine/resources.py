@@ -1,6 +1,6 @@
-"""Keeps an engine's rounds within what the machine may give: readings in, threads and budgets out.
+"""Keeps an engine's rounds within the machine's resources: turns readings into threads and budgets.
 
-Belongs to the thread that owns the models. Nothing here changes what an answer says, near-ties aside.
+Belongs to the thread that owns the models. Nothing here changes an answer, near-ties aside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgespec.machine.monitor import SensorMonitor
 from edgespec.machine.thread_search import ThreadSearch
 from edgespec.models.runtime import Model, ModelSequence
 
-_SLICE = 0.05  # seconds of a rest after which a cancelled answer ends
+_SLICE = 0.05  # seconds of a rest after which a canceled answer ends
 
 
 class ResourceController:
@@ -37,12 +37,12 @@ class ResourceController:
         watch: SensorMonitor | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`costs` are of the model's threads as loaded, which are those of performance.
+        """`costs` are those of the model's threads as loaded, which are those of performance.
 
         `fixed_threads`: no mode may change them. `watch` is started here and closed by `close`.
         """
         self._sequence, self._model, self._note = sequence, sequence.model, note
-        self.loaded = self._model.threads  # and of performance, in calm
+        self.loaded = self._model.threads  # and of performance, without other programs
         self._curves = {self.loaded: costs}
         self._costs = costs
         self._fixed = fixed_threads
@@ -62,18 +62,18 @@ class ResourceController:
 
     @property
     def costs(self) -> CostCurve:
-        """The curve in force."""
+        """The current curve."""
         return self._costs
 
     @property
     def measured(self) -> CostCurve:
-        """The curve of the threads as loaded, while no other program wants the processor."""
+        """The curve of the threads as loaded, without other programs."""
         return self._curves[self.loaded]
 
     def begin(self, controller: Controller, drafting: Model | None) -> None:
-        """An answer begins. What the mode needs to know of other thread counts is measured first, once.
+        """Start an answer. Thread counts whose costs the mode needs are measured first, once.
 
-        In the mode auto one count at each answer, so that none waits long for it.
+        In the mode auto, one count per answer, so that no answer is delayed for long.
         """
         if self._measurable and not self._fixed and not self.governor.threads and self._may_save():
             self._measure_threads()
@@ -81,7 +81,7 @@ class ResourceController:
         self.steer([controller], drafting)
 
     def steer(self, controllers: Sequence[Controller], drafting: Model | None) -> None:
-        """Before a pass: apply what the newest reading asks for to the controllers of all generations."""
+        """Before a pass: apply the decision for the newest reading to the controllers of all generations."""
         latest = self.watch.latest()
         if self._read is not None and latest.time == self._read.time:
             return
@@ -91,7 +91,7 @@ class ResourceController:
         self._apply(self.governor.decide(self._read), controllers, drafting)
 
     def after(self, round_: Round, controllers: Sequence[Controller], drafting: Model | None) -> None:
-        """After a pass, of which `round_` is one text's: try thread counts among other programs."""
+        """After a pass, of which `round_` is one generation's: try thread counts if other programs run."""
         if self._thread_search is None or not round_.timed:
             return
         threads, calm = self._thread_search.threads, self._curves[self.loaded]
@@ -103,23 +103,23 @@ class ResourceController:
             self._apply(self.governor.decision, controllers, drafting)
 
     def rest(self, round_: Round, cancelled: Callable[[], bool]) -> None:
-        """After a round: the pause that its budget asks for."""
+        """After a round: make the pause of its budget."""
         end = time.monotonic() + self.governor.decision.budget.rest * round_.seconds
         while not cancelled() and (left := end - time.monotonic()) > 0.0:
             time.sleep(min(left, _SLICE))
 
     def mark(self, running: RunningRequest) -> None:
-        """Count what is spent on `running` from here on; what others use meanwhile is included."""
+        """Measure what is used for `running` from here on, including what others use in the same passes."""
         self._marks[running] = self.meter.mark()
 
     def ending(self, running: RunningRequest) -> Ending:
-        """What was spent since `mark`, and why."""
+        """Return what was used since `mark`, and the modes with their reasons."""
         mark = self._marks.pop(running, None)
         energy = self.meter.since(mark) if mark is not None else None
         return Ending("length", energy=energy, modes=self._decisions, reading=self._read)
 
     def keep(self) -> None:
-        """Save what was learned of costs."""
+        """Save the cost curves."""
         for threads, curve in self._curves.items():
             if curve.largest > 1:
                 calibration.keep(self._model, curve, threads)
@@ -154,13 +154,13 @@ class ResourceController:
             self._decisions.append((decision.mode, decision.reason))
 
     def _crowd_curve(self, threads: int) -> CostCurve:
-        """A curve for the time that other programs are there. What they do to it is not kept."""
+        """Return a curve for passes next to other programs, whose effect on it is not saved."""
         if threads not in self._crowd_curves:
             self._crowd_curves[threads] = self._curves[self.loaded].copy()
         return self._crowd_curves[threads]
 
     def _curve(self, threads: tuple[int, int]) -> CostCurve:
-        """The curve of any two counts, from those of equal ones."""
+        """Return the curve of any two counts, from those of equal ones."""
         if threads not in self._curves:
             known = calibration.known_curve(
                 self._model.summary, calibration.with_threads(self._model, threads)
@@ -170,7 +170,7 @@ class ResourceController:
         return self._curves[threads]
 
     def _measure_threads(self) -> None:
-        """Measure other thread counts and, when all are known, hand them to the governor."""
+        """Measure other thread counts and, when all are known, pass them to the governor."""
         counts = sorted(halves(self.loaded))
         missing = [n for n in counts if (n, n) not in self._curves]
         try:
@@ -184,7 +184,7 @@ class ResourceController:
 
 
 def halves(threads: tuple[int, int]) -> list[int]:
-    """Both counts, half the larger one, a quarter, and so on to one: what is worth trying, most first."""
+    """Return both counts, half the larger one, a quarter, and so on to one, the largest first."""
     counts, most = {*threads}, max(threads)
     while most := most // 2:
         counts.add(most)

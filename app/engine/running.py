@@ -1,4 +1,4 @@
-"""A request under way: one slot of a model, the generation in it, and the steps it makes."""
+"""A request in progress: one slot of a model, the generation in it, and its steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgespec.sampling import Sampler
 
 
 class RunningRequest:
-    """One answer. `generation` is what `decode.advance` drives; `stats` are written here alone."""
+    """One answer. `generation` is driven by `decode.advance`; `stats` are updated only here."""
 
     def __init__(
         self,
@@ -54,26 +54,26 @@ class RunningRequest:
         return self.generation.over or self.request.cancelled
 
     def waits_for(self, other: RunningRequest) -> bool:
-        """`other` is evaluating what this prompt begins with, too."""
+        """Whether `other` is evaluating a prefix of this prompt, too."""
         held = other.generation.target.tokens
         wanted = common_prefix(other.generation.context, self.request.prompt)
         return len(held) < wanted and wanted >= len(self.generation.target.tokens) + WORTH_SHARING
 
     def share(self, pool: SlotPool) -> None:
-        """Go on from what another slot holds of the prompt by now, if that is more."""
+        """Continue from what another slot now holds of the prompt, if that is more."""
         held = len(self.generation.target.tokens)
         shared = pool.share(self.slot, self.request.prompt[:-1], held)
         if shared > held:
             self.stats.cached_tokens = shared
 
     def step(self, round_: Round) -> Step:
-        """What `round_` added."""
+        """Return what `round_` added."""
         self.first = self.first or round_
         text, tokens = self._criteria.take()
         return self._add(Step(text, tokens, round_.logprobs, round_, perf_counter() - self._start))
 
     def finish(self, ending: Ending) -> Step:
-        """The last step, whatever ended the answer. `ending` has what was spent; its reason is replaced."""
+        """Return the last step, for any reason. `ending` has what was used; its reason is replaced."""
         self.slot.used = monotonic()
         self.controller.stop_ahead()
         self.request.disarm()
@@ -92,9 +92,9 @@ class RunningRequest:
 
 
 def may_go_on(running: Sequence[RunningRequest], pool: SlotPool) -> list[RunningRequest]:
-    """Those of `running` that go on now: who lacks what an earlier one is about to evaluate waits for it.
+    """Return those of `running` that continue now; others wait for a prefill that they share.
 
-    Programs that start at once often begin with the same system prompt and tools.
+    Programs that start at the same time often begin with the same system prompt and tools.
     """
     going: list[RunningRequest] = []
     for i, one in enumerate(running):

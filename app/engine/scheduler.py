@@ -1,6 +1,6 @@
-"""Many requests on one engine: a bounded queue before the thread that owns the models.
+"""Many requests on one engine: a bounded queue for the thread that owns the models.
 
-Programs that serve others (`edgespec serve`, `edgespec mcp`) talk to an engine through this alone.
+Programs that serve others (`edgespec serve`, `edgespec mcp`) use an engine only through this.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from edgespec.core import EdgespecError
 
 
 class StoppingError(EdgespecError):
-    """No further requests are taken."""
+    """No further requests are accepted."""
 
 
 class BusyError(EdgespecError):
-    """The queue is full. Ask again after `retry_after` seconds."""
+    """The queue is full. Try again after `retry_after` seconds."""
 
     def __init__(self, waiting: int, retry_after: float) -> None:
         super().__init__(f"{waiting} requests are waiting already: try again in {retry_after:.0f} s.")
@@ -32,13 +32,13 @@ class BusyError(EdgespecError):
 
 
 class Listener(Protocol):
-    """Receives one request's steps, in the engine's thread: nothing here may block or raise."""
+    """Receives one request's steps, in the engine's thread: its methods must not block or raise."""
 
     def stepped(self, step: Step) -> None:
-        """A step that added text or tokens."""
+        """Called for a step that added text or tokens."""
 
     def ended(self, stats: GenerationStats, error: Exception | None) -> None:
-        """The last call: `error` is an EdgespecError for what the client can fix."""
+        """Called last: `error` is an EdgespecError for what the client can fix."""
 
 
 @dataclass(slots=True, eq=False)
@@ -56,7 +56,7 @@ class QueuedRequest:
 
 @dataclass(frozen=True, slots=True)
 class QueueStats:
-    """How busy a service is."""
+    """How busy a scheduler is."""
 
     running: int
     waiting: int
@@ -64,7 +64,7 @@ class QueueStats:
 
 
 class Scheduler:
-    """Answers requests in fair order: clients take turns, and each one's requests come in order.
+    """Answers requests in fair order: clients take turns, and each client's requests are in order.
 
     All methods may be called from any thread.
     """
@@ -72,8 +72,8 @@ class Scheduler:
     def __init__(self, engine: Engine, *, parallel: int = 0, queue: int = 64) -> None:
         """At most `parallel` run in one batch (0: as many as `engine` has slots), at most `queue` wait.
 
-        More slots than that keep what earlier conversations have read, and so does the disk. The engine
-        belongs to this service from now on.
+        More slots than that keep the KV cache of earlier conversations, and so do snapshots. The engine
+        belongs to this scheduler from now on.
         """
         self.engine = engine
         engine.pool.snapshots = engine.pool.snapshots or PromptCache()
@@ -81,7 +81,7 @@ class Scheduler:
         self._waiting: dict[str, deque[QueuedRequest]] = {}  # by client, in the order of their turns
         self._running: list[QueuedRequest] = []
         self._lock = threading.Lock()
-        self._seconds = 5.0  # an answer takes, by running mean
+        self._seconds = 5.0  # per answer, as a running mean
         self._closing = False
         self._thread = SerialWorker()
 
@@ -97,7 +97,9 @@ class Scheduler:
             waiting = self._count()
             if self._closing:
                 raise StoppingError("The server is stopping.")
-            if waiting >= self._most + self.parallel - len(self._running):  # those begin with the next pass
+            if waiting >= self._most + self.parallel - len(
+                self._running
+            ):  # free slots take some with the next pass
                 raise BusyError(waiting, max(1.0, self._seconds * waiting / self.parallel))
             self._waiting.setdefault(client, deque()).append(queued)
         self._thread.submit(self._work)
@@ -117,7 +119,7 @@ class Scheduler:
         return sum(map(len, self._waiting.values()))
 
     def _take(self) -> QueuedRequest | None:
-        """The next in turn; its client goes to the end of the line."""
+        """Return the next request in turn; its client moves to the end of the queue."""
         with self._lock:
             for client in list(self._waiting):
                 queue = self._waiting.pop(client)
@@ -129,7 +131,7 @@ class Scheduler:
         return None
 
     def _work(self) -> None:
-        """Answer until nothing waits: one pass after the other for all that run. In the engine's thread."""
+        """Answer until the queue is empty, with one pass after the other. In the engine's thread."""
         running: dict[RunningRequest, QueuedRequest] = {}
         while True:
             while len(running) < self.parallel and (queued := self._take()) is not None:
@@ -143,7 +145,7 @@ class Scheduler:
             try:
                 for one, step in self.engine.step(list(running)):
                     _deliver(running[one].listener, step)
-            except Exception as error:  # noqa: BLE001 - every client must learn of it, and the next be served
+            except Exception as error:  # noqa: BLE001 - every client must get it, and the next be served
                 for one, queued in running.items():
                     self._end(queued, one, error)
                 running.clear()

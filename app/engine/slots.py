@@ -1,4 +1,4 @@
-"""Slots of a model's KV cache, and which of them a prompt goes on in."""
+"""Slots of a model's KV cache, and the choice of a slot for a prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORTH_SHARING = 16  # tokens
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Room for one conversation: a sequence of the target and one of the draft model, with what they hold."""
+    """Room for one conversation: a sequence of the target and one of the draft model, with their caches."""
 
     sequence: ModelSequence
     drafting: ModelSequence | None = None
@@ -27,10 +27,13 @@ class Slot:
 
 
 class Snapshots(Protocol):
-    """Where conversations are kept that lose their slot."""
+    """Storage for conversations that lose their slot."""
 
     def swap(self, slot: Slot, prompt: Sequence[int], held: int) -> int:
-        """Keep what `slot` loses for `prompt`, of which it holds `held` tokens; how many it holds then."""
+        """Keep what `slot` loses for `prompt`, of which it holds `held` tokens, and load a better snapshot.
+
+        Returns how many tokens it holds then.
+        """
 
     def close(self) -> None: ...
 
@@ -42,11 +45,11 @@ class SlotPool:
         self.slots, self.snapshots = slots, snapshots
 
     def place(self, prompt: Sequence[int], free: Sequence[Slot] | None = None) -> tuple[Slot, int]:
-        """The slot for `prompt` among the `free` ones, and how many of its tokens that slot holds.
+        """Return the slot for `prompt` among the `free` ones, and how many of its tokens that slot holds.
 
-        It is the one that `prompt` goes on from, else an empty one, else the one not used for longest. A
-        slot whose text has little more than its beginning in common with `prompt` belongs to another
-        conversation with the same system prompt.
+        It is the slot that `prompt` continues, else an empty one, else the least recently used. A slot that
+        shares little more than the beginning of its text with `prompt` belongs to another conversation with
+        the same system prompt.
         """
         common = {slot: common_prefix(slot.sequence.tokens, prompt) for slot in self.slots}
 
@@ -61,7 +64,7 @@ class SlotPool:
         return slot, self.share(slot, prompt, held)
 
     def share(self, slot: Slot, prompt: Sequence[int], held: int) -> int:
-        """Let `slot` hold what another one, in use or not, has of `prompt`, if that is more: how many."""
+        """Copy to `slot` what another one holds of `prompt`, if that is more; return what it holds then."""
         for other in self.slots:
             common = common_prefix(other.sequence.tokens, prompt) if other is not slot else 0
             if common >= held + WORTH_SHARING and slot.sequence.share(other.sequence, common):

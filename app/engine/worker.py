@@ -1,4 +1,4 @@
-"""The one thread that owns the models. Everything else hands it jobs and hears back through callbacks."""
+"""The one thread that owns the models. Other threads submit jobs and get results through callbacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WorkItem = Callable[[], None]
 
 
 class SerialWorker:
-    """Runs jobs in order in one thread. A job reports by callbacks of its own and must not raise.
+    """Runs jobs in order in one thread. A job reports through callbacks and must not raise.
 
     A daemon: a program that ends does not wait for a forward pass.
     """
@@ -24,7 +24,7 @@ class SerialWorker:
         self._jobs.put(job)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Finish the jobs already submitted, then end; waits at most `timeout` seconds."""
+        """Finish the submitted jobs, then end; wait at most `timeout` seconds."""
         self._jobs.put(None)
         self._thread.join(timeout)
 

@@ -97,7 +97,7 @@ def test_ctrl_c_prints_what_was_measured_and_leaves_no_server(tmp_path, starter_
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     # On a busy machine there is a note that nothing was measured.
-    assert [line for line in errors.splitlines() if "Other programs use" not in line] == []
+    assert [line for line in errors.splitlines() if "other programs use" not in line] == []
     assert "Stopped early" in out
     assert "llama-server plain" in out
     assert not list(tmp_path.glob("edgespec-bench-*"))

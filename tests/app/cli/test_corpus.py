@@ -114,7 +114,7 @@ def test_the_program_itself(texts):
     assert run("add", texts / "one.txt") == (0, "added 1, unchanged 0, skipped 0\n", "")
     code, out, err = run("rm", "nothing")
     assert (code, out) == (1, "")
-    assert err == "edgespec: no text is called nothing: `edgespec corpus list` shows them\n"
+    assert err == "edgespec: no text matches nothing: run `edgespec corpus list`\n"
 
 
 def test_list_says_what_there_is(texts):
@@ -310,7 +310,7 @@ def test_remember_on_and_off(folder):
     assert corpus_store.sessions() == (True, 3, 35)
     assert "3 prompts and answers" in edgespec("list").stdout
     assert words(corpus_store.index_for(Letters(), DIGEST)) == ["a question", "an answer", "only ? an answer"]
-    assert "no text is called" in refused("rm", "")
+    assert "no text matches" in refused("rm", "")
     edgespec("remember", "off")
     corpus_store.remember("a question", "an answer")
     assert corpus_store.sessions() == (False, 0, 0)

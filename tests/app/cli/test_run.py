@@ -105,7 +105,11 @@ def test_schemas_that_are_none(schema, words, file):
     done = edgespec(*ASK, "--schema", file(schema))
     assert done.returncode == 1
     assert done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if "Measured once" not in line and "tune" not in line]
+    lines = [
+        line
+        for line in done.stderr.splitlines()
+        if "running at the same time" not in line and "tune" not in line
+    ]
     assert len(lines) == 1, done.stderr
     assert all(word in lines[0] for word in words), lines
 

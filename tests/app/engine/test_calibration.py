@@ -224,9 +224,7 @@ def test_what_is_measured_among_other_programs_is_not_kept(
     said: list[str] = []
     others[0] = 0.9
     calibration.curve(sequence, said.append)
-    assert said == [
-        f"Other programs use 90% of the processor: what {model.path.name} costs is measured later."
-    ]
+    assert said == [f"other programs use 90% of the processor: {model.path.name} is measured later"]
     assert calibration.known_curve(model.summary, model.options) is None
     others[0] = 0.0
     calibration.curve(sequence, said.append)

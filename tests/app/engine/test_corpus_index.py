@@ -72,7 +72,7 @@ def test_what_exceeds_the_tokens_is_left_out_oldest_first():
     corpus_store.add({"oldest": "a" * 900_000, "old": "b" * 900_000, "new": "c" * 900_000})
     index = corpus_store.index_for(Letters(), DIGEST, notes.append)
     assert [text[0] for text in words(index)] == ["b", "c"]
-    assert notes == ["The corpus exceeds 2,000,000 tokens: its 1 oldest texts are not used."]
+    assert notes == ["the corpus exceeds 2,000,000 tokens: its 1 oldest texts are not used"]
     corpus_store.add({"small": "d"})
     vocab = Letters()
     assert [text[0] for text in words(corpus_store.index_for(vocab, DIGEST))] == ["b", "c", "d"]

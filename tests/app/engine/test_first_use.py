@@ -41,7 +41,7 @@ def test_engines_are_compared_once_and_the_faster_is_used(ik: BackendName, start
     assert options.engine in ("llama.cpp", ik)
     assert time.monotonic() - start < 2 * first_use.LIMIT
     assert len(notes) == 1
-    assert f"the engine {options.engine} is used from now on" in notes[0]
+    assert f"using the engine {options.engine} from now on" in notes[0]
     assert 0.0 <= min(fractions) < max(fractions) <= 1.0
     kept = calibration.tuned(check_gguf(starter_path))
     assert kept == (replace(options, context=kept[0].context), "") if kept else False
@@ -53,7 +53,7 @@ def test_engines_are_compared_once_and_the_faster_is_used(ik: BackendName, start
 def test_stopping_it_keeps_nothing_and_it_does_not_come_again(ik: BackendName, starter_path: Path) -> None:
     options, notes = choose(starter_path, lambda fraction: False)
     assert options is None
-    assert notes == ["the engines were not compared: `edgespec tune` does it, and compares more"]
+    assert notes == ["the engines were not compared: run `edgespec tune`, which compares more settings, too"]
     assert calibration.tuned(check_gguf(starter_path)) is None
     assert choose(starter_path) == (None, [])
 
@@ -105,8 +105,8 @@ def test_one_engine_is_not_compared(starter_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        ((1.0, 1.3), "the engine ik is used from now on: ik is 1.30 times as fast as llama.cpp"),
-        ((1.0, None), "the engine llama.cpp is used: the other does not run this model here"),
+        ((1.0, 1.3), "using the engine ik from now on: ik is 1.30 times as fast as llama.cpp"),
+        ((1.0, None), "using the engine llama.cpp: the other does not run this model on this machine"),
     ],
 )
 def test_the_outcome_names_both_engines(scores: tuple[float | None, ...], expected: str) -> None:

@@ -111,7 +111,7 @@ def test_a_draft_of_another_vocabulary_is_refused(tmp_path, shared, tiny_llama, 
     monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     other = write_tiny_onnx(tmp_path / "other", replaced=(65, "Zebra"))
     larger = write_tiny_onnx(tmp_path / "larger", extra=3)
-    message = r"other cannot draft for .*: token 65 is '.' in the target, 'Zebra' in the draft"
+    message = r"other cannot draft for .* \(token 65 is '.' in the target, 'Zebra' in the draft\)"
     for target, options in ((shared, OnnxOptions(128)), (tiny_llama, LlamaOptions(128))):
         with pytest.raises(EdgespecError, match=message):
             open_engine(target, other, options=options)
