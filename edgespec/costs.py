@@ -57,7 +57,8 @@ class CostCurve:
 
     `best` is the lowest pace ever held for a while, infinite before: `slowdown` relative to it replaces a
     temperature on machines without a sensor. `allowance` is how many tokens' time may be lost on trying sizes
-    of uncertain cost: 1% of the time that passed. `seen` counts the passes of each size.
+    of uncertain cost: 1% of the time that passed. `seen` counts the passes of each size. Of a pass, `undo`
+    rows can be taken back at once; to take back more, the accepted ones are evaluated again.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class CostCurve:
         self.slope = slope
         self.best = math.inf
         self.allowance = _ALLOWED
+        self.undo = _LARGEST
         self.seen: dict[int, int] = {}
         self.noise = _NOISE
         self._held = 0
@@ -128,6 +130,11 @@ class CostCurve:
         else:
             figure = self._seconds[self._next[rows] - 1]
         return figure * (1.0 + self.slope * context)
+
+    def again(self, rows: int, context: int = 0) -> float:
+        """Return the cost of `rows` evaluated again, as a part of a later batch."""
+        few = self.seconds(1, context)
+        return rows * (self.seconds(min(8, self.largest), context) - few) / max(1, min(8, self.largest) - 1)
 
     def uncertainty(self, rows: int) -> float:
         """Return the standard deviation of the logarithm of the cost of `rows`, relative to one row."""
@@ -189,6 +196,7 @@ class CostCurve:
         curve._logs, curve._covariance = self._logs.copy(), self._covariance.copy()
         curve._known, curve._allowed, curve._tried = set(self._known), self._allowed, dict(self._tried)
         curve._prior, curve.best, curve.noise = self._prior, self.best, self.noise
+        curve.undo = self.undo
         curve._refresh()
         return curve
 

@@ -33,6 +33,8 @@ ForwardAll = Callable[[Sequence[ForwardRequest]], Sequence[Logits]]
 """LanguageModel.forward for several sequences at once: (sequence, new tokens, rows wanted) of each."""
 
 
+_REPLAYED = 2  # accepted tokens that are evaluated again together with a draft
+
 Propose = Callable[[Sequence[int], int], Draft]
 """Returns the draft to verify after a context, of at most the given number of tokens."""
 
@@ -116,8 +118,14 @@ class Generation:
         return step, (self.target, new, 1 + len(ask.draft) + ask.padding)
 
     def limit(self, rows: int) -> int:
-        """Return how many tokens may be drafted in a round of `rows` rows."""
-        return min(self._end - len(self.context), rows) - 1 if len(self.context) > self._first else 0
+        """Return how many tokens may be drafted in a round of `rows` rows.
+
+        None while many accepted tokens are evaluated again: with a draft after them, a rejection would have
+        to be followed by the same tokens once more.
+        """
+        if len(self.context) == self._first or self.lacking > _REPLAYED:
+            return 0
+        return min(self._end - len(self.context), rows) - 1
 
     def take(self, round_: Round) -> None:
         """Append the tokens of a finished round."""

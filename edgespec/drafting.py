@@ -110,7 +110,7 @@ class ModelDrafter:
             self._model.rollback(same)
         sampled = self._settings.temperature > 0
         return Draft(
-            tuple(tokens), tuple(confidence), (MODEL,) * len(tokens), tuple(probs) if sampled else None
+            tuple(tokens), tuple(confidence), (self.source,) * len(tokens), tuple(probs) if sampled else None
         )
 
     def begin_ahead(self, text: Sequence[int], most: int) -> None:

@@ -157,6 +157,7 @@ class Planner:
         asked = self._asked
         plain, base = prices.plain_rate, prices.price(1 + lead)
         more = prices.price(rows, asked.planned if asked is not None else 0.0) - base
+        more += prices.repeated(rows, 1 + round_.accepted)
         gained = len(round_.tokens) - 1 - led
         self._backoff.observe(drafted - lead, round_.accepted - led, gained - more * plain)
         spent = round_.seconds * prices.weight(rows + round_.shared.rows)
@@ -267,7 +268,7 @@ class Planner:
         price = {n: prices.price(n) for n in set(rows)}
         value, kept = best_length(
             expected,
-            lambda k: price[rows[k]],
+            lambda k: price[rows[k]] + prices.replay(expected, k, rows[k]),
             prices.rate,
             least=least,
             margin=0.0 if least else self._backoff.margin,

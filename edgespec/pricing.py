@@ -114,6 +114,25 @@ class Prices:
         seconds = self.costs.seconds(all_rows, self.length) * self.costs.caution(all_rows)
         return self.weight(all_rows) * seconds + self.weight(1) * drafting
 
+    def replay(self, expected: Sequence[float], k: int, rows: int) -> float:
+        """The price of what is evaluated again after a draft of `k` tokens in a batch of `rows`.
+
+        Where not all rows can be taken back at once, a rejection costs the accepted rows a second time.
+        `expected`: see `expected_tokens`; E(i) - E(i - 1) is the probability that i tokens are accepted.
+        """
+        if rows - 1 <= self.costs.undo:
+            return 0.0
+        reached = [1.0, *(expected[i] - expected[i - 1] for i in range(1, k + 1)), 0.0]
+        stop = k + 1 if rows > k + 1 else k  # with padding, also a draft that was accepted is taken back
+        again = sum((reached[i] - reached[i + 1]) * (i + 1) for i in range(stop))
+        return again * self.repeated(rows, 1)
+
+    def repeated(self, rows: int, kept: int) -> float:
+        """The price of evaluating again the rows that were `kept` of a batch, if that is necessary."""
+        if rows - 1 <= self.costs.undo or kept == rows:
+            return 0.0
+        return self.weight(rows) * self.costs.again(kept, self.length)
+
     def value(self, expected: float, rows: int, drafting: float = 0.0) -> float:
         """Tokens `expected` of a round beyond what its time is worth elsewhere; 0 rows: no such batch."""
         return expected - self.rate * self.price(rows, drafting)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 from edgespec.core import Cancelled
@@ -36,13 +36,29 @@ def child(arguments: Sequence[str], patience: float = 0.0, **options: Any) -> It
     inside Popen, it would leave a process that nothing refers to.
     """
     started: list[subprocess.Popen[Any]] = []
+    errors: list[Exception] = []
+    lock, over = Lock(), False
+
+    def start() -> None:
+        with lock:
+            if not over:
+                try:
+                    started.append(subprocess.Popen(arguments, **options))
+                except Exception as error:  # noqa: BLE001 - raised below, in the caller's thread
+                    errors.append(error)
+
     options.setdefault("stdin", subprocess.DEVNULL)
     options.setdefault("creationflags", getattr(subprocess, "CREATE_NO_WINDOW", 0))
     try:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(lambda: started.append(subprocess.Popen(arguments, **options))).result()
+        thread = Thread(target=start, name="edgespec-child")
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
         yield started[0]
     finally:
+        with lock:  # a thread that has not come so far starts nothing
+            over = True
         for process in started:
             _end(process, patience)
 
@@ -68,7 +84,7 @@ def run(
     `tick` is called ten times per second and stops the command by returning False: then this raises
     Cancelled. On any exception, the process has ended before it is raised.
     """
-    options = {
+    options: dict[str, Any] = {
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.PIPE,
         "encoding": "utf-8",

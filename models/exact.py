@@ -42,6 +42,7 @@ def equal_sizes(sequence: ModelSequence, text: Sequence[int], most: int) -> list
     room = min(sequence.model.context_length, len(text)) - sizes[-1] - 1
     for length in {min(length, room) for length in _LENGTHS}:
         sequence.rollback(0)
+        sequence.mark_at([length])
         sequence.forward(text[:length])
         after = text[length : length + sizes[-1] + 1]
         single = [sequence.forward([token])[0].copy() for token in after]

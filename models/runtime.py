@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
@@ -43,8 +43,17 @@ class ModelSequence(LanguageModel, Protocol):
     @property
     def model(self) -> Model: ...
 
+    def reachable(self, length: int) -> int:
+        """Return how many tokens `rollback` to `length` would leave."""
+
+    def mark_at(self, lengths: Iterable[int]) -> None:
+        """Make `rollback` to these numbers of tokens possible, once the cache holds as many."""
+
     def share(self, other: Any, length: int) -> bool:
-        """Copy the first `length` tokens of `other`, a sequence of the same model. False if impossible."""
+        """Copy the first `length` tokens of `other`, or fewer, a sequence of the same model.
+
+        Returns False if that is impossible.
+        """
 
     def state(self) -> npt.NDArray[np.uint8]:
         """Return a copy of the KV cache, for `restore`."""
@@ -91,14 +100,18 @@ class Model(Protocol):
         """Compute threads for forward passes of one row and of several."""
 
     @property
-    def rollback_refusal(self) -> str | None:
-        """Why sequences of this model cannot be rolled back, None if they can."""
+    def undo(self) -> int | None:
+        """How many rows of a pass can be taken back at once; more are evaluated again. None: any number."""
 
     @property
     def chat_template(self) -> str | None: ...
     @property
     def cache_bytes(self) -> int:
         """Bytes of one full KV cache."""
+
+    @property
+    def state_bytes(self) -> int:
+        """The most bytes that the state of a sequence takes."""
 
     def fingerprint(self) -> tuple[object, ...]:
         """Return what a saved state depends on: weights, build, cache types."""
@@ -116,6 +129,15 @@ class Model(Protocol):
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
+
+
+def refusal_as_draft(model: Model) -> str | None:
+    """Return why `model` cannot draft, None if it can."""
+    if model.undo is None:
+        return None
+    return (
+        f"{model.summary.architecture} models keep a running state, which a draft model would copy per token"
+    )
 
 
 class Runtime(Protocol):

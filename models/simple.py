@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -36,10 +36,10 @@ class SimpleModel(ABC):
     """A Model whose logits are a function of the tokens, which a subclass defines."""
 
     chat_template: str | None = None
-    rollback_refusal: str | None = None
+    undo: int | None = None
     shares_passes, on_cpu, fixed_threads = False, True, True
     threads = 1, 1
-    cache_bytes = 0
+    cache_bytes = state_bytes = 0
 
     def __init__(self, path: Path, options: Options, summary: SimpleSummary, vocab: Vocabulary) -> None:
         self.path, self.options, self.summary, self.vocab = path, options, summary, vocab
@@ -100,6 +100,12 @@ class SimpleSequence:
 
     def rollback(self, length: int) -> None:
         del self._tokens[length:]
+
+    def reachable(self, length: int) -> int:
+        return min(length, len(self._tokens))
+
+    def mark_at(self, lengths: Iterable[int]) -> None:
+        """Do nothing: any number of tokens can be taken back."""
 
     def share(self, other: SimpleSequence, length: int) -> bool:
         self._tokens = list(other.tokens[:length])

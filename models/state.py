@@ -85,11 +85,10 @@ def _header(sequence: ModelSequence, path: Path) -> tuple[list[int], int, object
 
 def _fits(sequence: ModelSequence, tokens: object, size: object) -> bool:
     model = sequence.model
-    most = 2 * model.cache_bytes + (1 << 20)
     return (
         isinstance(tokens, list)
         and 0 < len(tokens) <= model.context_length
         and all(type(one) is int and 0 <= one < sequence.vocab_size for one in tokens)
         and type(size) is int
-        and 0 < size <= most
+        and 0 < size <= model.state_bytes
     )

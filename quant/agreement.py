@@ -1,6 +1,6 @@
-"""How far a quantized model agrees with what it was made of, and what its forward passes cost.
+"""Measures how far a quantized model agrees with its source, and what its forward passes cost.
 
-Teacher forcing: both read the same text, and at every token their guesses for the next one are compared.
+Teacher forcing: both evaluate the same text, and their next tokens are compared at every position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHUNK = 25
 ROWS = (1, 4, 8)
 
 LogitsReader = Callable[[Sequence[int], bool], Logits]
-"""Reads on in a text, or in a new one if told so, and returns the logits after every token read."""
+"""Evaluates tokens after those before, or as a new text, and returns the logits after every one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class Agreement:
 
 
 def windows(tokens: Sequence[int]) -> list[Sequence[int]]:
-    """`tokens` in pieces that are read as texts of their own."""
+    """Split `tokens` into pieces that are evaluated as separate texts."""
     return [tokens[start : start + WINDOW] for start in range(0, len(tokens), WINDOW)]
 
 
 def reader(sequence: LanguageModel) -> LogitsReader:
-    """A Reader of a model that gives logits for CHUNK rows at once."""
+    """Return a Reader of a model that has logits of CHUNK rows per pass."""
 
     def read(new: Sequence[int], fresh: bool) -> Logits:
         if fresh:
@@ -53,7 +53,7 @@ def reader(sequence: LanguageModel) -> LogitsReader:
 def compare(
     source: LogitsReader, made: LogitsReader, texts: Sequence[Sequence[int]], progress: Progress | None = None
 ) -> Agreement:
-    """Let both read `texts`. Raises Cancelled when `progress` stopped it."""
+    """Evaluate `texts` with both. Raises Cancelled when `progress` stopped it."""
     same, divergence, done = 0, 0.0, 0
     total = sum(map(len, texts))
     for text in texts:
@@ -79,7 +79,7 @@ def _log_softmax(logits: Logits) -> npt.NDArray[np.float64]:
 def speeds(
     models: Mapping[str, LanguageModel], progress: Progress | None = None, seconds: float = 8.0
 ) -> dict[str, dict[int, float]]:
-    """Median milliseconds of a forward pass of 1, 4 and 8 rows by model, in turns for about `seconds`.
+    """Return median milliseconds of a pass of 1, 4 and 8 rows by model, interleaved for about `seconds`.
 
     All rows' logits are wanted, after 64 tokens. Raises Cancelled when `progress` stopped it.
     """

@@ -1,4 +1,4 @@
-"""What a converted model is worth: its size, its speed, and how far it agrees with its source."""
+"""Compares a converted model with its source: size, speed, agreement."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from edgespec.quant.export import run_exporter
 from edgespec.quant.exporter import SCORE, SCORES_FILE, TOKENS_FILE
 from edgespec.quant.requant import require_space, work_folder
 
-_ROOM = 512 << 20  # bytes that two loaded models take besides their weights
+_ROOM = 512 << 20  # bytes that two loaded models take in addition to their weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def assess(source: Path, made: Path, text: str, progress: NamedProgress | None =
     needed, free = sum(sizes) + _ROOM, memory_available()
     if needed > free:
         raise EdgespecError(
-            f"Comparing with {source.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
+            f"comparing with {source.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
             "free: close other programs first."
         )
     with ExitStack() as stack:
@@ -65,7 +65,7 @@ def assess(source: Path, made: Path, text: str, progress: NamedProgress | None =
         tokens = theirs.vocab.tokenize(text)
         texts = windows(tokens[:TOKENS])
         if not texts:
-            raise EdgespecError("The text to compare on is empty: give another.")
+            raise EdgespecError("the text to compare on is empty: choose another")
         same_tokens = theirs is ours or ours.vocab.tokenize(text) == tokens
         if theirs is ours:
             reference = stack.enter_context(_scores(source, made, tokens[:TOKENS], report))
@@ -80,7 +80,7 @@ def assess(source: Path, made: Path, text: str, progress: NamedProgress | None =
 
 @contextmanager
 def _scores(source: Path, made: Path, tokens: Sequence[int], report: NamedProgress) -> Iterator[LogitsReader]:
-    """A Reader of a checkpoint, whose logits transformers computes beforehand in a process of its own."""
+    """Return a Reader of a checkpoint: transformers computes its logits before, in its own process."""
     with work_folder(made, "scores") as work:
         require_space(work, 4 * len(tokens) * check_model(made).vocab_size)
         np.save(work / TOKENS_FILE, tokens)
@@ -99,7 +99,7 @@ def _scores(source: Path, made: Path, tokens: Sequence[int], report: NamedProgre
 
 
 def bytes_of(path: Path) -> int:
-    """What a model's file takes, or all files in its folder."""
+    """Return the bytes of a model's file, or of all files in its folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(one.stat().st_size for one in path.iterdir() if one.is_file())

@@ -1,6 +1,6 @@
 """One table for embeddings and output head, in the ONNX folders that onnxruntime-genai's builder writes.
 
-The builder keeps the table of embeddings in fp32 beside the quantized head: 545 MB where the head takes 153.
+The builder stores the embeddings in fp32 in addition to the quantized head: 545 MB where the head takes 153.
 (Its own way of sharing them is for 4 bits only, and makes onnxruntime hold a second copy of the head in
 memory.) Here the embedding looks its rows up in the head's own bytes, which onnxruntime maps from the file:
 rows that are not looked up take no memory at all. Where a model has two different matrices, its embeddings

@@ -1,7 +1,6 @@
-"""The fastest draft this machine can make of a model, kept only where it measured faster.
+"""Makes the fastest draft of a model on this machine, and keeps it only if it measured faster.
 
-Requantising costs the draft some of its agreement with the target and nothing else: whatever is drafted, the
-target has the last word.
+Requantizing only costs the draft some of its agreement with the target: the target verifies every token.
 """
 
 from __future__ import annotations
@@ -19,12 +18,13 @@ from edgespec.machine.sensors import memory_available
 from edgespec.models.gguf.check import check_gguf
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions, LlamaSequence
 from edgespec.models.gguf.trimmed import open_draft
+from edgespec.models.runtime import refusal_as_draft
 from edgespec.quant.requant import (
     SOURCE_KEY,
     DraftType,
     draft_path,
     made_drafts,
-    requantise,
+    requantize,
     require_space,
     size_as,
     work_folder,
@@ -33,20 +33,20 @@ from edgespec.quant.trim import trim
 from edgespec.quant.vocabulary import choose, count_use, shipped_use
 
 GAIN = 1.05
-"""How many times faster a made draft must be to be kept: less is within the noise of a measurement."""
+"""The least speedup of a draft that is kept: less is within the noise of a measurement."""
 
 UNDISTURBED = 0.75
-"""The least share of its threads' time that a measurement must have had: the rest went to other programs."""
+"""The least share of its threads' time that a measurement must have; other programs used the rest."""
 
-_READ = 8  # tokens read at once in the second figure, about what a draft catches up with after a round
+_READ = 8  # tokens evaluated at once in the second figure, about as many as a draft evaluates after a round
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """A file `bytes` long as `kind` ("as it is" for the source), and medians in milliseconds.
+    """A file of `bytes` with the weight type `kind` ("as it is" for the source), and medians in milliseconds.
 
-    `token` is for one token and its logits, what drafting repeats. `reading` is for eight tokens and the
-    logits of the last, what catching up with the target takes.
+    `token` is for one token and its logits: a step of drafting. `reading` is for eight tokens and the logits
+    of the last: evaluating what the target added.
     """
 
     kind: str
@@ -57,9 +57,9 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class DraftReport:
-    """What was tried on `source`, itself first. `kept` is the made draft, None if none was faster enough.
+    """What was tried for `source`, itself first. `kept` is the draft made, None if none was faster by GAIN.
 
-    `best` is what `kept` measured, or the source.
+    `best` has the figures of `kept`, or of the source.
     """
 
     source: Path
@@ -69,12 +69,12 @@ class DraftReport:
 
     @property
     def line(self) -> str:
-        """The outcome in a few words."""
+        """The outcome in one line."""
         before = self.timings[0].token
         if self.kept is None:
             after = ", ".join(f"{one.token:.1f} as {one.kind}" for one in self.timings[1:])
-            return f"no faster draft: {before:.1f} ms a token as it is, {after}"
-        return f"made a faster draft: {before:.1f} -> {self.best.token:.1f} ms a token"
+            return f"no faster draft: {before:.1f} ms per token as it is, {after}"
+        return f"made a faster draft: {before:.1f} -> {self.best.token:.1f} ms per token"
 
 
 def make_draft(
@@ -84,11 +84,11 @@ def make_draft(
     vocabulary: int = 0,
     corpus: Sequence[Path] = (),
 ) -> DraftReport:
-    """Requantise `source` as each of `kinds`, measure, and keep the fastest beside it.
+    """Requantize `source` as each of `kinds`, measure, and keep the fastest in its folder.
 
     With a `vocabulary` size, try each also with only the most useful so many ids: those that the texts in
-    `corpus` use most, or the shipped ones. Such a draft says less, so it too must be faster enough.
-    `requant.made_draft` finds what was kept; drafts made of `source` before are replaced. Takes seconds, with
+    `corpus` use most, or the shipped ones. It drafts fewer tokens, so it, too, must be faster by GAIN.
+    `requant.made_draft` finds what was kept; earlier drafts of `source` are replaced. Takes seconds, with
     IQ4_NL minutes. An error leaves nothing behind. Raises EdgespecError, one line, and Cancelled when
     `progress` stopped it.
     """
@@ -100,8 +100,8 @@ def make_draft(
     with work_folder(source, "draft") as folder:
         made: dict[str, Path] = {}
         for kind in kinds:
-            made[kind] = requantise(
-                source, folder / f"{kind}.gguf", kind, partial(report, f"requantising to {kind}")
+            made[kind] = requantize(
+                source, folder / f"{kind}.gguf", kind, partial(report, f"requantizing to {kind}")
             )
         if vocabulary:
             ids = useful_ids(made[kinds[0]], vocabulary, corpus)
@@ -124,10 +124,10 @@ def make_draft(
 
 
 def useful_ids(path: Path, size: int, corpus: Sequence[Path] = ()) -> Ids:
-    """The `size` ids of `path`'s vocabulary that are worth keeping, ascending."""
+    """Return the `size` most useful ids of `path`'s vocabulary, ascending."""
     with LlamaModel(path, LlamaOptions(context=64, max_rows=1)) as model:
         if size >= model.vocab.size:
-            raise EdgespecError(f"The vocabulary has only {model.vocab.size} tokens: name fewer.")
+            raise EdgespecError(f"the vocabulary has only {model.vocab.size} tokens: choose a smaller number")
         use = (
             count_use(model.vocab, map(read_text, corpus))
             if corpus
@@ -137,11 +137,11 @@ def useful_ids(path: Path, size: int, corpus: Sequence[Path] = ()) -> Ids:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file the user named. Raises EdgespecError."""
+    """Return the text of a file that the user named. Raises EdgespecError."""
     try:
         return path.read_text("utf-8", "replace")
     except OSError as error:
-        raise EdgespecError(f"Cannot read {path}: {error.strerror or error}.") from None
+        raise EdgespecError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def measure(
@@ -150,7 +150,7 @@ def measure(
     progress: Callable[[float], bool] | None = None,
     seconds: float = 6.0,
 ) -> tuple[Timing, ...]:
-    """Time `source` and what was `made` of it, interleaved since a machine's speed drifts, for `seconds`.
+    """Time `source` and the files `made` from it for `seconds`, interleaved since the machine's speed drifts.
 
     Raises EdgespecError if other programs had the processor meanwhile: threads that wait for each other are
     then slower by any factor.
@@ -163,8 +163,8 @@ def measure(
             name: stack.enter_context(open_draft(path, options, source=source))
             for name, path in files.items()
         }
-        if reason := models["as it is"].rollback_refusal:
-            raise EdgespecError(f"{source.name} cannot draft: {reason}.")
+        if reason := refusal_as_draft(models["as it is"]):
+            raise EdgespecError(f"{source.name} cannot draft ({reason}): choose another model")
         sequences = {name: model.sequence() for name, model in models.items()}
         for sequence in sequences.values():  # the context to draft after; it also touches all weights
             sequence.forward([token % sequence.vocab_size for token in range(64)])
@@ -187,7 +187,7 @@ def measure(
                 raise Cancelled
     if share < UNDISTURBED:
         raise EdgespecError(
-            f"Other programs had {1 - share:.0%} of the processor while {source.name} was measured: "
+            f"other programs used {1 - share:.0%} of the processor while {source.name} was measured: "
             "nothing was kept, try again when they are done."
         )
     return tuple(
@@ -205,7 +205,7 @@ def _milliseconds(sequence: LlamaSequence, new: Sequence[int]) -> float:
 def _require_memory(source: Path, needed: int) -> None:
     if needed > (free := memory_available()):
         raise EdgespecError(
-            f"Measuring {source.name} takes {needed >> 20} MiB of memory and {free >> 20} are free: "
+            f"measuring {source.name} takes {needed >> 20} MiB of memory and {free >> 20} are free: "
             "close other programs first."
         )
 

@@ -1,7 +1,8 @@
 """ONNX folders made of GGUF files and of checkpoints: all that is decided before and after `exporter` works.
 
 The libraries that convert are large and optional, and take more memory than they give back: they run in a
-process of their own, which writes into a folder beside the destination. The destination appears whole or not.
+process of their own, which writes into a folder next to the destination. The destination appears
+complete or not at all.
 """
 
 from __future__ import annotations
@@ -96,16 +97,16 @@ def export_onnx(
 def run_exporter(arguments: Sequence[str], source: Path, work: Path, report: NamedProgress) -> None:
     """Run `exporter` on `source` with the work folder `work`. Raises EdgespecError, and Cancelled."""
     command = [*worker_command(), *arguments]
-    code, said = processes.run(command, _Ticker(work, report), _offline_environment())
+    code, output = processes.run(command, _Ticker(work, report), _offline_environment())
     if code:
-        raise _failure(source, code, said)
+        raise _failure(source, code, output)
 
 
 def require_extra() -> None:
     """Raise EdgespecError if the libraries that export are not installed."""
     if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
-        torch = " - after pip install torch in its CPU build, as pytorch.org says, where CUDA's is too large"
-        raise EdgespecError(f"Exporting needs {', '.join(missing)}: {how_to_get('export', torch)}.")
+        torch = " - after pip install torch in its CPU build, if the CUDA build is too large"
+        raise EdgespecError(f"exporting needs {', '.join(missing)}: {how_to_get('export', torch)}")
 
 
 def refuse_destination(out: Path, force: bool) -> None:
@@ -132,7 +133,7 @@ def require_room(source: ExportSource, out: Path, bits: Bits) -> None:
     needed, free = source.parameters * _MEMORY + _ROOM, memory_available()
     if needed > free:
         raise EdgespecError(
-            f"Exporting {source.path.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
+            f"exporting {source.path.name} takes about {needed >> 20} MiB of memory and {free >> 20} are "
             "free: close other programs, or export a smaller model."
         )
 
@@ -143,7 +144,7 @@ def worker_command() -> list[str]:
 
 
 class _Ticker:
-    """Hands on what the exporting process last said of its progress."""
+    """Reports the progress that the exporting process wrote last."""
 
     def __init__(self, work: Path, report: NamedProgress) -> None:
         self._file, self._report = work / PROGRESS, report
@@ -223,16 +224,18 @@ def _replace(made: Path, out: Path, work: Path) -> None:
 
 
 def _offline_environment() -> dict[str, str]:
-    """All that is needed is on the disk: the libraries shall ask nobody."""
+    """Keep the libraries from using the network: all that is needed is on disk."""
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return {**os.environ, **offline, "TOKENIZERS_PARALLELISM": "false"}
 
 
-def _failure(source: Path, code: int, said: str) -> EdgespecError:
+def _failure(source: Path, code: int, output: str) -> EdgespecError:
     if code == -9:
-        return EdgespecError(f"Exporting {source.name} was killed, most likely for want of memory.")
-    if "No space left" in said:
-        return EdgespecError("The disk is full: free some and try again.")
-    lines = said.strip().splitlines()
+        return EdgespecError(
+            f"exporting {source.name} was killed, most likely because memory ran out: close other programs"
+        )
+    if "No space left" in output:
+        return EdgespecError("the disk is full: free some and try again")
+    lines = output.strip().splitlines()
     reason = printable(lines[-1], 200) if lines else f"the exporter ended with code {code}"
     return EdgespecError(f"{source.name} cannot be exported: {reason}")

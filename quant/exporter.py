@@ -18,13 +18,13 @@ from edgespec.files import write_whole
 from edgespec.models.gguf.check import check_gguf
 
 PROGRESS = "progress"
-"""The file in the work folder that says what is being done: a fraction from 0 to 1, a space, words."""
+"""The file in the work folder with the progress: a fraction from 0 to 1, a space, words."""
 
 MODEL = "model"
 """The finished folder in the work folder."""
 
 SCORE = "score"
-"""The first argument that asks for logits instead."""
+"""The first argument that requests logits instead."""
 
 TOKENS_FILE, SCORES_FILE = "tokens.npy", "scores.npy"
 
@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
             else:
                 _export(Path(arguments[0]), Path(arguments[1]), int(arguments[2]))
     except Exception as error:  # noqa: BLE001 - four libraries: whatever they raise is one line for the user
-        said = str(error).strip().splitlines()
-        sys.stderr.write(f"\n{type(error).__name__}: {said[0] if said else 'no reason given'}\n")
+        lines = str(error).strip().splitlines()
+        sys.stderr.write(f"\n{type(error).__name__}: {lines[0] if lines else 'no reason given'}\n")
         return 1
     return 0
 
@@ -79,7 +79,7 @@ def _read_gguf(source: Path, work: Path, checkpoint: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    alone = work / "gguf"  # nothing but the file: what lies beside it is not part of the model
+    alone = work / "gguf"  # the file alone: other files in its folder are not part of the model
     alone.mkdir()
     try:
         (alone / "model.gguf").symlink_to(source)
@@ -132,7 +132,7 @@ OPTIONS = {
 
 
 class _Layers(io.TextIOBase):
-    """Hears the builder say which layer it reads."""
+    """Reports which layer the builder reads."""
 
     def __init__(self, work: Path, layers: int) -> None:
         self._work, self._layers = work, layers
@@ -145,7 +145,7 @@ class _Layers(io.TextIOBase):
 
 
 class _Products(logging.Handler):
-    """Hears the quantizer say which matrix is done."""
+    """Reports which matrix the quantizer has done."""
 
     def __init__(self, work: Path, products: int) -> None:
         super().__init__()
@@ -192,9 +192,9 @@ def _score(source: Path, work: Path) -> None:
 
 
 def _tidy_tokenizer(folder: Path, vocab_size: int, split: object) -> None:
-    """Mend what transformers makes of a GGUF file's tokenizer.
+    """Repair what transformers makes of a GGUF file's tokenizer.
 
-    It invents an unknown token where a file has none, beyond what the model knows, and does not know how
+    It adds an unknown token where a file has none, beyond the model's vocabulary, and does not support how
     every family splits a text: `split` is llama.cpp's name for that.
     """
     path = folder / "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""GGUF files in another weight type, and which of them were made from which.
+"""Requantizes GGUF files, and finds which file was made from which.
 
 Knows nothing of speed: `draft` measures.
 """
@@ -35,14 +35,14 @@ _BITS: dict[DraftType | Mixture, float] = {
 _BLOCK = 256  # weights in a block of the k-quants; matrices of other widths get wider types instead
 
 SOURCE_KEY = "edgespec.source"
-"""Metadata of a made draft: the fingerprint of the file it was made from."""
+"""Metadata key of a draft: the fingerprint of the file it was made from."""
 
 _TABLES = ("token_embd.weight", "output.weight")
-_MARGIN = 64 << 20  # bytes of disk left to everyone else
+_MARGIN = 64 << 20  # bytes of disk left for other programs
 _SAMPLES, _SAMPLE = 64, 1 << 16
 
 
-def requantise(
+def requantize(
     source: Path,
     out: Path,
     kind: DraftType | Mixture,
@@ -59,7 +59,7 @@ def requantise(
     """
     summary = check_gguf(source)
     if out.exists() and out.samefile(source):
-        raise EdgespecError(f"{source} cannot be written over itself: choose another name.")
+        raise EdgespecError(f"{source} cannot be written over itself: choose another name")
     needed = size_as(source, summary, kind, pure)
     require_space(out.parent, needed)
     with replacing(out) as partial:
@@ -68,18 +68,18 @@ def requantise(
         report(1.0)
         try:
             made = check_gguf(partial)
-        except EdgespecError:  # its words would send the user to download a file that only this process saw
-            raise EdgespecError(f"llama.cpp left a damaged {out.name}: try again.") from None
+        except EdgespecError:  # its message would advise another download of a temporary file
+            raise EdgespecError(f"llama.cpp wrote a damaged {out.name}: try again") from None
         if made.tokenizer_digest != summary.tokenizer_digest:
-            raise EdgespecError(f"llama.cpp changed the vocabulary of {source.name} while requantising it.")
+            raise EdgespecError(f"llama.cpp changed the vocabulary of {source.name}: use another weight type")
     return out
 
 
 def size_as(source: Path, summary: GgufSummary, kind: DraftType | Mixture, pure: bool = True) -> int:
-    """About how many bytes `source` takes with its weights as `kind`; rather too many than too few."""
+    """Estimate the bytes of `source` with its weights as `kind`, rather too high than too low."""
     header = max(0, source.stat().st_size - summary.tensor_bytes)
     bits = _BITS[kind]
-    if not pure and bits < 8.5:  # the table of embeddings and the head come out wider
+    if not pure and bits < 8.5:  # the embeddings and the output head get a wider type
         tables = [math.prod(one.shape) for name, one in summary.tensors.items() if name in _TABLES]
         odd = any(len(one.shape) > 1 and one.shape[0] % _BLOCK for one in summary.tensors.values())
         if odd:
@@ -96,13 +96,13 @@ def require_space(folder: Path, needed: int) -> None:
         raise unwritable(folder, error) from None
     if free < needed + _MARGIN:
         raise EdgespecError(
-            f"{needed + _MARGIN >> 20} MiB of disk are needed in {folder}, {free >> 20} are free: free some."
+            f"not enough disk in {folder}: {needed + _MARGIN >> 20} MiB are needed, {free >> 20} are free"
         )
 
 
 @contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A temporary name beside `out` that becomes `out` if the block ends well, and is gone otherwise."""
+    """Give a temporary name in the folder of `out`, renamed to `out` unless the block raises."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         try:
@@ -110,7 +110,7 @@ def replacing(out: Path) -> Iterator[Path]:
         except OSError as error:
             raise unwritable(out.parent, error) from None
         yield partial
-        with partial.open("rb+") as file:  # the name must not survive a power cut that the data does not
+        with partial.open("rb+") as file:  # after a power cut the name must not exist without its data
             os.fsync(file.fileno())
         partial.replace(out)
     finally:
@@ -119,26 +119,26 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def work_folder(beside: Path, what: str) -> Iterator[Path]:
-    """A new folder beside `beside`, so that what is kept moves by a rename; gone afterwards.
+def work_folder(destination: Path, what: str) -> Iterator[Path]:
+    """Create a folder next to `destination`, so that a result is moved by a rename; remove it afterwards.
 
-    Its name is known before it is there: wherever a Ctrl-C strikes, nothing of it stays.
+    Its name is known before it exists, so that it is removed wherever Ctrl-C interrupts.
     """
-    folder = beside.with_name(f".{beside.name}.{what}-{secrets.token_hex(6)}")
+    folder = destination.with_name(f".{destination.name}.{what}-{secrets.token_hex(6)}")
     try:
         try:
             folder.mkdir(0o700)
         except OSError as error:
-            raise unwritable(beside.parent, error) from None
+            raise unwritable(destination.parent, error) from None
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def fingerprint(path: Path) -> str:
-    """What tells `path` from other model files: SHA-256 of its size and of 4 MiB from all over it.
+    """Return a fingerprint of a model file: SHA-256 of its size and of 4 MiB from all parts of it.
 
-    Takes milliseconds, and is no proof against forgery: a draft never changes the output. Raises OSError.
+    Takes milliseconds. No protection against forgery, since a draft never changes the output. Raises OSError.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -150,17 +150,17 @@ def fingerprint(path: Path) -> str:
 
 
 def draft_path(source: Path, kind: str) -> Path:
-    """Where a draft made of `source` goes."""
+    """Return the path of a draft made from `source`."""
     return source.with_name(f"{source.stem}.draft-{kind}.gguf")
 
 
 def made_drafts(source: Path) -> list[Path]:
-    """The files beside `source` that are named as drafts of it, whether they belong to it or not."""
+    """Return the files next to `source` that have the name of a draft of it, whether made from it or not."""
     return sorted(source.parent.glob(glob.escape(source.stem) + ".draft-*.gguf"))
 
 
 def made_draft(source: Path) -> Path | None:
-    """The draft that was made of exactly this `source`, None if there is none. Damaged ones do not count."""
+    """Return the draft that was made from exactly this file, None if there is none. Ignores damaged ones."""
     for path in made_drafts(source):
         with suppress(EdgespecError, OSError):
             if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
@@ -169,15 +169,15 @@ def made_draft(source: Path) -> Path | None:
 
 
 def worker_command() -> list[str]:
-    """The quantizer's command line. A frozen program must call `quantizer.main` for `_quantize-worker`."""
+    """Return the quantizer's command line. A frozen program calls `quantizer.main` for `_quantize-worker`."""
     return processes.command("_quantize-worker", "-I", "-m", "edgespec.quant.quantizer")
 
 
 def _run(
     source: Path, partial: Path, kind: DraftType | Mixture, pure: bool, tick: Callable[[], bool]
 ) -> None:
-    trial.start("llama.cpp", files("llama.cpp"), tick)  # the quantizer would end without a reason
-    # Absolute, since a name that begins with a hyphen or is relative must mean the same over there.
+    trial.start("llama.cpp", files("llama.cpp"), tick)  # a crash in the quantizer has no message
+    # Absolute, since the child has another folder, and a name may begin with a hyphen.
     paths = [str(path.absolute()) for path in (source, partial)]
     how = [kind, "pure" if pure else "mixed", str(compute_cores()), SOURCE_KEY, fingerprint(source)]
     code, said = processes.run([*worker_command(), *paths, *how], tick)
@@ -191,14 +191,14 @@ def _fraction(partial: Path, needed: int) -> float:
     return 0.0
 
 
-def _failure(source: Path, partial: Path, code: int, said: str) -> EdgespecError:
-    if "iostream" in said:  # all that a C++ stream says of a write that failed
-        return EdgespecError(f"Cannot write in {partial.parent}: its disk or your quota is full.")
-    lines = said.strip().splitlines()
+def _failure(source: Path, partial: Path, code: int, output: str) -> EdgespecError:
+    if "iostream" in output:  # the message of a C++ stream for a failed write
+        return EdgespecError(f"cannot write in {partial.parent}: its disk or your quota is full")
+    lines = output.strip().splitlines()
     reason = printable(lines[-1], 200) if lines else f"the quantizer ended with code {code}"
-    return EdgespecError(f"{source.name} cannot be requantised: {reason}")
+    return EdgespecError(f"{source.name} cannot be requantized: {reason}")
 
 
 def unwritable(folder: Path, error: OSError) -> EdgespecError:
-    """What to tell the user of an `error` while writing in `folder`."""
-    return EdgespecError(f"Cannot write in {folder}: {error.strerror or error}.")
+    """Return an error for the user after `error` while writing in `folder`."""
+    return EdgespecError(f"cannot write in {folder}: {error.strerror or error}")

@@ -1,7 +1,7 @@
 """Models timed side by side: loaded together, taking turns, round by round.
 
-Machines drift by tens of percent within minutes, so a figure alone says little and only the median of ratios
-between neighbouring turns counts.
+Machines drift by tens of percent within minutes, so that only the median of ratios between neighboring turns
+counts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Figures = Mapping[int, float]
 """Seconds of a forward pass of n rows, all logits wanted, by n; under PROMPT those of a token of a prompt."""
 
 _HOPELESS = 1.25  # times slower in everything: not worth another round
-_ROOM = 256 << 20  # bytes that a loaded model takes besides its weights: buffers, logits, cache
+_ROOM = 256 << 20  # bytes that a loaded model takes in addition to its weights: buffers, logits, cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class TimingBench:
         self._effort, self._progress = effort, progress
         self._steps, self._step, self._share, self._doing = steps, 0, 0.0, ""
         self._timers: dict[Candidate, _Timer] = {}
-        self.notes: list[str] = []  # what went otherwise than asked for
+        self.notes: list[str] = []  # deviations from what was requested
         self._prompt = 0  # tokens; so many that the first model reads them in time
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class TimingBench:
     def open(self, variant: Candidate, doing: str, source: Path | None = None) -> None:
         """Load what `variant` needs. Raises EdgespecError where that fails or finds no memory.
 
-        Also where it was seen to fail on this processor: what is timed is what was asked for.
+        Also where it failed on this processor before: the requested options are timed.
         """
         self._doing, key = doing, variant.model()
         if key in self._timers:
@@ -114,7 +114,7 @@ class TimingBench:
         needed, free = check_model(variant.path).tensor_bytes + _ROOM, memory_available()
         if self._timers and needed > free:
             raise EdgespecError(
-                f"{needed / 1e9:.1f} GB of memory are needed beside the best, {free / 1e9:.1f} are free"
+                f"{needed / 1e9:.1f} GB of memory are needed for another model, {free / 1e9:.1f} are free"
             )
         if isinstance(key.options, LlamaOptions) and (reason := failure(variant.path, key.options)):
             raise EdgespecError(reason)
@@ -190,19 +190,16 @@ class _Timer:
         return max(32, min(self._effort.prompt, int(self._effort.prompt_seconds / reading)))
 
     def time(self, options: Options, quantities: Sequence[int]) -> Figures:
-        """One round: medians of a few passes for each of `quantities`, rows after a whole prompt.
-
-        Where memory cannot be cut there are no batches to check, and none are timed.
-        """
+        """One round: medians of a few passes for each of `quantities`, rows after a whole prompt."""
         self.model.set_threads(*options.thread_counts(compute_cores()))
         figures = {}
         if PROMPT in quantities or len(self._sequence.tokens) != self.prompt:
             self._sequence.rollback(0)
             self._pass(2, last=1)  # the turn before was another model's: threads sleep, caches are full of it
             self._sequence.rollback(0)
+            self._sequence.mark_at([self.prompt])
             figures[PROMPT] = self._pass(self.prompt, last=1) / self.prompt
-        cuts = self.model.rollback_refusal is None
-        sizes = [n for n in quantities if n == 1 or (cuts and n != PROMPT)]
+        sizes = [n for n in quantities if n != PROMPT]
         for n in sizes[:1] + sizes:  # the first twice, for the same reason
             repeats = self._effort.repeats + 2 * (n == 1)
             figures[n] = median(self._again(n) for _ in range(repeats))

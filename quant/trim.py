@@ -1,4 +1,4 @@
-"""Writes drafts with a smaller output head: see `models.trimmed` for what they are."""
+"""Writes drafts with a smaller output head: see `models.gguf.trimmed`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgespec.models.gguf.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""Those that take embedding rows as they are and may have one matrix for input and output."""
+"""Architectures that do not scale embedding rows and may have one matrix for input and output."""
 
 _HEAD = "output.weight"
 
@@ -23,14 +23,14 @@ _HEAD = "output.weight"
 def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
     """Write `whole` with an output head of the rows `ids` (ascending) only, and return `out`.
 
-    `whole` is `source` or was requantised from it; `source` gives the embeddings when the draft runs. Raises
+    `whole` is `source` or was requantized from it; `source` gives the embeddings when the draft runs. Raises
     EdgespecError for an architecture that cannot be run like this.
     """
     summary = check_gguf(whole)
     if summary.architecture not in ARCHITECTURES:
         raise EdgespecError(
-            f"The vocabulary of {summary.architecture} models cannot be trimmed, only that of "
-            f"{', '.join(ARCHITECTURES)}: leave --vocabulary out."
+            f"the vocabulary of {summary.architecture} models cannot be trimmed, only that of "
+            f"{', '.join(ARCHITECTURES)}: leave out --vocabulary"
         )
     head = summary.tensors.get(_HEAD, summary.tensors[EMBEDDING])
     require_space(out.parent, summary.tensor_bytes)
@@ -62,5 +62,5 @@ def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
 
 
 def coverage(ids: Ids, tokens: Iterable[int]) -> float:
-    """The share of `tokens` that are among `ids`."""
+    """Return the share of `tokens` that are among `ids`."""
     return float(np.isin(np.fromiter(tokens, np.int64), ids).mean())

@@ -29,7 +29,7 @@ from edgespec.quant.timing import PROMPT, Candidate, Figures, TimingBench, Timin
 MARGIN = 1.02
 """How many times better a setting must be to replace a simpler one."""
 
-_STANDS = 0.8  # the chance of a free guess in the score
+_ACCEPTED = 0.8  # the acceptance rate of draft tokens in the score
 _PLAIN, _CHECKING, _READING = 0.5, 0.35, 0.15
 _NEVER = "never chosen: it changes what the model computes"
 
@@ -40,7 +40,7 @@ QUICK = TimingBudget((1, 4, 8), 64, 1.0, prompts=2, least=4, most=8, seconds=4.0
 
 @dataclass(frozen=True, slots=True)
 class SettingTrial:
-    """One setting. `score` is relative to the first that ran; `outcome` says what became of it, and why.
+    """One setting. `score` is relative to the first that ran; `outcome` is its result, with the reason.
 
     `figures` are the first one's, undisturbed, times the ratios measured since, so that they compare however
     the machine drifted. Without them it was not measured.
@@ -57,7 +57,7 @@ class SettingTrial:
 class DraftForm:
     """A draft as shipped, or one made from it; `seconds` a token, one row, None where it was not measured.
 
-    `best_case`: the target's speed, in plain decoding speeds, if nine of ten guesses stood.
+    `best_case`: the target's speed, in plain decoding speeds, if nine of ten draft tokens were accepted.
     """
 
     path: Path
@@ -130,11 +130,11 @@ def compare_engines(path: Path, progress: NamedProgress) -> TuneReport:
 def score(figures: Figures) -> float:
     """Speed in one number that compares with another of the same model.
 
-    The weighted geometric mean of plain decoding 1 / t(1), of checking guesses, which is the best of
-    E(n) / t(n) where each free guess stands with 0.8, and of prompt reading in tokens a second.
+    The weighted geometric mean of plain decoding 1 / t(1), of verifying drafts, which is the best of
+    E(n) / t(n) where each draft token is accepted with 0.8, and of prefill in tokens per second.
     """
     rows = {n: seconds for n, seconds in figures.items() if n != PROMPT}
-    checking = max((1 - _STANDS**n) / (1 - _STANDS) / seconds for n, seconds in rows.items())
+    checking = max((1 - _ACCEPTED**n) / (1 - _ACCEPTED) / seconds for n, seconds in rows.items())
     return float(rows[1] ** -_PLAIN * checking**_CHECKING * figures[PROMPT] ** -_READING)
 
 
@@ -163,7 +163,7 @@ def draft_forms(source: Path) -> list[Path]:
 
 
 def onnx_forms(source: Path) -> list[Path]:
-    """ONNX folders beside `source` that are named after it: whether they fit is seen when they are loaded."""
+    """Return ONNX folders next to `source` with its name; they are checked when they are loaded."""
     names = [source.stem, *(one.name for one in load_catalog().values() if one.file == source.name)]
     others = [path for path in source.parent.iterdir() if is_onnx(path)] if source.parent.is_dir() else []
     return sorted(path for path in others if any(path.name.startswith(f"{name}-") for name in names))
@@ -224,7 +224,7 @@ def judged(
     rounds: Sequence[Sequence[Figures]],
     never: str = "",
 ) -> list[SettingTrial]:
-    """What `rounds` of `others` say against the rounds `before` of the best, measured side by side.
+    """Compare `rounds` of `others` with the rounds `before` of the best, which were interleaved.
 
     At most one outcome is "chosen", none with a reason for `never`. The median of ratios can be another
     program's doing, and so can the quickest rounds: the winner wins by both.
@@ -284,7 +284,7 @@ def _compare_forms(bench: TimingBench, source: Path, target: SettingTrial) -> li
 def _first(path: Path, engine: BackendName) -> LlamaOptions:
     """What an engine is compared with others in: without what it was seen to fail in."""
     options = LlamaOptions(context=512, engine=engine)
-    with suppress(EdgespecError):  # it is not installed, or fails in any case: `compare` will say so
+    with suppress(EdgespecError):  # it is not installed, or always fails: `compare` reports that
         return settle(path, options, engines=[engine])
     return options
 

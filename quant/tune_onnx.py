@@ -18,7 +18,7 @@ from edgespec.models.onnx import providers
 from edgespec.models.onnx.model import OnnxModel, OnnxOptions
 from edgespec.quant.timing import Candidate, Figures, TimingBench, TimingBudget, scaled, undisturbed
 
-_ROWS = (1, 4)  # of a small round: plain decoding, and checking a few guesses
+_ROWS = (1, 4)  # of a small round: plain decoding, and verifying a few draft tokens
 _REPEATS = 5
 EFFORT = TimingBudget((1, 2, 4, 8, 16), 256, 6.0, prompts=4, least=6, most=12, seconds=40.0, repeats=2)
 QUICK = TimingBudget((1, 2, 4, 8, 16), 64, 1.0, prompts=2, least=4, most=6, seconds=6.0, repeats=1)
@@ -33,27 +33,27 @@ class OnnxTuneReport:
     notes: tuple[str, ...]
 
 
-def tune(folder: Path, beside: Path | None, *, quick: bool, progress: NamedProgress) -> OnnxTuneReport:
-    """Time the model in `folder` on every provider, and beside the GGUF file `beside` on every engine.
+def tune(folder: Path, other: Path | None, *, quick: bool, progress: NamedProgress) -> OnnxTuneReport:
+    """Time the model in `folder` on every provider, and the GGUF file `other` on every engine, interleaved.
 
     Raises EdgespecError when it runs nowhere, Cancelled when `progress` stopped it.
     """
     offered = providers.offered()
     share = 0.4 / len(offered)
 
-    def heard(name: str) -> bool:
+    def report(name: str) -> bool:
         return progress(name, share * [providers.label(one) for one in offered].index(name))
 
-    found = providers.measure(offered, lambda name: seconds_on(folder, name), heard)
+    found = providers.measure(offered, lambda name: seconds_on(folder, name), report)
     if providers.CPU in found.failed and len(found.failed) == len(offered):
         raise EdgespecError(found.failed[providers.CPU])
     first = found.order(offered)[0]
     variants = {
         f"onnxruntime {providers.label(first)}": Candidate(folder, OnnxOptions(512, providers=(first,)))
     }
-    if beside is not None:
+    if other is not None:
         engines: tuple[BackendName, ...] = ("llama.cpp", "ik")
-        variants |= {name: Candidate(beside, LlamaOptions(context=512, engine=name)) for name in engines}
+        variants |= {name: Candidate(other, LlamaOptions(context=512, engine=name)) for name in engines}
     with TimingBench(
         QUICK if quick else EFFORT, 1, lambda what, part: progress(what, 0.4 + 0.6 * part)
     ) as bench:

@@ -1,6 +1,6 @@
-"""Which token ids a draft can do without: ids ordered by how often texts use them.
+"""Chooses the token ids that a draft keeps, by how often texts use them.
 
-A draft that knows only the most useful ids has a smaller output head. What it cannot say, it does not guess.
+A draft with only the most useful ids has a smaller output head. It never drafts the others.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ZIPF_SHARE, _ZIPF_SHIFT = 0.25, 100
 
 
 def count_use(vocab: LlamaVocab, texts: Iterable[str]) -> Use:
-    """How often each id of `vocab` occurs in `texts`."""
+    """Count how often each id of `vocab` occurs in `texts`."""
     counts = np.zeros(vocab.size, np.int64)
     for text in texts:
         for start in range(0, len(text), _CHUNK):
@@ -31,13 +31,13 @@ def count_use(vocab: LlamaVocab, texts: Iterable[str]) -> Use:
 
 
 def as_use(counts: npt.NDArray[np.int64]) -> Use:
-    """Counts on the logarithmic scale of `Use`, which takes a byte an id and compresses well."""
+    """Convert counts to the logarithmic scale of `Use`, which takes a byte per id and compresses well."""
     use: Use = np.minimum(np.round(8 * np.log2(counts + 1.0)), 255).astype(np.uint8)
     return use
 
 
 def shipped_use(tokenizer_digest: str) -> Use | None:
-    """Use in 16 MB of free texts, for the vocabularies of Qwen2.5 and SmolLM2; None for others.
+    """Return the use in 16 MB of free texts, for the vocabularies of Qwen2.5 and SmolLM2; None for others.
 
     The texts: Python's library and packages (32%), the Rust book and library's documentation (18%), readmes
     and manuals (30%), JavaScript, C, shell and SQL (16%), manual pages in eight more languages (4%).
@@ -47,7 +47,7 @@ def shipped_use(tokenizer_digest: str) -> Use | None:
 
 
 def choose(vocab: LlamaVocab, use: Use | None, size: int) -> Ids:
-    """The `size` most useful ids, ascending: control tokens and single bytes first, then by `use`.
+    """Return the `size` most useful ids, ascending: control tokens and single bytes first, then by `use`.
 
     No corpus has all subjects. Byte-pair vocabularies are in order of frequency in the text they were made
     from, which had more of them, so `use` is added to what Zipf's law expects of that order; without `use`

@@ -173,7 +173,7 @@ def test_a_failure_says_where_the_log_is_and_how_it_ends(tmp_path: Path) -> None
     assert done.returncode == 3
     _, failed, *tail = done.stderr.splitlines()
     assert failed.startswith("edgespec: trying: failed after ")
-    assert f"the log is {log}; it ends with" in failed
+    assert f"the log is {log} and ends with" in failed
     assert tail[-2:] == ["  line 39", "  error: ]0;no space"]
     assert len(tail) == 12
     assert log.read_text().startswith("line 0\nline 1\n")
@@ -199,7 +199,7 @@ def test_ctrl_c_ends_all_that_runs(
     pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     watched.press(b"\x03")
     assert watched.ended() == 130
-    assert watched.said.rstrip().endswith("edgespec: trying: cancelled")
+    assert watched.said.rstrip().endswith("edgespec: trying: canceled")
     assert "Traceback" not in watched.said
     assert "Traceback" not in (tmp_path / "log").read_text() or not ignored
     wait(lambda: not any(map(psutil.pid_exists, pids)), pids)
@@ -215,7 +215,7 @@ def test_an_end_from_outside_ends_all_that_runs(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 143
-    assert said.endswith("edgespec: trying: cancelled\n")
+    assert said.endswith("edgespec: trying: canceled\n")
     wait(lambda: not psutil.pid_exists(int(log.read_text().split()[0])))
 
 
@@ -355,7 +355,7 @@ def test_the_stores_of_the_tiles_are_kept_in_one_file_alone(tmp_path: Path, gnu:
 def test_a_file_of_the_tiles_that_moved_stops_the_build(tmp_path: Path) -> None:
     done = configured(tmp_path)
     assert done.returncode != 0
-    assert "mmq.cpp is not where it was" in done.stderr
+    assert "mmq.cpp has moved" in done.stderr
 
 
 # --- compiled code ---

@@ -136,7 +136,7 @@ class _AgentListener:
 def measure_agents(
     one: Engine,
     many: Engine,
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     agents: int = AGENTS,
     steps: int = STEPS,
     repetitions: int = 1,
@@ -147,7 +147,7 @@ def measure_agents(
     """
     script = AgentScript()
     alone, together = Table(one, script), Table(many, script)
-    tell = say or (lambda _: None)
+    show = progress or (lambda _: None)
     found: dict[str, list[AgentStep]] = {"alone": [], "together": []}
     spent = {"alone": 0.0, "together": 0.0}
     try:
@@ -157,7 +157,7 @@ def measure_agents(
             half = [range(agents // 2), range(agents // 2, agents)]
             for part in (half[0], None, half[1]):
                 _forget(alone, together)
-                tell(f"{turn + 1} of {repetitions}: {'together' if part is None else 'one after another'}")
+                show(f"{turn + 1} of {repetitions}: {'together' if part is None else 'one after another'}")
                 start = perf_counter()
                 if part is None:
                     with ThreadPoolExecutor(agents) as pool:
@@ -167,7 +167,7 @@ def measure_agents(
                 way = "together" if part is None else "alone"
                 spent[way] += perf_counter() - start
                 found[way] += [step for run in ran for step in run]
-        tell("cold")
+        show("cold")
         cold = _cold(alone, found["together"], agents, steps)
         differences = _differences(alone, found)
         return _report(one, found, spent, cold, differences)

@@ -56,7 +56,7 @@ def busy_loops() -> Iterator[None]:
 
 
 def measure_busy(
-    engine: Engine, repetitions: int = 5, say: Callable[[str], None] | None = None
+    engine: Engine, repetitions: int = 5, progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
     """Compare the planner with fixed draft lengths, interleaved: idle, a loop on every core, idle again."""
     ways: list[int | None] = [None, *LENGTHS]
@@ -65,8 +65,8 @@ def measure_busy(
     for repetition in range(repetitions):
         start = repetition % len(ways)
         for way in [*ways[start:], *ways[:start]]:
-            if say:
-                say(f"{repetition + 1} of {repetitions}: {_name(way)}")
+            if progress:
+                progress(f"{repetition + 1} of {repetitions}: {_name(way)}")
             courses[way].append(_course(engine, way, _PHASE))
     plain = courses[0]
     return {

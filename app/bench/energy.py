@@ -33,7 +33,7 @@ def measure_energy(
     engine: Engine,
     prompts: Sequence[Prompt],
     max_tokens: int,
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
     """Answer every prompt in every way, and report energy per token and speed after the first step.
@@ -47,8 +47,8 @@ def measure_energy(
         for way in WAYS:  # threads and cost curves are measured here, not during an answer
             _answer(engine, prompts[0], min(max_tokens, 8), way)
         for i, prompt in enumerate(turns):
-            if say:
-                say(f"{i + 1} of {len(turns)}: {prompt.task}")
+            if progress:
+                progress(f"{i + 1} of {len(turns)}: {prompt.task}")
             order = [*WAYS[i % len(WAYS) :], *WAYS[: i % len(WAYS)]]
             results.append(
                 (prompt.task, {way.name: _answer(engine, prompt, max_tokens, way) for way in order})

@@ -66,7 +66,7 @@ def measure_json(
     engine: Engine,
     asked: Sequence[Extraction],
     peers: Sequence[LlamaServer] = (),
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
     """Answer each extraction with and without speculation, and with `peers`, which this starts, in turn."""
@@ -94,8 +94,8 @@ def measure_json(
             ask(way, 0)  # warm-up
         for turn in range(repetitions * len(asked)):
             repetition, i = divmod(turn, len(asked))
-            if say:
-                say(f"{turn + 1} of {repetitions * len(asked)}: schema {asked[i].number}")
+            if progress:
+                progress(f"{turn + 1} of {repetitions * len(asked)}: schema {asked[i].number}")
             start = (i + repetition) % len(ways)
             turns.append((asked[i].number, {way: ask(way, i) for way in [*ways[start:], *ways[:start]]}))
     finally:

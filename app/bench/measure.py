@@ -92,7 +92,7 @@ def measure(
     prompts: Sequence[Prompt],
     max_tokens: int,
     temperature: float = 0.0,
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
     repetitions: int = 1,
 ) -> dict[str, Any]:
     """Answer every prompt both ways, `repetitions` times, and return the report."""
@@ -101,8 +101,8 @@ def measure(
     pairs = []
     turns = [prompt for _ in range(repetitions) for prompt in prompts]
     for i, prompt in enumerate(turns):
-        if say:
-            say(f"{i + 1} of {len(turns)}: {prompt.task}")
+        if progress:
+            progress(f"{i + 1} of {len(turns)}: {prompt.task}")
         # Reversed from prompt to prompt, and for each prompt from pass to pass.
         order = (False, True) if sum(divmod(i, len(prompts))) % 2 == 0 else (True, False)
         results = {

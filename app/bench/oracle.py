@@ -16,10 +16,10 @@ from edgespec.retrieval import CorpusDrafter, SuffixDrafter
 
 
 def best_possible(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """How many times faster than plain `answer` could have been written with perfect choice of length.
+    """How many times faster than plain `answer` could have been with the best length of every draft.
 
     With the drafters and the cost curves of `engine`, whose caches are emptied. 1.0 for an answer too short
-    to tell.
+    to measure.
     """
     drafters, drafting = engine.drafters, engine.pool.slots[0].drafting
     costs = engine.resources.measured
@@ -33,11 +33,11 @@ def best_possible(engine: Engine, prompt: Sequence[int], answer: Sequence[int]) 
         step = drafters.draft.costs.seconds(1)
         engine.forget()
         rows = drafters.draft.model.options.max_rows
-        guesses = [int(drafting.forward(prompt)[0].argmax())]
+        drafts = [int(drafting.forward(prompt)[0].argmax())]
         for start in range(0, len(answer) - 1, rows):
             new = answer[start : min(start + rows, len(answer) - 1)]
-            guesses += [int(row.argmax()) for row in drafting.forward(new, len(new))]
-        model = model_runs(guesses, answer, most)
+            drafts += [int(row.argmax()) for row in drafting.forward(new, len(new))]
+        model = model_runs(drafts, answer, most)
     best = shortest(costs, suffix, model, step)
     return (len(answer) - 1) * costs.seconds(1) / best if best > 0.0 else 1.0
 
@@ -52,11 +52,11 @@ def suffix_runs(prompt: Sequence[int], answer: Sequence[int], chain: Chain, most
     return runs
 
 
-def model_runs(guesses: Sequence[int], answer: Sequence[int], most: int) -> list[int]:
-    """The same for a draft model: guesses[i] is its guess before answer[i], all before being the answer's."""
+def model_runs(drafts: Sequence[int], answer: Sequence[int], most: int) -> list[int]:
+    """The same for a draft model: drafts[i] is its token after the answer up to answer[i]."""
     runs = [0] * len(answer)
     for i in reversed(range(len(answer))):
-        if guesses[i] == answer[i]:
+        if drafts[i] == answer[i]:
             runs[i] = min(most, 1 + (runs[i + 1] if i + 1 < len(answer) else 0))
     return runs
 
@@ -64,8 +64,8 @@ def model_runs(guesses: Sequence[int], answer: Sequence[int], most: int) -> list
 def shortest(costs: CostCurve, suffix: Sequence[int], model: Sequence[int] = (), step: float = 0.0) -> float:
     """Seconds that the answer's tokens after the first would have taken at best.
 
-    `suffix` and `model` are runs as above; each guess of the model costs `step` seconds, and repetition may
-    go on where it ends.
+    `suffix` and `model` are runs as above; each draft token of the model costs `step` seconds, and repetition
+    may continue after them.
     """
     n = len(suffix)
     most = costs.largest

@@ -124,7 +124,7 @@ def compare(
     max_tokens: int,
     repetitions: int = 1,
     memory: int | None = None,
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> ComparisonRun:
     """Have every system answer every prompt (token ids), `repetitions` times.
 
@@ -136,17 +136,17 @@ def compare(
     with _tidy_exit(), Stage(systems, warm_up, memory_available() if memory is None else memory) as stage:
         try:
             for system in systems:  # one that cannot start is found before hours of measuring
-                if say:
-                    say(f"starting {system.name}")
+                if progress:
+                    progress(f"starting {system.name}")
                 stage.ask(system, warm_up, _WARM_UP_TOKENS)
             for repetition in range(repetitions):
                 stage.forget()
                 for i, (prompt, tokens) in enumerate(prompts):
                     turn = []
                     for system in rotation(systems, repetition, i):
-                        if say:
+                        if progress:
                             done = repetition * len(prompts) + i + 1
-                            say(f"{done} of {total}: {prompt.task}, {system.name}")
+                            progress(f"{done} of {total}: {prompt.task}, {system.name}")
                         answered = stage.ask(system, tokens, max_tokens)
                         turn.append(Sample(repetition, i, prompt, system.name, answered))
                     run.samples += turn
@@ -159,8 +159,8 @@ def compare(
                 raise
             run.stopped = str(error)
         run.passing = stage.passing
-    if say:
-        say("")
+    if progress:
+        progress("")
     return run
 
 
@@ -220,7 +220,7 @@ def bench_against(
     prompts: Sequence[Prompt],
     max_tokens: int,
     repetitions: int = 1,
-    say: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Compare Edgespec on each engine (by label), plain and speculative, with each peer in each mode.
 
@@ -244,7 +244,7 @@ def bench_against(
         return best_possible(by_plain[name], answer.prompt, answer.tokens) if name in by_plain else None
 
     busy = _busy()
-    run = compare(systems, asked, warm_up, max_tokens, repetitions, say=say)
+    run = compare(systems, asked, warm_up, max_tokens, repetitions, progress=progress)
     return {
         "edgespec": edgespec.__version__,
         "model": target.path.name,

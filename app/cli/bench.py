@@ -57,6 +57,14 @@ def speed(
     max_tokens: AnswerTokensOption = 128,
     repetitions: RepetitionsOption = 1,
     temperature: Annotated[float, option("temperature")] = 0.0,
+    synthetic: Annotated[
+        str,
+        typer.Option(
+            help="Let the prediction layer's drafts be accepted at these rates by position, as 0.7,0.5,0.35; "
+            "for models without their weights.",
+            show_default=False,
+        ),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
     """Compare plain and speculative decoding on the same prompts, interleaved."""
@@ -64,7 +72,13 @@ def speed(
 
     prompts = measure.read_suite(suite, per_task)
     with _load(spec) as engine:
-        report = measure.measure(engine, prompts, max_tokens, temperature, _progress(), repetitions)
+        if synthetic:
+            from edgespec.app.bench.synthetic import measure_synthetic, read_rates
+
+            rates = read_rates(synthetic)
+            report = measure_synthetic(engine, prompts, max_tokens, rates, _progress(), repetitions)
+        else:
+            report = measure.measure(engine, prompts, max_tokens, temperature, _progress(), repetitions)
     _show(report, measure.table, as_json)
 
 

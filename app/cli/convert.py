@@ -70,7 +70,7 @@ def gguf(
     as_json: JsonOption = False,
 ) -> None:
     """Write a GGUF file in another weight type and compare the two."""
-    from edgespec.quant.requant import DraftType, Mixture, requantise
+    from edgespec.quant.requant import DraftType, Mixture, requantize
 
     known: dict[str, DraftType | Mixture] = {one: one for one in (*get_args(DraftType), *get_args(Mixture))}
     if kind.lower() not in known:
@@ -81,7 +81,7 @@ def gguf(
         raise EdgespecError(f"{out} exists: {advice}")
     source = resolve(model)
     with bar(source.name, lines=True) as progress, interruptible():
-        requantise(source, out, known[kind.lower()], partial(progress, f"writing {kind.lower()}"), pure=False)
+        requantize(source, out, known[kind.lower()], partial(progress, f"writing {kind.lower()}"), pure=False)
         _compare(source, out, corpus, progress, as_json)
 
 

@@ -39,7 +39,7 @@ SchemaOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="A JSON schema that the answer conforms to. The prompt should say what is wanted.",
+        help="A JSON schema that the answer conforms to. The prompt should describe it, too.",
         show_default=False,
     ),
 ]

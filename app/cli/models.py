@@ -92,7 +92,7 @@ def _advice(damaged: list[Check]) -> str:
 def pull(
     names: Annotated[list[str], typer.Argument(help="Catalog names: see `edgespec models`.")],
     offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
-    requantise: Annotated[
+    requantize: Annotated[
         bool, typer.Option(help="Requantize draft models where that is faster on this machine.")
     ] = True,
 ) -> None:
@@ -104,7 +104,7 @@ def pull(
             raise EdgespecError(f"unknown model {name!r}: `edgespec models` lists the catalog")
         print(fetch(entry, offline))
         pulled.append(entry)
-    if requantise:
+    if requantize:
         quant.make_missing_drafts(pulled)
 
 

@@ -71,6 +71,22 @@ def draft(
         _print_table(report)
 
 
+@app.command()
+def head(
+    model: Annotated[
+        str, typer.Argument(help="A model with a layer for multi-token prediction: name or .gguf file.")
+    ],
+    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens that the head can draft.")] = 32_768,
+) -> None:
+    """Write the prediction layer of a model as a small file that drafts for all models of its family."""
+    from edgespec.quant.head import make_head
+
+    source = resolve(model)
+    with bar(source.name) as progress, interruptible():
+        made = make_head(source, vocabulary, progress)
+    print(one_line(str(made)))
+
+
 def draft_of(model: str) -> Path:
     """The file of the draft model that the catalog names for `model`, else of `model` itself."""
     entry = load_catalog().get(model)
@@ -98,10 +114,10 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
                 f"{draft_entry.name}: measuring whether other weight types draft faster on this machine\n"
             )
             with bar(draft_entry.name) as progress, interruptible():
-                say = make_draft(source, progress=progress).line
+                outcome = make_draft(source, progress=progress).line
         except EdgespecError as error:
-            say = f"no faster draft: {error}"
-        sys.stderr.write(f"{draft_entry.name}: {one_line(say)}\n")
+            outcome = f"no faster draft: {error}"
+        sys.stderr.write(f"{draft_entry.name}: {one_line(outcome)}\n")
 
 
 def _print_table(report: DraftReport) -> None:

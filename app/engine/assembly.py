@@ -18,6 +18,10 @@ from edgespec.core import EdgespecError, Progress
 from edgespec.costs import CostCurve
 from edgespec.machine.governor import Mode
 from edgespec.models.exact import exact_options
+from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.heads import heads, is_head
+from edgespec.models.gguf.model import LlamaModel, LlamaSequence
+from edgespec.models.gguf.mtp import MtpDrafter, MtpModel
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.memory import unless_too_large
 from edgespec.models.onnx.model import OnnxOptions
@@ -30,6 +34,7 @@ from edgespec.models.runtime import (
     load_draft,
     load_model,
     options_for,
+    refusal_as_draft,
     settled,
 )
 from edgespec.models.vocab import first_difference
@@ -61,13 +66,13 @@ def open_engine(
     """
     notes: list[str] = []
     options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
+    native = draft == target and isinstance(options, LlamaOptions) and heads(check_gguf(target)) > 0
+    if native and isinstance(options, LlamaOptions):
+        options = replace(options, mtp=True)
     with ExitStack() as stack:  # closes what is loaded if the rest fails
         model = load_model(target, exact_options(options) if exact else options, progress, notes.append)
         stack.callback(model.close)
         slots = [Slot(model.sequence()) for _ in range(parallel)]
-        if reason := model.rollback_refusal:
-            notes.append(f"decoding without speculation: {reason}")
-            suffix, draft = False, None
         sequence, costs, acceptance = slots[0].sequence, CostCurve({1: 1.0}), Acceptance()
         if max_draft and (suffix or draft is not None):
             costs = calibration.curve(sequence, notes.append)
@@ -86,7 +91,10 @@ def open_engine(
         if max_draft and draft is not None:
             with unless_too_large(notes.append):
                 # Without the options of `exact`: a draft's rounding does not change the output.
-                drafters.draft = _draft(draft, model, slots, costs, options, progress, notes.append)
+                if isinstance(model, LlamaModel) and (native or is_head(draft)):
+                    drafters.draft = _head(draft, model, slots, costs, progress, notes.append)
+                else:
+                    drafters.draft = _draft(draft, model, slots, costs, options, progress, notes.append)
         template = _template(model, notes.append)
         notes[:] = dict.fromkeys(notes)  # a note about both models appears once
         engine = Engine(model, SlotPool(slots), drafters, resources, template, exact=exact, notes=notes)
@@ -128,7 +136,7 @@ def _draft(
     draft = load_draft(path, options, progress, note)
     with ExitStack() as stack:
         stack.callback(draft.close)
-        if reason := _difference(target, draft) or draft.rollback_refusal:
+        if reason := _difference(target, draft) or refusal_as_draft(draft):
             raise EdgespecError(
                 f"{path.name} cannot draft for {target.path.name} ({reason}): "
                 "choose another with --draft, or none with --draft none"
@@ -145,6 +153,30 @@ def _draft(
     for slot, one in zip(slots, sequences, strict=True):
         slot.drafting = one
     return found
+
+
+def _head(
+    path: Path,
+    target: LlamaModel,
+    slots: list[Slot],
+    target_costs: CostCurve,
+    progress: Progress | None,
+    note: Note,
+) -> DraftModel | None:
+    """Open a layer for multi-token prediction, unless its measured curve shows that it cannot pay."""
+    with ExitStack() as stack:
+        head = MtpModel(path, target, progress)
+        stack.callback(head.close)
+        sequences = [
+            head.sequence_for(slot.sequence) for slot in slots if isinstance(slot.sequence, LlamaSequence)
+        ]
+        costs = calibration.curve(sequences[0], note)
+        if _is_hopeless(path, target_costs, costs, note):
+            return None
+        stack.pop_all()
+    for slot, one in zip(slots, sequences, strict=True):
+        slot.drafting = one
+    return DraftModel(head, costs, head.threads, make=MtpDrafter)
 
 
 def _may_overlap(

@@ -87,8 +87,20 @@ def curve(
     A measurement while other programs used the processor is dropped: until its first pass, one row is assumed
     to read the weights at `bandwidth`, in bytes per second. `threads` other than the model's stay set.
     """
+    found = _curve(sequence, note, threads or sequence.model.threads, bandwidth, fresh)
+    if sequence.model.undo is not None:
+        found.undo = sequence.model.undo
+    return found
+
+
+def _curve(
+    sequence: ModelSequence,
+    note: Callable[[str], None],
+    threads: tuple[int, int],
+    bandwidth: float,
+    fresh: bool,
+) -> CostCurve:
     model = sequence.model
-    threads = threads or model.threads
     options, most = with_threads(model, threads), model.options.max_rows
     known = None if fresh else known_curve(model.summary, options)
     wanted = [n for n in _FIRST if n <= most]
@@ -270,7 +282,10 @@ def _runner(sequence: ModelSequence) -> Callable[[int], None]:
     sequence.forward(text[:8])
 
     def run(rows: int) -> None:
+        # A single row is never taken back, so that its cost is without that of a recurrent layer's state.
+        held = len(sequence.tokens)
         sequence.forward(text[8 : 8 + rows], rows)
-        sequence.rollback(8)
+        if rows > 1:
+            sequence.rollback(held)
 
     return run

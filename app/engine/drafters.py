@@ -27,13 +27,14 @@ T = TypeVar("T")
 class DraftModel:
     """A loaded draft model, the cost curve of its forward passes, and the threads that it applies to.
 
-    While the target verifies, it may draft ahead by `ahead` tokens.
+    While the target verifies, it may draft ahead by `ahead` tokens. `make` is the class of its drafters.
     """
 
     model: Model
     costs: CostCurve
     threads: tuple[int, int]
     ahead: int = 0
+    make: type[ModelDrafter] = ModelDrafter
 
 
 @dataclass(slots=True)
@@ -101,7 +102,7 @@ def _draft_model(drafters: Drafters, request: Request, slot: Slot) -> CostlyDraf
     q = Sampling()
     if settings.seed is None and settings.temperature > 0:
         q = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-    return ModelDrafter(
+    return drafters.draft.make(
         slot.drafting, model.context_length, q, is_end=model.vocab.is_end, costs=drafters.draft.costs
     )
 

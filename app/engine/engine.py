@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from edgespec.app.engine import calibration
 from edgespec.app.engine.drafters import Drafters
+from edgespec.app.engine.marks import marks
 from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.resources import ResourceController
 from edgespec.app.engine.running import RunningRequest, may_go_on
@@ -124,6 +125,8 @@ class Engine:
                 f"shorten it, or choose a larger context (--context {_next_size(len(prompt))})"
             )
         slot, cached = self.pool.place(prompt, free)
+        if self.model.undo is not None:
+            slot.sequence.mark_at(marks(prompt, self.model.vocab.is_control))
         constraint = request.constraint() if request.constraint is not None else None
         controller = self.drafters.controller(request, slot, constraint, self.resources.costs)
         running = RunningRequest(request, slot, cached, controller, constraint, self.model.vocab, room)

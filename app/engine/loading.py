@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from edgespec.app import settings
 from edgespec.core import EdgespecError
 from edgespec.machine.governor import Mode
+from edgespec.models.gguf.heads import head_for
 from edgespec.models.hub.catalog import load_catalog
 from edgespec.models.hub.selection import default_model
 from edgespec.models.hub.store import installed, is_onnx, resolve
@@ -59,6 +60,8 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
         small = resolve(spec.draft)
     notes: list[str] = []
     options, form = _tuned(target, spec.engine, progress, notes.append)
+    if spec.draft == "auto" and small is None and options.engine == "llama.cpp":
+        small = head_for(target)
     options = replace(options, context=spec.context)
     if spec.threads:
         options = options.with_threads(spec.threads, spec.threads)

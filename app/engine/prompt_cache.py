@@ -47,7 +47,7 @@ class PromptCache:
             self.keep(slot)
         if best is not None and shared - held >= _WORTH:
             load_state(slot.sequence, best)
-            held = common_prefix(slot.sequence.tokens, prompt)
+            held = slot.sequence.reachable(common_prefix(slot.sequence.tokens, prompt))
             if best in self._kept:
                 self._kept.move_to_end(best)
                 with contextlib.suppress(OSError):

@@ -167,6 +167,7 @@ class ResourceController:
             )
             one, many = ((n, n) for n in threads)
             self._curves[threads] = known or self._curves[many].with_one_row_of(self._curves[one])
+            self._curves[threads].undo = self.measured.undo
         return self._curves[threads]
 
     def _measure_threads(self) -> None:

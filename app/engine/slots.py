@@ -58,7 +58,7 @@ class SlotPool:
             return common[slot] if 2 * common[slot] > len(held) else 0, not held, -slot.used
 
         slot = max(self.slots if free is None else free, key=rank)
-        held = common[slot]
+        held = slot.sequence.reachable(common[slot])
         if self.snapshots is not None:
             held = self.snapshots.swap(slot, prompt, held)
         return slot, self.share(slot, prompt, held)
@@ -67,6 +67,7 @@ class SlotPool:
         """Copy to `slot` what another one holds of `prompt`, if that is more; return what it holds then."""
         for other in self.slots:
             common = common_prefix(other.sequence.tokens, prompt) if other is not slot else 0
+            common = other.sequence.reachable(common)
             if common >= held + WORTH_SHARING and slot.sequence.share(other.sequence, common):
                 held = common
         return held

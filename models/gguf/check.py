@@ -6,7 +6,8 @@ asserts must be within its limits. Files that llama.cpp would refuse (arrays of 
 are refused here too, with a message a user can act on.
 
 Not checked: whether the tensors are those the architecture needs (llama.cpp compares names and shapes itself
-and reports a mismatch), the values of the weights, and changes to the file afterwards.
+and reports a mismatch), except for a few that it does not miss before it uses them; the values of the
+weights, and changes to the file afterwards.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Limits: those in llama-cpp-python 0.3.36.
 """
@@ -22,6 +23,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgespec.models.gguf.read import NAME_LENGTH, U64, Cursor, GgufValue, Scalar, file_error, map_file
 from edgespec.text import printable
@@ -64,6 +69,17 @@ _RANGES = {
     "expert_group_count": (0, 1024),
     "expert_group_used_count": (0, 1024),
 }
+_GATED_DELTA = "ssm_out.weight", ("attn_qkv.weight", "attn_gate.weight")
+_MAMBA_2 = "ssm_in.weight", ("ssm_conv1d.bias",)
+# By architecture: tensors without which llama.cpp loads a layer that has the first one, and then crashes.
+_NEEDED = {
+    "qwen35": _GATED_DELTA,
+    "qwen35moe": _GATED_DELTA,
+    "granitehybrid": _MAMBA_2,
+    "falcon-h1": _MAMBA_2,
+    "nemotron_h": _MAMBA_2,
+    "nemotron_h_moe": _MAMBA_2,
+}
 _ARRAYS = {
     "tokenizer.ggml.tokens": ("string[]",),
     "tokenizer.ggml.scores": ("float32[]", "int32[]"),
@@ -71,6 +87,7 @@ _ARRAYS = {
     "tokenizer.ggml.merges": ("string[]",),
     "tokenizer.ggml.precompiled_charsmap": ("uint8[]", "int8[]"),
 }
+_NUMBERS = {"int32[]": "<i4", "uint32[]": "<u4", "float32[]": "<f4", "bool[]": "?"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +153,7 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
         _check_hyperparameters(cursor, values, architecture)
         vocab_size = _check_tokenizer(cursor, values)
         tensors = _read_tensors(cursor, n_tensors, alignment)
+        _check_needed(path, architecture, tensors)
         types: dict[str, int] = {}
         for tensor in tensors.values():
             types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
@@ -155,6 +173,18 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
             has_chat_template=template is not None and template.type == "string",
             context_length=context if isinstance(context, int) else None,
         )
+
+
+def read_arrays(path: Path, prefix: str) -> dict[str, npt.NDArray[Any]]:
+    """Return the arrays of numbers in the metadata of the file at `path` whose keys begin with `prefix`."""
+    with map_file(path) as data:
+        cursor = Cursor(path, data)
+        _, n_keys = _read_preamble(cursor)
+        return {
+            key: np.frombuffer(data, kind, value.count, value.start).copy()
+            for key, value in _read_metadata(cursor, n_keys).items()
+            if key.startswith(prefix) and (kind := _NUMBERS.get(value.type))
+        }
 
 
 def _read_preamble(cursor: Cursor) -> tuple[int, int]:
@@ -295,6 +325,16 @@ def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tenso
                 cursor.path, f"ends in tensor '{printable(name, NAME_LENGTH)}', {missing} bytes are missing"
             )
     return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
+
+
+def _check_needed(path: Path, architecture: str, tensors: Mapping[str, Tensor]) -> None:
+    sign, needed = _NEEDED.get(architecture, ("", ()))
+    for name in tensors:
+        if sign and name.endswith(f".{sign}"):
+            layer = name.removesuffix(sign)
+            for one in needed:
+                if layer + one not in tensors:
+                    raise file_error(path, f"has no tensor '{printable(layer, NAME_LENGTH)}{one}'")
 
 
 def _read_shape(cursor: Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from edgespec.core import EdgespecError
 from edgespec.models.gguf.check import GgufSummary
-from edgespec.models.gguf.native import LlamaOptions
+from edgespec.models.gguf.native import Backend, LlamaOptions
+from edgespec.models.gguf.running_state import most_bytes, wanted_snapshots
 from edgespec.models.memory import require_memory
 
 _BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
-_TENSOR = re.compile(r"blk\.(\d{1,4})\.(\w+)\.weight")
+_CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
+_TENSOR = re.compile(r"blk\.(\d{1,4})\.([\w.]+)\.weight")
 
 
 def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, shares_passes: bool) -> None:
@@ -18,15 +21,59 @@ def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, 
 
     `shares_passes`: see native.Backend.
     """
+    state = running_state(summary)
+    shares_passes = shares_passes and not state
     whole = summary.context_length or 0  # by default, divided among sequences that share passes
     sequences = options.sequences if options.context or not shares_passes else 1
     caches = gguf_cache(summary, options, sequences * (options.context or whole))
+    snapshots = wanted_snapshots(summary.architecture) if options.engine == "llama.cpp" else 0
+    caches += options.sequences * (state * (1 + snapshots) + most_bytes(state))
     logits = options.max_rows * summary.vocab_size * 4
-    require_memory(name, gguf_weights(summary), caches, logits, 0 if shares_passes else options.sequences)
+    require_memory(
+        name,
+        gguf_weights(summary, mtp=options.mtp),
+        caches,
+        logits,
+        0 if shares_passes else options.sequences,
+    )
 
 
-def gguf_weights(summary: GgufSummary) -> int:
-    """Return the bytes of the tensors that are loaded: layers for multi-token prediction are not."""
+def refuse_cache_types(name: str, summary: GgufSummary, options: LlamaOptions, library: Backend) -> None:
+    """Raise EdgespecError for cache types on which an engine would abort."""
+    number = summary.number
+    size = number("embedding_length") // max(number("attention.head_count"), 1)
+    sizes = number("attention.key_length") or size, number("attention.value_length") or size
+    for numbers, kind in zip(sizes, (options.type_k, options.type_v), strict=True):
+        if kind not in library.cache_types:
+            known = ", ".join(library.cache_types)
+            raise EdgespecError(f"{library.name} has no {kind} cache: choose one of {known}")
+        if numbers % _CACHE_BLOCKS.get(kind, 1):
+            raise EdgespecError(
+                f"a {kind} cache does not support the attention heads of {name}, "
+                f"{numbers} numbers each: choose f16"
+            )
+
+
+def running_state(summary: GgufSummary) -> int:
+    """Return the bytes of one state of the recurrent layers, 0 if there are none: float32."""
+    number = summary.number
+    layers = number("block_count") - number("nextn_predict_layers")
+    numbers = 0
+    for name, tensor in summary.tensors.items():
+        found = _TENSOR.fullmatch(name)
+        if found is None or int(found[1]) >= layers:
+            continue
+        if found[2] in ("ssm_conv1d", "shortconv.conv"):
+            numbers += (tensor.shape[0] - 1) * tensor.shape[1]
+            if found[2] == "ssm_conv1d":
+                numbers += number("ssm.state_size") * number("ssm.inner_size")
+    return 4 * numbers
+
+
+def gguf_weights(summary: GgufSummary, *, mtp: bool = False) -> int:
+    """Return the bytes of the tensors that are loaded, layers for multi-token prediction only if `mtp`."""
+    if mtp:
+        return summary.tensor_bytes
     layers = summary.number("block_count") - summary.number("nextn_predict_layers")
     unused = (
         tensor.bytes

@@ -10,6 +10,8 @@ from typing import Any
 
 from edgespec.core import EdgespecError
 from edgespec.extras import how_to_get
+from edgespec.models.gguf.check import GgufSummary
+from edgespec.models.gguf.footprint import running_state
 from edgespec.models.gguf.ik_api import Functions
 from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
 
@@ -45,7 +47,7 @@ class Ik(Backend):
         params.use_mmap = False
         params.repack_tensors = options.repack
 
-    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int, snapshots: int) -> None:
         # With a sliding window its flash attention drops the farthest keys of some rows of a batch, so that
         # the logits of many rows would differ from those of one.
         slides = window > 0 and not 0 < params.n_ctx <= window
@@ -62,8 +64,18 @@ class Ik(Backend):
     def refusal(self, model: Handle) -> str | None:
         if self.C.llama_model_has_encoder(model):
             return "has an encoder: Edgespec runs decoder-only models"
-        if self.C.llama_model_is_recurrent(model) or self.C.llama_model_is_hybrid(model):
-            return "has recurrent layers, on which ik_llama.cpp may abort: use the engine llama.cpp"
+        return None
+
+    def refusal_of_file(self, summary: GgufSummary) -> str | None:
+        if not running_state(summary):
+            return None
+        if summary.architecture != "qwen35":
+            return "has recurrent layers that ik_llama.cpp cannot run: use the engine llama.cpp"
+        if summary.number("nextn_predict_layers"):
+            return (
+                "has a layer for multi-token prediction, which ik_llama.cpp cannot load: "
+                "use the engine llama.cpp, or a file without it"
+            )
         return None
 
     def token_attributes(self, model: Handle, token: int) -> int:

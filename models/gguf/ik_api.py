@@ -109,6 +109,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_n_threads_batch": (c_uint32, _P),
     "llama_set_n_threads": (None, _P, c_uint32, c_uint32),
     "llama_decode": (_I, _P, llama_batch),
+    "llama_synchronize": (None, _P),
     "llama_get_logits": (POINTER(c_float), _P),
     "llama_kv_cache_seq_rm": (_B, _P, _I, _I, _I),
     "llama_state_seq_get_size_ext": (c_size_t, _P, _I, c_uint32),

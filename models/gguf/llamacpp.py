@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from edgespec.models.gguf import kernels
 from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
 
@@ -15,6 +18,7 @@ os.environ.pop("GGML_BACKEND_PATH", None)
 kernels.linked()
 import llama_cpp.llama_cpp as C  # noqa: E402, N812 - ggml first; the C API reads best under its own name
 from llama_cpp import __version__  # noqa: E402
+from llama_cpp import llama_cpp_ext as extension  # noqa: E402
 
 _FLASH = {
     None: C.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -37,16 +41,33 @@ class LlamaCpp(Backend):
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
         params.n_gpu_layers = options.gpu_layers
         params.use_extra_bufts = options.repack
+        params.load_mtp = options.mtp
         # Repacked weights are copies: with the file mapped, both would be resident (1.9 instead of 1.3 GB for
         # the 1.5B in Q4_K_M). A mapped file that is truncated while in use would also kill the process.
         params.load_mode = C.LLAMA_LOAD_MODE_NONE
 
-    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int, snapshots: int) -> None:
         params.flash_attn_type = _FLASH[options.flash_attention]
         params.n_outputs_max = options.max_rows
         params.kv_unified = False  # in a unified cache each row would attend over every sequence
         # A sliding-window cache of the window alone could not be rolled back beyond it.
         params.swa_full = True
+        # With less room in a batch the first pass would end the process.
+        params.n_rs_seq = max(0, min(snapshots, params.n_ubatch - 2))
+
+    def keep_rows(self, context: Handle) -> None:
+        # Unmasked: masked, a head's context returns the first rows of a batch, not those wanted.
+        extension.llama_set_embeddings_nextn(context, True, False)
+
+    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
+        return np.ctypeslib.as_array(extension.llama_get_embeddings_nextn(context), (count, width))
+
+    def row(self, context: Handle, index: int, width: int) -> npt.NDArray[np.float32]:
+        pointer = extension.llama_get_embeddings_nextn_ith(context, index)
+        return np.ctypeslib.as_array(pointer, (width,)).copy()
+
+    def snapshots(self, context: Handle) -> int:
+        return int(C.llama_n_rs_seq(context))
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(C.llama_memory_seq_rm(C.llama_get_memory(context), sequence, length, -1))

@@ -7,25 +7,24 @@ A `LlamaModel` owns the weights; each of its `LlamaSequence`s is a LanguageModel
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf.backends import library
 from edgespec.models.gguf.check import GgufSummary, check_gguf
-from edgespec.models.gguf.footprint import gguf_cache, require_gguf_memory
+from edgespec.models.gguf.footprint import gguf_cache, refuse_cache_types, require_gguf_memory, running_state
 from edgespec.models.gguf.native import Handle, LlamaOptions
+from edgespec.models.gguf.native_cache import NativeCache, RowStore
+from edgespec.models.gguf.running_state import Blob, RunningState, most_bytes, pack, unpack, wanted_snapshots
 from edgespec.models.gguf.selftest import settle, warn
 from edgespec.models.gguf.vocab import LlamaVocab
 from edgespec.models.hub.store import file_sample
 
 __all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
-
-_CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
 
 
 class LlamaModel:
@@ -52,26 +51,32 @@ class LlamaModel:
         """
         self.path = path
         self.summary: GgufSummary = check_gguf(path)
-        self.options = options = settle(path, options or LlamaOptions(), progress, note)
+        self.options = options = self._settle(options or LlamaOptions(), progress, note)
         self.library = library(options.engine)
-        self._refuse_cache_types()
+        refuse_cache_types(path.name, self.summary, options, self.library)
         self._C = self.library.C
         if self.on_cpu:  # an accelerator's memory is not checked
-            require_gguf_memory(path.name, self.summary, options, self.library.shares_passes)
+            self._require_memory()
         # One context, or if they share no passes, one per sequence, created by the first that needs it.
         self._contexts: dict[int, Handle] = {}
         self._model: Handle = None
-        self._model = self.library.load(path, options, progress)
+        if reason := self.library.refusal_of_file(self.summary):
+            raise EdgespecError(f"{path.name} {reason}")
+        self._model = self._load(progress)
         try:
             if reason := self.library.refusal(self._model):
                 raise EdgespecError(f"{path.name} {reason}")
+            self.is_hybrid = self._is_hybrid()
             self.vocab = LlamaVocab(self.library, self._model)
+            self._input_size = self._output_size = (
+                self.vocab.size
+            )  # ids that may be evaluated; logits of a row
             self._abort = ctypes.create_string_buffer(2)
             context = self._contexts[0] = self._new_context()
         except BaseException:
             self.close()
             raise
-        self._streams = options.sequences if self.library.shares_passes else 1  # caches in one context
+        self._streams = options.sequences if self.shares_passes else 1  # caches in one context
         self.context_length: int = self._C.llama_n_ctx(context) // self._streams
         self._batch_size: int = self._C.llama_n_batch(context)
         self._batch = self.library.batch(self._batch_size)
@@ -92,14 +97,11 @@ class LlamaModel:
 
     @property
     def shares_passes(self) -> bool:
-        """Whether all sequences are in one context, and evaluated in one forward pass."""
-        return self.library.shares_passes
+        """Whether all sequences are in one context. With recurrent layers AMX kernels would be wrong."""
+        return self.library.shares_passes and not self.is_hybrid
 
     def fingerprint(self) -> tuple[object, ...]:
-        """Return what a saved state depends on: engine build, cache types, caches in one context, weights.
-
-        The weights are identified by the file's size, tokenizer digest, tensor offsets and a sample.
-        """
+        """Return what a saved state depends on: engine build, cache types, caches in one context, weights."""
         options, summary = self.options, self.summary
         return (
             self.build, options.type_k, options.type_v, options.flash_attention, self._streams,
@@ -114,21 +116,28 @@ class LlamaModel:
         return gguf_cache(self.summary, self.options, self.context_length)
 
     @property
-    def rollback_refusal(self) -> str | None:
-        """Why sequences cannot be rolled back, None if they can. Without rollback there are no drafts."""
-        if self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model):
-            return f"{self.summary.architecture} models keep a running state that cannot be rolled back"
-        return None
+    def state_bytes(self) -> int:
+        """The most bytes that the state of a sequence takes."""
+        return 2 * self.cache_bytes + most_bytes(running_state(self.summary)) + (1 << 20)
+
+    @property
+    def undo(self) -> int | None:
+        """How many rows of a pass can be taken back at once; more are evaluated again. None: any number."""
+        return self.library.snapshots(self._contexts[0]) if self.is_hybrid else None
 
     def sequence(self) -> LlamaSequence:
         """Return a new, empty sequence. Raises EdgespecError if all are in use or memory is too small."""
+        return LlamaSequence(self, self._take_id(), self.undo)
+
+    def _take_id(self) -> int:
+        """Return the id of a free sequence, whose context exists."""
         if not self._free_ids:
             raise EdgespecError(f"all {self.options.sequences} sequences of this model are in use: close one")
         first = self._free_ids[0]
         if not self.shares_passes and first not in self._contexts:
             self._contexts[first] = self._new_context()
             self._C.llama_set_n_threads(self._contexts[first], *self.threads)
-        return LlamaSequence(self, self._free_ids.pop(0))
+        return self._free_ids.pop(0)
 
     def set_threads(self, one_row: int, many_rows: int) -> None:
         """Change the thread counts for forward passes of one row and of several."""
@@ -185,8 +194,9 @@ class LlamaModel:
             ahead = len(new) - last
             early = max(0, ahead - room)
             room -= ahead - early
-            for start in range(0, early, self._batch_size):
-                self._decode([(sequence, new[start : min(start + self._batch_size, early)], 0)])
+            early = max([early, *sequence.stops(ahead)])
+            self._prefill(sequence, new[:early])
+            sequence.prepare(last)
             final.append((sequence, new[early:], last))
         self._decode(final)
         rows = sum(last for _, _, last in requests)
@@ -195,9 +205,17 @@ class LlamaModel:
             raise EdgespecError(
                 f"{self.library.name} returned no logits for {self.path.name}{self.library.last_log()}"
             )
-        logits = np.ctypeslib.as_array(pointer, (rows, self.vocab.size))
+        logits = np.ctypeslib.as_array(pointer, (rows, self._output_size))
         starts = np.cumsum([0, *(last for _, _, last in requests)])
         return [logits[starts[i] : starts[i + 1]] for i in np.argsort(order)]
+
+    def _prefill(self, sequence: LlamaSequence, new: Sequence[int]) -> None:
+        """Evaluate tokens whose logits are not wanted."""
+        done = 0
+        for stop in [*sequence.stops(len(new)), len(new)]:
+            for start in range(done, stop, self._batch_size):
+                self._decode([(sequence, new[start : min(start + self._batch_size, stop)], 0)])
+            done = stop
 
     def _refuse_request(self, sequence: LlamaSequence, new: Sequence[int], last: int) -> None:
         if not 1 <= last <= len(new):
@@ -205,7 +223,7 @@ class LlamaModel:
         if len(sequence.tokens) + len(new) > self.context_length:
             raise ValueError(f"{len(new)} new tokens do not fit into a context of {self.context_length}")
         # The engines check ids too, but then refuse the whole batch.
-        if min(new) < 0 or max(new) >= self.vocab.size:
+        if min(new) < 0 or max(new) >= self._input_size:
             raise ValueError("a token id outside the vocabulary")
 
     def _decode(self, parts: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> None:
@@ -220,19 +238,18 @@ class LlamaModel:
         cancelled = self._abort[0] != b"\0"
         if code == 0 and not cancelled:
             for sequence, new, _ in parts:
-                sequence._tokens.extend(new)
+                if sequence.hidden is not None:
+                    rows = self.library.rows(context, len(new), self.summary.number("embedding_length"))
+                    sequence.hidden.append(len(sequence.tokens), rows)
+                sequence.append(new)
             return
         for sequence, _, _ in parts:
-            sequence.rollback(len(sequence.tokens))
+            sequence.recover()
         if cancelled:
             self.uncancel()
             raise Cancelled
         reason = self.library.last_log()
         raise EdgespecError(f"{self.library.name} cannot evaluate {self.path.name} (code {code}){reason}")
-
-    def _cut(self, sequence_id: int, length: int) -> bool:
-        context, native_id = self._slot(sequence_id)
-        return self.library.cut(context, native_id, length)
 
     def _slot(self, sequence_id: int) -> tuple[Handle, int]:
         """Return the context of a sequence, and its id there."""
@@ -240,44 +257,53 @@ class LlamaModel:
             return self._contexts[0], sequence_id
         return self._contexts[sequence_id], 0
 
+    def _cache(self, sequence_id: int) -> NativeCache:
+        return NativeCache(self.library, lambda: self._slot(sequence_id))
+
     def _new_context(self) -> Handle:
         window = self.summary.number("attention.sliding_window")
+        sequences = self.options.sequences if self.shares_passes else 1
+        snapshots = wanted_snapshots(self.summary.architecture) if self.is_hybrid else 0
         return self.library.new_context(
-            self._model, self.path, self.options, window, self.summary.types.keys(), self._abort
-        )
+            self._model, self.path, self.options, sequences, window, snapshots,
+            self.summary.types.keys(), self._abort,
+        )  # fmt: skip
 
     def _release(self, sequence_id: int) -> None:
         if self._contexts:
-            self._cut(sequence_id, 0)
+            self._cache(sequence_id).cut(0)
             self._free_ids.append(sequence_id)
 
-    def _refuse_cache_types(self) -> None:
-        """Raise EdgespecError for cache types on which an engine would abort."""
-        for size, kind in zip(self._head_sizes(), (self.options.type_k, self.options.type_v), strict=True):
-            if kind not in self.library.cache_types:
-                known = ", ".join(self.library.cache_types)
-                raise EdgespecError(f"{self.library.name} has no {kind} cache: choose one of {known}")
-            if size % _CACHE_BLOCKS.get(kind, 1):
-                raise EdgespecError(
-                    f"a {kind} cache does not support the attention heads of {self.path.name}, "
-                    f"{size} numbers each: choose f16"
-                )
+    def _settle(
+        self, options: LlamaOptions, progress: Callable[[float], bool] | None, note: Callable[[str], None]
+    ) -> LlamaOptions:
+        return settle(self.path, options, progress, note)
 
-    def _head_sizes(self) -> tuple[int, int]:
-        """Return the sizes of an attention head's key and value, 0 if not in the file."""
-        number = self.summary.number
-        size = number("embedding_length") // max(number("attention.head_count"), 1)
-        return number("attention.key_length") or size, number("attention.value_length") or size
+    def _require_memory(self) -> None:
+        require_gguf_memory(self.path.name, self.summary, self.options, self.library.shares_passes)
+
+    def _load(self, progress: Callable[[float], bool] | None) -> Handle:
+        return self.library.load(self.path, self.options, progress)
+
+    def _is_hybrid(self) -> bool:
+        """Whether it has recurrent layers."""
+        return bool(
+            self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model)
+        )
 
 
 class LlamaSequence:
     """A sequence of a LlamaModel, with its KV cache: a LanguageModel."""
 
-    def __init__(self, model: LlamaModel, sequence_id: int) -> None:
+    def __init__(self, model: LlamaModel, sequence_id: int, undo: int | None) -> None:
+        """`undo`: see LlamaModel."""
         self.model = model
         self.id = sequence_id
         self.vocab_size = model.vocab.size
+        self.hidden: RowStore | None = None
         self._tokens: list[int] = []
+        self._cache = model._cache(sequence_id)
+        self._running = RunningState(self._cache, undo) if undo is not None else None
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -287,10 +313,29 @@ class LlamaSequence:
         return self.model.forward([(self, new, last)])[0]
 
     def rollback(self, length: int) -> None:
-        if not self.model._cut(self.id, length):
-            self.model._cut(self.id, 0)
+        if self._running is not None:
+            length = self._running.rollback(len(self._tokens), length)
+        elif not self._cache.cut(length):
+            self._cache.cut(0)
             length = 0
-        del self._tokens[length:]
+        self._keep(length)
+
+    def reachable(self, length: int) -> int:
+        """Return how many tokens `rollback` to `length` would leave."""
+        held = len(self._tokens)
+        return min(held, length) if self._running is None else self._running.reachable(held, length)
+
+    def mark_at(self, lengths: Iterable[int]) -> None:
+        """Make `rollback` to these numbers of tokens possible, once the cache holds as many."""
+        if self._running is not None:
+            self._running.mark_at(len(self._tokens), lengths)
+
+    def recover(self) -> None:
+        """After a failed pass: keep what the cache is known to hold."""
+        if self._running is None:
+            self.rollback(len(self._tokens))
+        else:
+            self._keep(self._running.recover(len(self._tokens)))
 
     def share(self, other: LlamaSequence, length: int) -> bool:
         """Copy the first `length` tokens of `other`, at memory speed. False if refused.
@@ -298,40 +343,56 @@ class LlamaSequence:
         It copies the state: llama_memory_seq_cp aborts unless it copies a whole cache, and copies only in the
         next forward pass, when `other` may have changed.
         """
-        if other is self or self.model.rollback_refusal:
-            return False
-        if not self.restore(other.tokens, other.state()):
+        length = other.reachable(length)
+        if other is self or not length or not self.restore(other.tokens, other.state()):
             return False
         self.rollback(length)
         return True
 
-    def state(self) -> npt.NDArray[np.uint8]:
-        """Return a copy of the KV cache, for `restore`: uint8, as many bytes as its tokens take."""
-        C = self.model._C  # noqa: N806
-        context, native_id = self.model._slot(self.id)
-        data = np.empty(C.llama_state_seq_get_size_ext(context, native_id, 0), np.uint8)
-        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        written = C.llama_state_seq_get_data_ext(context, pointer, len(data), native_id, 0)
-        return data[:written]
+    def state(self) -> Blob:
+        """Return a copy of the KV cache and of its checkpoints, for `restore`: uint8."""
+        whole = self._cache.save(partial=False)
+        return whole if self._running is None else pack({**self._running.marks, len(self._tokens): whole})
 
-    def restore(self, tokens: Sequence[int], data: npt.NDArray[np.uint8]) -> bool:
+    def restore(self, tokens: Sequence[int], data: Blob) -> bool:
         """Restore `tokens`, whose `state` was `data`. If the engine refuses, be empty and return False.
 
         `data` must be of the same file, engine and cache types: the engine does not check its shape.
         """
-        C = self.model._C  # noqa: N806
         self.rollback(0)
-        if len(tokens) > self.model.context_length:
+        parts = {len(tokens): data} if self._running is None else unpack(data)
+        whole = parts.pop(len(tokens), None)
+        if whole is None or len(tokens) > self.model.context_length:
             return False
-        context, native_id = self.model._slot(self.id)
-        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        read = C.llama_state_seq_set_data_ext(context, pointer, len(data), native_id, 0)
-        if read != len(data):
-            self.model._cut(self.id, 0)
+        if not self._cache.load(whole, partial=False):
+            self._cache.cut(0)
             return False
         self._tokens = list(tokens)
+        if self._running is not None:
+            self._running.marks = {length: part for length, part in parts.items() if length < len(tokens)}
         return True
 
     def close(self) -> None:
         """Empty the KV cache and release the id for another sequence."""
         self.model._release(self.id)
+
+    def _keep(self, length: int) -> None:
+        del self._tokens[length:]
+        if self.hidden is not None:
+            self.hidden.cut(length)
+
+    def append(self, new: Sequence[int]) -> None:
+        """Record that `new` was evaluated."""
+        self._tokens.extend(new)
+        if self._running is not None:
+            self._running.decoded(len(self._tokens), len(new))
+
+    def prepare(self, last: int) -> None:
+        """Before a batch with `last` rows of logits, all but one of which may be taken back."""
+        if self._running is not None:
+            self._running.prepare(len(self._tokens), last - 1)
+
+    def stops(self, count: int) -> list[int]:
+        """Return after how many of the next `count` tokens a batch must end, ascending."""
+        held = len(self._tokens)
+        return [] if self._running is None else [n - held for n in self._running.stops(held, held + count)]

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.machine.sensors import compute_cores
+from edgespec.models.gguf.check import GgufSummary
 from edgespec.models.options import Options
 
 log = logging.getLogger("edgespec.llama")
@@ -40,7 +41,8 @@ Handle = Any
 class LlamaOptions(Options):
     """Loading options of a GGUF file. Zero or None leaves the choice to the machine or the model.
 
-    `repack` converts weights to a layout for the processor's widest instructions while loading.
+    `repack` converts weights to a layout for the processor's widest instructions while loading. `mtp` also
+    loads the layers for multi-token prediction.
     """
 
     threads_batch: int = 0
@@ -49,6 +51,7 @@ class LlamaOptions(Options):
     type_v: CacheType = "f16"
     gpu_layers: int = -1
     repack: bool = True
+    mtp: bool = False
     engine: BackendName = "llama.cpp"
 
     def thread_counts(self, cores: int) -> tuple[int, int]:
@@ -130,12 +133,28 @@ class Backend(ABC):
         """Set the fields that only this engine's llama_model_params have."""
 
     @abstractmethod
-    def _adapt_context(self, params: Any, options: LlamaOptions, window: int) -> None:
+    def _adapt_context(self, params: Any, options: LlamaOptions, window: int, snapshots: int) -> None:
         """Set the fields that only this engine's llama_context_params have."""
 
     @abstractmethod
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Remove all but the first `length` positions of a sequence; False if that is not supported."""
+
+    def keep_rows(self, context: Handle) -> None:
+        """Let passes keep the rows from before the output head, for `rows`."""
+        raise EdgespecError(f"{self.name} gives no rows for a prediction layer: use the engine llama.cpp")
+
+    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
+        """Return these rows of the last batch, of `count` tokens: a view [count, width]."""
+        raise NotImplementedError
+
+    def row(self, context: Handle, index: int, width: int) -> npt.NDArray[np.float32]:
+        """Return a copy of the one of token `index` of the last batch: [width]."""
+        raise NotImplementedError
+
+    def snapshots(self, context: Handle) -> int:
+        """Return how many earlier states of recurrent layers a context keeps."""
+        return 0
 
     def most_rows(self, types: Collection[str]) -> int:
         """Return the largest number of rows for which products with weights of `types` are correct."""
@@ -144,6 +163,10 @@ class Backend(ABC):
     @abstractmethod
     def refusal(self, model: Handle) -> str | None:
         """Return why the model is not supported, to follow its name ("has ..."), None if it is."""
+
+    def refusal_of_file(self, summary: GgufSummary) -> str | None:
+        """Return why a file is not supported, before it is loaded; the same form."""
+        return None
 
     @abstractmethod
     def token_attributes(self, model: Handle, token: int) -> int:
@@ -179,19 +202,24 @@ class Backend(ABC):
         model: Handle,
         path: Path,
         options: LlamaOptions,
+        sequences: int,
         window: int,
+        snapshots: int,
         types: Collection[str],
         abort: ctypes.Array[Any],
+        *,
+        head: bool = False,
     ) -> Handle:
         """Create a context of `model`. Its forward passes stop soon after the two-byte buffer `abort` is
         not "".
 
-        `window`: size of the sliding window in positions, 0 if the model has none; `types`: of its tensors.
-        Raises EdgespecError if there is not enough memory.
+        `window`: size of the sliding window in positions, 0 if the model has none; `snapshots`: earlier
+        states of recurrent layers to keep, where the engine can; `types`: of its tensors; `head`:
+        for the layer for multi-token prediction alone. Raises EdgespecError if there is not enough memory.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
-        params.n_seq_max = options.sequences if self.shares_passes else 1
+        params.n_seq_max = sequences
         params.n_ctx = options.context * params.n_seq_max
         params.n_batch = min(options.batch, options.context or options.batch)
         params.n_ubatch = min(params.n_batch, self.most_rows(types))
@@ -201,7 +229,9 @@ class Backend(ABC):
         # of a buffer that is "" or "1" returns the same, 0 or 1, in native code.
         params.abort_callback = ctypes.cast(_STRLEN, field_type(type(params), "abort_callback"))
         params.abort_callback_data = ctypes.addressof(abort)
-        self._adapt_context(params, options, window)
+        self._adapt_context(params, options, window, snapshots)
+        if head:
+            params.ctx_type = C.LLAMA_CONTEXT_TYPE_MTP
         context = C.llama_init_from_model(model, params)
         if not context:
             raise EdgespecError(

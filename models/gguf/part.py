@@ -14,7 +14,8 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from edgespec.models.gguf.check import GgufSummary, Tensor
+from edgespec.models.gguf.check import GgufSummary, Tensor, read_arrays
+from edgespec.models.gguf.footprint import running_state
 
 _ROWS = 2048  # of tensors with a row for each token; more would only take longer
 _PERIOD = 6  # layers that include all kinds of attention
@@ -52,8 +53,14 @@ def write_part(path: Path, summary: GgufSummary, pieces: Mapping[str, Piece], ou
     Raises OSError, and KeyError for a type of weights that this version of gguf does not know.
     """
     writer = gguf.GGUFWriter(out, summary.architecture)
-    add_metadata(writer, summary, (".block_count", ".vocab_size"))
-    writer.add_block_count(len(_blocks(summary)))
+    blocks = _blocks(summary)
+    without_heads = (".nextn_predict_layers",) if running_state(summary) else ()
+    add_metadata(writer, summary, (".block_count", ".vocab_size", *without_heads))
+    writer.add_block_count(len(blocks))
+    for key, numbers in read_arrays(path, f"{summary.architecture}.").items():
+        of_layers = len(numbers) == summary.number("block_count")
+        if len(numbers):
+            writer.add_array(key, (numbers[blocks] if of_layers else numbers).tolist())
     add_names(writer, [str(i) for i in range(_rows(summary))])
     first = summary.metadata.get("tokenizer.ggml.bos_token_id")
     if isinstance(first, int) and first < _rows(summary):
@@ -104,7 +111,7 @@ def _blocks(summary: GgufSummary) -> list[int]:
     """Return the fewest layers that include each combination of tensor name, type and shape.
 
     In models with a sliding window some layers, at least every sixth, have full attention: engines do not
-    support such models without one.
+    support such models without one. In models with recurrent layers their number decides which these are.
     """
     found: dict[int, set[tuple[str, str, tuple[int, ...]]]] = {}
     for name, tensor in summary.tensors.items():
@@ -112,6 +119,11 @@ def _blocks(summary: GgufSummary) -> list[int]:
             found.setdefault(int(match[1]), set()).add((match[2], tensor.type, tensor.shape))
     slides = f"{summary.architecture}.attention.sliding_window" in summary.metadata
     chosen = sorted(found)[:_PERIOD] if slides else []
+    if running_state(summary):
+        last = summary.number("block_count") - summary.number("nextn_predict_layers")
+        kinds = set().union(*(found[number] for number in range(last)))
+        stop = next(n for n in range(1, last + 1) if set().union(*(found[i] for i in range(n))) >= kinds)
+        return list(range(stop))
     missing = set().union(*found.values()).difference(*(found[number] for number in chosen))
     while missing:
         best = max(found, key=lambda number: (len(found[number] & missing), -number))

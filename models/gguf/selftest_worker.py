@@ -82,7 +82,7 @@ def _batches(sequence: LlamaSequence) -> Iterator[tuple[str, Logits, Logits]]:
         _report({"row": i})
     for name, start, end in [("prompt", 0, PROMPT), *((str(n), PROMPT, PROMPT + n) for n in SIZES)]:
         sequence.rollback(start)
-        if missing := text[len(sequence.tokens) : start]:  # rollback is not supported
+        if missing := text[len(sequence.tokens) : start]:  # its rows cannot be taken back
             sequence.forward(missing)
         rows = min(end - start, most)
         many = sequence.forward(text[start:end], rows)

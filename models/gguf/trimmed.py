@@ -23,7 +23,7 @@ from gguf.quants import dequantize
 from edgespec.core import EdgespecError, Ids, Logits
 from edgespec.models.gguf.check import GgufSummary, check_gguf
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.native import Batch, LlamaOptions, field_type
+from edgespec.models.gguf.native import Batch, Handle, LlamaOptions, field_type
 from edgespec.models.gguf.selftest import warn
 
 TRIMMED_KEY = "edgespec.trimmed_from"
@@ -94,7 +94,7 @@ class TrimmedModel(LlamaModel):
         super().__init__(path, options, progress, note)
         try:
             embeddings = Embeddings(source, source_summary)
-            self.size = embeddings.size
+            self.size = self._input_size = embeddings.size
             names = [self.vocab.text(token) for token in range(self.vocab.size)]
             # With another width the engine would read past the rows.
             if (
@@ -113,6 +113,17 @@ class TrimmedModel(LlamaModel):
             self.close()
             raise
 
+    def _new_context(self) -> Handle:
+        context = super()._new_context()
+        if self.library.name == "ik":
+            # Its first pass of one row reads a token id, also where the batch has embeddings instead.
+            batch = self.library.batch(1)
+            batch.add(0, 0, [0], 1)
+            self._C.llama_decode(context, batch.struct)
+            self._C.llama_synchronize(context)
+            self.library.cut(context, 0, 0)
+        return context
+
     def sequence(self) -> LlamaSequence:
         sequence = super().sequence()
         sequence.vocab_size = self.size
@@ -126,11 +137,6 @@ class TrimmedModel(LlamaModel):
             answers.append(rows)
             start += len(logits)
         return answers
-
-    def _refuse_request(self, sequence: LlamaSequence, new: Sequence[int], last: int) -> None:
-        if min(new, default=0) < 0 or max(new, default=0) >= self.size:
-            raise ValueError("a token id outside the vocabulary")
-        super()._refuse_request(sequence, [0] * len(new), last)
 
 
 class _EmbeddingBatch(Batch):

@@ -63,7 +63,7 @@ class OnnxModel:
     """Several sequences are evaluated one after the other."""
     fixed_threads = True
     """onnxruntime's threads belong to a loaded model: another count would need loading it again."""
-    rollback_refusal: str | None = None
+    undo: int | None = None
 
     def __init__(
         self,
@@ -142,6 +142,11 @@ class OnnxModel:
         """Bytes of one full KV cache, doubled for a graph that cannot extend it in place."""
         copies = 1 if self.summary.shares_cache_buffer else 2
         return copies * self.context_length * self.summary.cache.bytes_per_token
+
+    @property
+    def state_bytes(self) -> int:
+        """The most bytes that the state of a sequence takes."""
+        return self.context_length * self.summary.cache.bytes_per_token
 
     def sequence(self) -> OnnxSequence[OnnxModel]:
         """Return a new, empty sequence. Raises EdgespecError if all are in use or memory is too small."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -63,6 +63,12 @@ class OnnxSequence(Generic[M]):
 
     def rollback(self, length: int) -> None:
         del self._tokens[length:]
+
+    def reachable(self, length: int) -> int:
+        return min(length, len(self._tokens))
+
+    def mark_at(self, lengths: Iterable[int]) -> None:
+        """Do nothing: any number of tokens can be taken back."""
 
     def share(self, other: OnnxSequence[M], length: int) -> bool:
         """Copy the first `length` tokens of `other`, at memory speed."""

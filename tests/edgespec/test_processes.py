@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -40,6 +41,21 @@ def test_ctrl_c_while_a_process_is_being_started(started, monkeypatch):
         time.sleep(10)
     assert len(started) == 1
     assert started[0].returncode is not None
+
+
+def test_ctrl_c_while_the_thread_is_being_started(started, monkeypatch):
+    start, threads = threading.Thread.start, []
+
+    def interrupted(thread):
+        threads.append(thread)
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt), processes.child(ENDLESS):
+        pass
+    threads[0].join()
+    assert all(process.returncode is not None for process in started)
 
 
 def test_an_error_in_the_block_ends_the_process(started):

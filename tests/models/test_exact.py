@@ -58,7 +58,7 @@ def test_sizes_are_those_that_single_rows_confirm(
 def test_exact_answers_are_plain_decodings(starter_path: Path) -> None:
     drafted = 0
     with open_engine(starter_path, exact=True, options=LlamaOptions(context=2048)) as engine:
-        assert any("to the bit" in note for note in engine.notes)
+        assert any("bit-identical" in note for note in engine.notes)
         for prompt in read_suite(None, 1)[:PROMPTS]:
             plain, guessed = (answer(engine, prompt, 96, Sampling(), speculate=yes) for yes in (False, True))
             assert guessed.tokens == plain.tokens

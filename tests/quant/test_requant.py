@@ -1,4 +1,4 @@
-"""Requantised drafts: real llama.cpp on the starter and on tiny models, real processes, real mistakes."""
+"""Requantized drafts: real llama.cpp on the starter and on tiny models, real processes, real mistakes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgespec.models.hub.store import resolve
 from edgespec.models.vocab import first_difference
 from edgespec.quant import draft, requant
 from edgespec.quant.draft import Timing, make_draft
-from edgespec.quant.requant import DraftType, draft_path, fingerprint, made_draft, requantise, work_folder
+from edgespec.quant.requant import DraftType, draft_path, fingerprint, made_draft, requantize, work_folder
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +53,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
 def test_the_starter_in_q4_0_keeps_its_vocabulary_and_its_mind(tmp_path, starter_path, starter):
     before = hashlib.sha256(starter_path.read_bytes()).hexdigest()
-    out = requantise(starter_path, tmp_path / "draft.gguf", "q4_0")
+    out = requantize(starter_path, tmp_path / "draft.gguf", "q4_0")
     made = check_gguf(out)
     assert set(made.types) == {"F32", "Q4_0"}
     assert made.tokenizer_digest == check_gguf(starter_path).tokenizer_digest
@@ -74,7 +74,7 @@ def test_the_starter_in_q4_0_keeps_its_vocabulary_and_its_mind(tmp_path, starter
 
 @pytest.mark.parametrize("kind", get_args(DraftType))
 def test_every_kind_has_the_weights_of_the_source(tmp_path, source, kind):
-    out = requantise(source, tmp_path / "out.gguf", kind)
+    out = requantize(source, tmp_path / "out.gguf", kind)
     assert set(check_gguf(out).types) == {"F32", kind.upper()}  # F32: the norms
     coarse = {"q4_0": 0.12, "iq4_nl": 0.12}.get(kind, 0.01)
     ours, theirs = weights(out), weights(source)
@@ -85,8 +85,8 @@ def test_every_kind_has_the_weights_of_the_source(tmp_path, source, kind):
 
 
 def test_a_quantized_source_is_upcast(tmp_path, source):
-    small = requantise(source, tmp_path / "q4.gguf", "q4_0")
-    wide = requantise(small, tmp_path / "bf16.gguf", "bf16")
+    small = requantize(source, tmp_path / "q4.gguf", "q4_0")
+    wide = requantize(small, tmp_path / "bf16.gguf", "bf16")
     assert set(check_gguf(wide).types) == {"F32", "BF16"}
     np.testing.assert_allclose(
         weights(wide)["output.weight"], weights(small)["output.weight"], rtol=2**-8, atol=0
@@ -95,7 +95,7 @@ def test_a_quantized_source_is_upcast(tmp_path, source):
 
 def test_progress_ends_at_one(tmp_path, source):
     heard: list[float] = []
-    requantise(source, tmp_path / "out.gguf", "q8_0", lambda fraction: heard.append(fraction) or True)
+    requantize(source, tmp_path / "out.gguf", "q8_0", lambda fraction: heard.append(fraction) or True)
     assert heard[-1] == 1.0
     assert heard == sorted(heard)
 
@@ -105,20 +105,20 @@ def test_progress_ends_at_one(tmp_path, source):
 
 def test_a_made_draft_is_found_by_its_source(source):
     assert made_draft(source) is None
-    out = requantise(source, draft_path(source, "q4_0"), "q4_0")
+    out = requantize(source, draft_path(source, "q4_0"), "q4_0")
     assert out.name == "small.draft-q4_0.gguf"
     assert made_draft(source) == out
     assert made_draft(out) is None
 
 
 def test_a_draft_of_another_source_is_not_used(source):
-    requantise(source, draft_path(source, "q4_0"), "q4_0")
+    requantize(source, draft_path(source, "q4_0"), "q4_0")
     write_tiny(source, "llama", extra=1)
     assert made_draft(source) is None
 
 
 def test_one_changed_byte_makes_a_draft_stale(source):
-    requantise(source, draft_path(source, "q4_0"), "q4_0")
+    requantize(source, draft_path(source, "q4_0"), "q4_0")
     data = bytearray(source.read_bytes())
     data[-1] ^= 1
     source.write_bytes(data)
@@ -127,7 +127,7 @@ def test_one_changed_byte_makes_a_draft_stale(source):
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-64], lambda data: b"", lambda data: b"GGUF"])
 def test_a_damaged_draft_is_not_used(source, damage):
-    out = requantise(source, draft_path(source, "q4_0"), "q4_0")
+    out = requantize(source, draft_path(source, "q4_0"), "q4_0")
     out.write_bytes(damage(out.read_bytes()))
     assert made_draft(source) is None
 
@@ -160,21 +160,21 @@ def test_a_source_that_is_no_model(tmp_path, content):
     source = tmp_path / "bad.gguf"
     source.write_bytes(content)
     with pytest.raises(EdgespecError, match=r"bad\.gguf"):
-        requantise(source, tmp_path / "out.gguf", "q4_0")
+        requantize(source, tmp_path / "out.gguf", "q4_0")
     assert names(tmp_path) == {"bad.gguf"}
 
 
 def test_a_truncated_source(tmp_path, source):
     source.write_bytes(source.read_bytes()[:-1000])
     with pytest.raises(EdgespecError, match="bytes are missing"):
-        requantise(source, tmp_path / "out.gguf", "q4_0")
+        requantize(source, tmp_path / "out.gguf", "q4_0")
     assert names(tmp_path) == {"small.gguf"}
 
 
 def test_an_architecture_llama_cpp_does_not_know(tmp_path, source):
     source.write_bytes(source.read_bytes().replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0lxama", 1))
-    with pytest.raises(EdgespecError, match=r"small\.gguf cannot be requantised.*lxama") as raised:
-        requantise(source, tmp_path / "out.gguf", "q4_0")
+    with pytest.raises(EdgespecError, match=r"small\.gguf cannot be requantized.*lxama") as raised:
+        requantize(source, tmp_path / "out.gguf", "q4_0")
     assert "\n" not in str(raised.value)
     assert names(tmp_path) == {"small.gguf"}
 
@@ -182,20 +182,20 @@ def test_an_architecture_llama_cpp_does_not_know(tmp_path, source):
 def test_the_source_is_never_overwritten(source):
     before = source.read_bytes()
     with pytest.raises(EdgespecError, match="over itself"):
-        requantise(source, source, "q4_0")
+        requantize(source, source, "q4_0")
     assert source.read_bytes() == before
 
 
 def test_too_little_disk_is_said_before_anything_is_written(tmp_path, source, monkeypatch):
     monkeypatch.setattr(requant.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1 << 20})())
-    with pytest.raises(EdgespecError, match="MiB of disk are needed"):
-        requantise(source, tmp_path / "out.gguf", "q4_0")
+    with pytest.raises(EdgespecError, match="MiB are needed"):
+        requantize(source, tmp_path / "out.gguf", "q4_0")
     assert names(tmp_path) == {"small.gguf"}
 
 
 def test_a_folder_that_is_not_there(tmp_path, source):
-    with pytest.raises(EdgespecError, match="Cannot write in"):
-        requantise(source, tmp_path / "missing" / "out.gguf", "q4_0")
+    with pytest.raises(EdgespecError, match="cannot write in"):
+        requantize(source, tmp_path / "missing" / "out.gguf", "q4_0")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits are set by ulimit")
@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path, starter_path):
 def test_stopping_by_progress_leaves_nothing(tmp_path, starter_path):
     before = set(psutil.Process().children())  # workers that other tests left idle
     with pytest.raises(Cancelled):
-        requantise(starter_path, tmp_path / "out.gguf", "q4_0", lambda fraction: fraction == 0)
+        requantize(starter_path, tmp_path / "out.gguf", "q4_0", lambda fraction: fraction == 0)
     assert names(tmp_path) == set()
     assert set(psutil.Process().children()) <= before
 
@@ -256,7 +256,7 @@ def test_a_folder_goes_whenever_ctrl_c_strikes(tmp_path, monkeypatch):
 def test_a_quantizer_that_dies_is_one_line(tmp_path, source, monkeypatch):
     monkeypatch.setattr(requant, "worker_command", lambda: [sys.executable, "-c", "import os; os.abort()"])
     with pytest.raises(EdgespecError, match="ended with code"):
-        requantise(source, tmp_path / "out.gguf", "q4_0")
+        requantize(source, tmp_path / "out.gguf", "q4_0")
     assert names(tmp_path) == {"small.gguf"}
 
 
@@ -276,14 +276,14 @@ def test_only_what_measured_faster_is_kept(source, monkeypatch, after, kept):
     assert report.kept == made_draft(source) == (draft_path(source, "q4_0") if kept else None)
     assert names(source.parent) == {"small.gguf", *(["small.draft-q4_0.gguf"] if kept else [])}
     assert report.line == (
-        "made a faster draft: 10.0 -> 5.0 ms a token"
+        "made a faster draft: 10.0 -> 5.0 ms per token"
         if kept
-        else f"no faster draft: 10.0 ms a token as it is, 11.0 as q8_0, {after:.1f} as q4_0"
+        else f"no faster draft: 10.0 ms per token as it is, 11.0 as q8_0, {after:.1f} as q4_0"
     )
 
 
 def test_a_new_draft_replaces_the_old_and_touches_no_other_file(source, monkeypatch):
-    requantise(source, draft_path(source, "q8_0"), "q8_0")
+    requantize(source, draft_path(source, "q8_0"), "q8_0")
     foreign = write_tiny(draft_path(source, "mine"), "llama")
     monkeypatch.setattr(draft, "GAIN", 0.0)  # whatever they measured
     report = make_draft(source, ("q4_0",))
@@ -308,7 +308,7 @@ def test_what_was_measured_among_busy_programs_is_not_kept(source, monkeypatch):
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
         with pytest.raises(
-            EdgespecError, match=r"Other programs had \d+% of the processor.*nothing was kept"
+            EdgespecError, match=r"other programs used \d+% of the processor.*nothing was kept"
         ):
             make_draft(source, ("q4_0",))
     finally:
@@ -321,7 +321,7 @@ def test_what_was_measured_among_busy_programs_is_not_kept(source, monkeypatch):
 
 def test_a_model_that_cannot_roll_back_cannot_draft(tmp_path):
     source = write_tiny(tmp_path / "mamba.gguf", "mamba")
-    with pytest.raises(EdgespecError, match=r"cannot draft.*rolled back"):
+    with pytest.raises(EdgespecError, match=r"cannot draft.*running state"):
         make_draft(source)
     assert names(tmp_path) == {"mamba.gguf"}
 
@@ -373,7 +373,7 @@ def test_pull_makes_the_draft_of_a_pair(tmp_path):
     assert (alone.returncode, alone.stdout.strip()) == (0, str(tmp_path / source.name))
     assert alone.stderr == ""  # only chatted with
     (tmp_path / load_catalog()["qwen2.5-coder-1.5b"].file).write_bytes(b"GGUF")
-    plain = edgespec("pull", "qwen2.5-coder-0.5b", "--no-requantise", **folder)
+    plain = edgespec("pull", "qwen2.5-coder-0.5b", "--no-requantize", **folder)
     assert plain.returncode == 0
     assert plain.stderr == ""
     assert made_draft(tmp_path / source.name) is None
@@ -383,7 +383,7 @@ def test_pull_makes_the_draft_of_a_pair(tmp_path):
     begun, outcome = done.stderr.splitlines()
     assert "measuring" in begun
     assert "faster draft" in outcome
-    assert "ms a token" in outcome
+    assert "ms per token" in outcome
     if "made" in outcome:
         made = made_draft(tmp_path / source.name)
         assert made == draft_path(tmp_path / load_catalog()["qwen2.5-coder-0.5b"].file, "q4_0")

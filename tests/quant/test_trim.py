@@ -18,7 +18,7 @@ from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.gguf.trimmed import Embeddings, TrimmedModel, open_draft
 from edgespec.quant import draft
 from edgespec.quant.draft import Timing, make_draft
-from edgespec.quant.requant import draft_path, made_draft, requantise
+from edgespec.quant.requant import draft_path, made_draft, requantize
 from edgespec.quant.trim import coverage, trim
 from edgespec.quant.vocabulary import as_use, choose, count_use, shipped_use
 
@@ -58,6 +58,17 @@ def test_logits_are_those_of_the_whole_model_and_none_elsewhere(source, trimmed)
     assert np.isneginf(got[:, gone]).all()
 
 
+def test_rows_one_by_one_on_ik(ik, source, trimmed):
+    """Its first pass of one row reads a token id where the batch has embeddings."""
+    options = LlamaOptions(context=128, batch=16, engine=ik, sequences=2)
+    with LlamaModel(source, options) as whole, open_draft(trimmed, options) as model:
+        expected, sequences = whole.sequence(), [model.sequence(), model.sequence()]
+        for token in TEXT[:6]:
+            row = expected.forward([token])[0]
+            for sequence in sequences:
+                np.testing.assert_allclose(sequence.forward([token])[0][IDS], row[IDS], rtol=1e-3, atol=1e-3)
+
+
 def test_it_is_a_language_model(trimmed):
     with open_draft(trimmed, OPTIONS) as model:
         sequence = model.sequence()
@@ -82,7 +93,7 @@ def test_it_passes_for_its_source_in_the_vocabulary_check(source, trimmed):
 
 
 def test_the_starter_says_the_same_with_a_third_of_its_vocabulary(tmp_path, starter_path, starter):
-    whole = requantise(starter_path, tmp_path / "whole.gguf", "q4_0")
+    whole = requantize(starter_path, tmp_path / "whole.gguf", "q4_0")
     text = starter.vocab.tokenize(
         "The sea is large and old. The sea is deep and cold. The sea is full of fish."
     )
@@ -100,7 +111,7 @@ def test_the_starter_says_the_same_with_a_third_of_its_vocabulary(tmp_path, star
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0", "f16", "bf16"])
 def test_embeddings_of_every_type(tmp_path, source, kind):
-    path = requantise(source, tmp_path / "out.gguf", kind)
+    path = requantize(source, tmp_path / "out.gguf", kind)
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
     rows = Embeddings(path, check_gguf(path)).rows([0, 256, 97, 97])
     assert rows.dtype == np.float32
@@ -137,7 +148,7 @@ def test_a_hostile_draft(trimmed, old, new):
     data = trimmed.read_bytes()
     assert data.count(old) == 1
     trimmed.write_bytes(data.replace(old, new))
-    with pytest.raises(EdgespecError, match="make it again"):
+    with pytest.raises(EdgespecError, match="create it again"):
         open_draft(trimmed, OPTIONS)
 
 

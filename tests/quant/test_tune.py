@@ -27,7 +27,7 @@ from edgespec.models.gguf.model import LlamaModel, LlamaOptions
 from edgespec.models.gguf.native import BackendName
 from edgespec.quant import timing as racing
 from edgespec.quant import tune as tuning
-from edgespec.quant.requant import draft_path, requantise
+from edgespec.quant.requant import draft_path, requantize
 from edgespec.quant.timing import PROMPT, Candidate, Figures, TimingBench, TimingBudget, scaled
 from edgespec.quant.tune import SettingTrial, choose, draft_forms, judged, score, thread_counts, tune
 
@@ -292,11 +292,11 @@ def test_a_stop_frees_every_model(tiny_llama, monkeypatch):
     assert closed
 
 
-def test_a_model_that_cannot_roll_back_is_tuned_for_one_row(tiny_mamba, monkeypatch):
+def test_a_model_with_a_running_state_is_tuned(tiny_mamba, monkeypatch):
     monkeypatch.setattr(tuning, "QUICK", SHORT)
     report = tune(tiny_mamba, quick=True)
     assert report.start.figures is not None
-    assert set(report.start.figures) == {PROMPT, 1}
+    assert set(report.start.figures) > {PROMPT, 1}
     assert report.best.options.engine == "llama.cpp"
     outcomes = {one.setting: one.outcome for one in report.trials}
     assert outcomes["ik"].startswith("not measured: ")
@@ -308,7 +308,7 @@ def test_a_model_that_cannot_roll_back_is_tuned_for_one_row(tiny_mamba, monkeypa
 def test_draft_forms_are_those_made_of_exactly_this_file(tmp_path, tiny_llama):
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
     assert draft_forms(source) == [source]
-    made = requantise(source, draft_path(source, "q8_0"), "q8_0")
+    made = requantize(source, draft_path(source, "q8_0"), "q8_0")
     shutil.copy(source, draft_path(source, "f16"))  # named so, made by nobody
     draft_path(source, "q4_0").write_bytes(b"GGUF, or nearly")
     assert draft_forms(source) == [source, made]
@@ -319,7 +319,7 @@ def test_draft_forms_are_those_made_of_exactly_this_file(tmp_path, tiny_llama):
 def test_the_fastest_form_is_chosen_and_its_best_case_told(tmp_path, tiny_llama, monkeypatch):
     monkeypatch.setattr(tuning, "QUICK", SHORT)
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
-    made = requantise(source, draft_path(source, "q8_0"), "q8_0")
+    made = requantize(source, draft_path(source, "q8_0"), "q8_0")
     time_ = racing._Timer.time
 
     def timed(self: Any, options: LlamaOptions, quantities: Sequence[int]) -> Figures:
@@ -456,8 +456,8 @@ def test_explicit_settings_win(folder, ik, tiny_llama, starter_path, monkeypatch
 
 def test_the_form_found_fastest_drafts(folder, tmp_path, tiny_llama):
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
-    f16 = requantise(source, draft_path(source, "f16"), "f16")
-    q8 = requantise(source, draft_path(source, "q8_0"), "q8_0")
+    f16 = requantize(source, draft_path(source, "f16"), "f16")
+    q8 = requantize(source, draft_path(source, "q8_0"), "q8_0")
     assert loading.form_of(source, "") == f16
     assert loading.form_of(source, source.name) == source
     assert loading.form_of(source, q8.name) == q8

@@ -16,7 +16,7 @@ from tiny import write_tiny
 from edgespec.app.cli.convert import own_text
 from edgespec.models.gguf.check import check_gguf
 from edgespec.quant.agreement import TOKENS
-from edgespec.quant.requant import requantise, size_as
+from edgespec.quant.requant import requantize, size_as
 
 EDGESPEC = [sys.executable, "-m", "edgespec.app.cli.main"]
 
@@ -68,7 +68,7 @@ def test_a_mixture_is_llama_cpps_and_a_table_says_what_it_is_worth(tmp_path):
 @pytest.mark.parametrize("kind", ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q4_0", "iq4_nl"])
 def test_a_size_is_foreseen(tmp_path, kind, starter_path):
     foreseen = size_as(starter_path, check_gguf(starter_path), kind, pure=False)
-    out = requantise(starter_path, tmp_path / "out.gguf", kind, pure=False)
+    out = requantize(starter_path, tmp_path / "out.gguf", kind, pure=False)
     assert 0.6 * foreseen < out.stat().st_size <= foreseen
 
 

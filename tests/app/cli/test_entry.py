@@ -53,7 +53,7 @@ def test_every_child_is_what_its_starter_expects(monkeypatch: pytest.MonkeyPatch
     assert done.returncode == 1
     assert "absent" in done.stderr
     monkeypatch.setattr(trial, "worker_command", lambda: [*PROGRAM, *commands["selftest"]])
-    said = trial.run(lambda: {"engine": "llama.cpp", "kernels": ""}, "build", lambda: True).said
+    said = trial.run(lambda: {"engine": "llama.cpp", "kernels": ""}, "build", lambda: True).reports
     assert said["build"].startswith("llama.cpp ")
     assert start([*commands["pip"], "--version"]).stdout.startswith("pip ")
     with subprocess.Popen([*PROGRAM, *commands["busy"]]) as loop:

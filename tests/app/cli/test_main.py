@@ -171,16 +171,6 @@ def test_vocabularies_that_differ(tmp_path):
     one_line_error(done, "token 65", "'A'", "'Zebra'", "--draft")
 
 
-def test_a_model_that_cannot_roll_back_is_decoded_plainly_and_says_why(tiny_mamba):
-    done = edgespec(
-        "run", "-m", str(tiny_mamba), "abcabcabc", "--raw", "--max-tokens", "8", "--json", "--context", "256"
-    )
-    answer = json.loads(done.stdout)
-    assert answer["drafted"] == 0
-    assert len(answer["tokens"]) == 8
-    assert "rolled back" in done.stderr
-
-
 def test_prompt_longer_than_the_context(starter_path):
     done = edgespec("run", "-m", str(starter_path), "word " * 2000, "--context", "512")
     one_line_error(done, "512", "--context")

@@ -96,8 +96,8 @@ def test_a_model_may_answer_in_words(file):
         (b'{"a": NaN}', ["NaN is not JSON"]),
         ([1], ["must be a JSON object"]),
         ({"type": "string", "pattern": "(a{999}){999}"}, ["repeats more than"]),
-        ({"type": "object", "properties": {"a": {"type": "thing"}}}, ["cannot be"]),
-        (False, ["cannot be used"]),
+        ({"type": "object", "properties": {"a": {"type": "thing"}}}, ["cannot use the grammar"]),
+        (False, ["cannot use the grammar"]),
     ],
     ids=["no JSON", "no text", "NaN", "a list", "too much", "a wrong type", "nothing"],
 )
@@ -108,7 +108,7 @@ def test_schemas_that_are_none(schema, words, file):
     lines = [
         line
         for line in done.stderr.splitlines()
-        if "running at the same time" not in line and "tune" not in line
+        if not any(note in line for note in ("running at the same time", "tune", "measured the costs"))
     ]
     assert len(lines) == 1, done.stderr
     assert all(word in lines[0] for word in words), lines
@@ -119,7 +119,7 @@ def test_schemas_that_are_none(schema, words, file):
     [
         ({"name": "x"}, [], ["tools[0] must be"]),
         ({"type": "function", "function": {"name": "no spaces"}}, [], ["tools[0] needs a name"]),
-        ([WEATHER, WEATHER], [], ["get_weather is given twice"]),
+        ([WEATHER, WEATHER], [], ["duplicate tool get_weather"]),
         ([WEATHER], ["--tool-choice", "other"], ["'other'", "get_weather"]),
         ([WEATHER], ["--raw"], ["--raw"]),
         ([], [], ["no function"]),

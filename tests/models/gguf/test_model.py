@@ -163,18 +163,6 @@ def test_cache_bytes_count_every_layer_and_position_of_one_sequence(tiny_llama, 
         assert model.cache_bytes == 256 * 2 * 16 * 2 * 2  # positions, heads, head size, keys and values, f16
 
 
-def test_recurrent_memory_says_why_and_forgets_everything(tiny_mamba):
-    with LlamaModel(tiny_mamba, LlamaOptions(context=64)) as model:
-        assert "mamba" in model.rollback_refusal
-        sequence = model.sequence()
-        sequence.forward([1, 2, 3])
-        sequence.rollback(3)
-        assert list(sequence.tokens) == [1, 2, 3]
-        sequence.rollback(2)
-        assert list(sequence.tokens) == []
-        assert np.isfinite(sequence.forward([1, 2])).all()
-
-
 def test_progress_runs_to_one_and_can_stop_the_load(starter_path, engine):
     seen: list[float] = []
     options = LlamaOptions(context=64, engine=engine)

@@ -32,7 +32,7 @@ from edgespec.models.gguf.model import LlamaModel, LlamaOptions
 from edgespec.models.gguf.part import part_of, write_part
 from edgespec.models.gguf.selftest_worker import _batches, differences
 from edgespec.models.gguf.trial import ChildVerdict, Start
-from edgespec.quant.requant import draft_path, requantise
+from edgespec.quant.requant import draft_path, requantize
 from edgespec.quant.trim import trim
 
 ON = "on this processor: running"
@@ -165,8 +165,8 @@ def test_the_other_engine_is_the_last_resort(tmp_path: Path, starter_path: Path,
         done = broken.edgespec(*command)
         assert (done.returncode, done.stdout) == (1, "")
         (line,) = done.stderr.splitlines()
-        assert line.startswith(f"edgespec: {starter_path.name} cannot be run on this processor: ")
-        assert "llama.cpp crashed (SIGILL), and ik crashed (SIGILL); try another" in line
+        assert line.startswith(f"edgespec: {starter_path.name} does not run on this processor (")
+        assert "llama.cpp crashed (SIGILL), and ik crashed (SIGILL)): try another" in line
 
 
 def test_an_engine_that_does_not_even_start(tmp_path: Path, starter_path: Path, ik: str) -> None:
@@ -187,7 +187,7 @@ def test_too_little_memory_is_not_the_kernels_fault(tmp_path: Path, starter_path
     done = broken.edgespec("run", "-m", str(starter_path), *SHORT, "Hi")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"edgespec: Not enough memory for {starter_path.name}: ")
+    assert line.startswith(f"edgespec: not enough memory for {starter_path.name}: ")
     assert not list(broken.cache.rglob("selftest-*"))
 
 
@@ -217,7 +217,7 @@ from edgespec.models.gguf import trial
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.gguf.selftest import settle
 trial._PATIENCE = float(sys.argv[2])
-print(settle(Path(sys.argv[1]), LlamaOptions(), say=print).repack)
+print(settle(Path(sys.argv[1]), LlamaOptions(), note=print).repack)
 """
 
 
@@ -285,7 +285,7 @@ def wait_for(true: Callable[[], bool]) -> None:
         (1, ["MemoryError"], {}, ("memory", "")),
         (0, [], {"refused": "llama.cpp says: unable to allocate CPU buffer"}, ("memory", "")),
         (-signal.SIGKILL, [], {}, ("memory", "")),
-        (-signal.SIGTERM, [], {}, ("refused", "The trial of the engine was ended (SIGTERM).")),
+        (-signal.SIGTERM, [], {}, ("refused", "the test of the engine was terminated (SIGTERM): try again")),
         (0, [], {}, ("failed", "ended without a result")),
         (0, [], {"refused": "it has an encoder"}, ("refused", "it has an encoder")),
         (0, ["out of memory, but it went on"], {"difference": 0.0}, ("passed", "")),
@@ -335,7 +335,7 @@ def test_lower_kernels_are_for_all_models_from_then_on(
 
     monkeypatch.setattr(trial, "run", run)
     said: list[str] = []
-    assert selftest.settle(starter_path, LlamaOptions(), say=said.append) == LlamaOptions()
+    assert selftest.settle(starter_path, LlamaOptions(), note=said.append) == LlamaOptions()
     line = (
         "llama.cpp crashed (SIGILL) with its best kernels for this processor: running with those for lowest"
     )
@@ -346,7 +346,7 @@ def test_lower_kernels_are_for_all_models_from_then_on(
     asked.clear()
     monkeypatch.setattr(trial, "_starts", {})
     monkeypatch.setattr(trial, "_outcomes", {})
-    selftest.settle(starter_path, LlamaOptions(), say=said.append)
+    selftest.settle(starter_path, LlamaOptions(), note=said.append)
     assert asked == []
     assert said[1:] == said[:1]
     selftest.settle(starter_path, LlamaOptions(flash_attention=False))
@@ -408,7 +408,7 @@ def test_random_models_pass(tiny_llama: Path, tiny_mamba: Path) -> None:
     for path in (tiny_llama, tiny_mamba):
         found = selftest.test(path, LlamaOptions(), Start(""), lambda: True)
         assert (found.state, found.reason) == ("passed", ""), path
-        assert found.said["difference"] < 0.02
+        assert found.reports["difference"] < 0.02
 
 
 def test_kernels_that_were_seen_to_be_wrong_are_found_out(
@@ -435,7 +435,7 @@ def test_ik_is_right_with_weights_that_it_reads_few_rows_of(
 ) -> None:
     path = starter_path
     if kind == "q5_1":  # what becomes of this model's widths in llama.cpp's recipe
-        path = requantise(starter_path, tmp_path / "q5.gguf", "q5_k_m", pure=False)
+        path = requantize(starter_path, tmp_path / "q5.gguf", "q5_k_m", pure=False)
     assert kind.upper() in check_gguf(path).types
     assert selftest.failure(path, LlamaOptions(engine=ik)) is None
 
@@ -444,7 +444,7 @@ def test_ik_is_right_with_weights_that_it_reads_few_rows_of(
 
 
 def test_a_part_has_every_kind_of_tensor(starter_path: Path, tmp_path: Path) -> None:
-    path = requantise(starter_path, tmp_path / "mixed.gguf", "q4_k_m", pure=False)
+    path = requantize(starter_path, tmp_path / "mixed.gguf", "q4_k_m", pure=False)
     whole = check_gguf(path)
     pieces = part_of(whole)
     assert pieces is not None

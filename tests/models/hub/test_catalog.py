@@ -112,7 +112,7 @@ def test_patterns_are_filled_in() -> None:
         ("[tiny]", "[tiny", "not valid TOML"),
         ("[tiny]", "[Tiny]", "a-z"),
         ("[tiny]", '["../tiny"]', "a-z"),
-        ("[tiny]", "tiny = 1\n[other]", "heads a table"),
+        ("[tiny]", "tiny = 1\n[other]", "its value a table"),
         ('family = "f"', "", "family"),
         ('family = "f"', 'family = "f"\ncolour = "red"', "colour"),
         ("bytes = 4", 'bytes = "4"', "bytes must be of type int"),
@@ -123,7 +123,7 @@ def test_patterns_are_filled_in() -> None:
         ('"tiny.gguf"', '"../tiny.gguf"', "plain file name"),
         ('"tiny.gguf"', '".tiny.gguf"', "plain file name"),
         ('"tiny.gguf"', '"tiny.bin"', "plain file name"),
-        ("parts = 2", "parts = 0", "positive number"),
+        ("parts = 2", "parts = 0", "positive integer"),
         ("parts = 2", "part = 2", "a source has"),
         ("{n}==1.0", "{n}", "name==version"),
         ("tiny-part{n}", "-r{n}", "name==version"),
@@ -144,7 +144,7 @@ def test_invalid_catalogue_is_refused_with_the_fault(old: str, new: str, told: s
 
 
 def test_two_entries_may_not_share_a_file_nor_a_draft_be_of_another_family() -> None:
-    with pytest.raises(EdgespecError, match="share a file"):
+    with pytest.raises(EdgespecError, match="same file name"):
         parse_catalog(GOOD + GOOD.replace("[tiny]", "[tiny2]"))
     other = GOOD.replace("[tiny]", "[tiny2]").replace('"tiny.gguf"', '"2.gguf"').replace('"f"', '"g"')
     with pytest.raises(EdgespecError, match="family"):

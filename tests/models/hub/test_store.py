@@ -175,7 +175,7 @@ def test_resolve_tells_what_to_do_about_a_missing_model(folder: Path) -> None:
         resolve("tiny-1m")
     with pytest.raises(EdgespecError, match="did you mean tiny-1m"):
         resolve("tinny-1m")
-    with pytest.raises(EdgespecError, match="known are tiny-1m"):
+    with pytest.raises(EdgespecError, match="valid names are tiny-1m"):
         resolve("zzz")
     with pytest.raises(EdgespecError, match="no file"):
         resolve("missing.gguf")

@@ -144,7 +144,7 @@ def test_weights_lie_beside_the_model(folder: Path, place: Callable[[Path], str]
                 set_entry(tensor, "location", location)
 
     edit(folder, change)
-    refused(folder, "must be a file in its own folder")
+    refused(folder, "refers to weights outside its folder")
 
 
 def link(folder: Path) -> None:
@@ -178,9 +178,9 @@ def truncated(folder: Path) -> None:
     [
         (link, "is a link"),
         (hard_link, "hard link"),
-        (pipe, "no regular file"),
-        (directory, "no regular file"),
-        (missing, "missing"),
+        (pipe, "not a regular file"),
+        (directory, "not a regular file"),
+        (missing, "No such file"),
         (truncated, "incomplete"),
     ],
 )
@@ -196,19 +196,19 @@ def test_a_device_of_that_name_is_not_opened(folder: Path):
         os.mknod(folder / DATA, 0o666 | 0o020000, os.makedev(1, 5))  # /dev/zero
     except OSError:
         pytest.skip("devices cannot be made here")
-    refused(folder, "no regular file")
+    refused(folder, "not a regular file")
 
 
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
         ("offset", str(1 << 40), "incomplete"),
-        ("offset", "-4096", "impossible offset"),
-        ("offset", str(1 << 64), "impossible offset"),
-        ("offset", "0x10", "impossible offset"),
-        ("length", "4", "needs"),
-        ("length", str(1 << 62), "impossible length|needs"),
-        ("prepacked_0", "0|1", "unknown way"),
+        ("offset", "-4096", "invalid offset"),
+        ("offset", str(1 << 64), "invalid offset"),
+        ("offset", "0x10", "invalid offset"),
+        ("length", "4", "instead of"),
+        ("length", str(1 << 62), "invalid length|has"),
+        ("prepacked_0", "0|1", "unknown kind of location"),
     ],
 )
 def test_their_places_are_inside_it(folder: Path, key: str, value: str, match: str):
@@ -218,7 +218,7 @@ def test_their_places_are_inside_it(folder: Path, key: str, value: str, match: s
 
 def test_a_place_said_twice_is_said_by_nobody(folder: Path):
     edit(folder, lambda model: external(model).external_data.add(key="location", value="/etc/passwd"))
-    refused(folder, "unknown way")
+    refused(folder, "unknown kind of location")
 
 
 def test_there_is_one_file_of_them(folder: Path):
@@ -249,7 +249,7 @@ def test_a_location_without_a_place_is_refused(folder: Path):
                 tensor.data_location = TensorProto.EXTERNAL
 
     edit(folder, mark)
-    refused(folder, "nowhere")
+    refused(folder, "outside its folder")
 
 
 # --- the graph ---
@@ -344,12 +344,12 @@ def huge(model: onnx.ModelProto) -> None:
         (flat_cache, "3 dimensions"),
         (fixed_cache, "fixed length"),
         (whole_numbers, "int32"),
-        (uneven, "what shape its cache has"),
-        (no_logits, "no language model"),
+        (uneven, "no shape for its cache"),
+        (no_logits, "choose a language model"),
         (pictures, "pixel_values"),
         (training, "training graph"),
         (negative, "unknown type or shape"),
-        (huge, "needs|incomplete"),
+        (huge, "instead of"),
     ],
 )
 def test_the_graph_is_a_decoder_with_a_cache(folder: Path, change, match: str):
@@ -389,7 +389,7 @@ def test_a_graph_in_a_graph_in_a_graph_ends(folder: Path):
         model.graph.node.extend(graph.node)
 
     edit(folder, change)
-    refused(folder, "without end")
+    refused(folder, "nested too deeply")
 
 
 def test_a_file_that_claims_more_than_any_model_has_is_not_read_to_its_end(folder: Path):
@@ -448,7 +448,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path):
     folder = write_tiny_onnx(tmp_path / "small")
     larger = write_tiny_onnx(tmp_path / "large", extra=3)
     (folder / "tokenizer.json").write_bytes((larger / "tokenizer.json").read_bytes())
-    with pytest.raises(EdgespecError, match="do not belong together"):
+    with pytest.raises(EdgespecError, match="use the files of one model"):
         OnnxModel(folder)
 
 

@@ -247,7 +247,7 @@ def test_tune_times_every_provider_and_doctor_tells(shared, monkeypatch):
     told = json.loads(result.stdout)["onnx"]
     assert told["QNN"] == "not used: no driver"
     assert told["CPU"] == "used"
-    assert told["CoreML"].startswith("not here")
+    assert told["CoreML"].startswith("not available")
 
 
 @pytest.mark.usefixtures("_own_cache")

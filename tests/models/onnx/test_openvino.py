@@ -29,7 +29,7 @@ def test_it_gives_the_rows_of_the_cpu_or_the_cpu_does(tmp_path: Path, attention)
     with OnnxModel(folder) as model:
         expected = model.sequence().forward(tokens, 5).copy()
     said: list[str] = []
-    with OnnxModel(folder, OnnxOptions(providers=(OPENVINO, CPU)), say=said.append) as model:
+    with OnnxModel(folder, OnnxOptions(providers=(OPENVINO, CPU)), note=said.append) as model:
         sequence = model.sequence()
         sequence.forward(tokens[:40])
         sequence.forward([7, 7, 7], 3)

@@ -54,12 +54,12 @@ def test_each_provider_has_a_fate_and_a_reason():
     fates = {one.label: found.fate(one.name, here) for one in KNOWN}
     assert fates["QNN"] == "not used: 0.56 times the CPU's speed"
     assert fates["DirectML"] == "not used: its libraries did not load."
-    assert fates["CoreML"].startswith("not used yet: measured when")
-    assert fates["OpenVINO"].startswith("not here: it comes with onnxruntime-openvino")
+    assert fates["CoreML"].startswith("not used: run")
+    assert fates["OpenVINO"].startswith("not available: it is part of onnxruntime-openvino")
     assert fates["CPU"] == "used"
     faster = Measured({CPU: 1.0, NPU: 0.5})
     assert faster.fate(NPU, here) == "used: 2.00 times the CPU's speed"
-    assert faster.fate(CPU, here) == "used where QNN fails"
+    assert faster.fate(CPU, here) == "used if QNN fails"
 
 
 def test_measuring_goes_on_after_one_that_fails():
@@ -83,8 +83,8 @@ def test_the_first_that_works_is_taken_and_the_others_are_said():
 
     assert first_that_works([NPU, GPU, CPU], make, said.append) == (CPU, "session")
     assert said == [
-        "QNN is not used: no driver. Going on with DirectML.",
-        "DirectML is not used: no driver. Going on with CPU.",
+        "QNN is not used (no driver.): trying DirectML",
+        "DirectML is not used (no driver.): trying CPU",
     ]
     with pytest.raises(EdgespecError, match="no driver"):
         first_that_works([NPU, GPU], make, said.append)
@@ -141,7 +141,7 @@ def test_one_that_fails_in_the_middle_is_replaced_and_nothing_is_lost(tmp_path, 
         expected = model.sequence().forward(tokens, 5).copy()
     runtime_with(monkeypatch, fail_at=3)
     said: list[str] = []
-    with OnnxModel(folder, OnnxOptions(providers=(NPU, CPU)), say=said.append) as model:
+    with OnnxModel(folder, OnnxOptions(providers=(NPU, CPU)), note=said.append) as model:
         sequence = model.sequence()
         sequence.forward(tokens[:20])
         sequence.forward(tokens[20:35])
@@ -151,7 +151,7 @@ def test_one_that_fails_in_the_middle_is_replaced_and_nothing_is_lost(tmp_path, 
         assert model.options.providers == (CPU,)  # what it costs from here on is not the NPU's
         assert list(sequence.tokens) == tokens
     (line,) = said
-    assert line.startswith("QNN failed and is used no more")
+    assert line.startswith("QNN failed and is no longer used")
     assert line.isprintable()
 
 
@@ -160,7 +160,7 @@ def test_the_last_one_that_fails_is_an_error(folder, monkeypatch):
     with OnnxModel(folder, OnnxOptions(providers=(NPU,))) as model:
         sequence = model.sequence()
         sequence.forward([1])
-        with pytest.raises(EdgespecError, match="could not evaluate tiny"):
+        with pytest.raises(EdgespecError, match="cannot evaluate tiny"):
             sequence.forward([2])
         assert list(sequence.tokens) == [1]
 
@@ -174,18 +174,18 @@ def test_one_whose_libraries_do_not_load_is_passed_over(folder, monkeypatch):
         "get_providers",
         lambda self: [CPU],  # onnxruntime's own way of saying so
     )
-    with OnnxModel(folder, OnnxOptions(providers=(NPU, CPU)), say=said.append) as model:
+    with OnnxModel(folder, OnnxOptions(providers=(NPU, CPU)), note=said.append) as model:
         assert model.provider == CPU
-    assert said == ["QNN is not used: its libraries did not load. Going on with CPU."]
+    assert said == ["QNN is not used (its libraries did not load): trying CPU"]
 
 
 def test_one_that_this_onnxruntime_lacks_is_passed_over(folder):
     said: list[str] = []
-    with OnnxModel(folder, OnnxOptions(providers=("CoreMLExecutionProvider", CPU)), say=said.append) as model:
+    with OnnxModel(
+        folder, OnnxOptions(providers=("CoreMLExecutionProvider", CPU)), note=said.append
+    ) as model:
         model.sequence().forward([1])
-    assert said == [
-        "CoreML is not used: the onnxruntime that is installed does not have it. Going on with CPU."
-    ]
+    assert said == ["CoreML is not used (the installed onnxruntime does not have it): trying CPU"]
 
 
 def test_settings_in_the_models_file_are_not_read(folder, monkeypatch):

@@ -193,8 +193,8 @@ HOSTILE = {
     "{{ '%1000000000d' % 1 }}": "ran out of memory",
     "{{ [0] * 10 ** 10 }}": "ran out of memory",
     "{{ 7 ** (7 ** 9) }}": "took over",
-    "{{ 'x' * 1000001 }}": "wrote more",
-    "{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}": "wrote more",
+    "{{ 'x' * 1000001 }}": "too long for a prompt",
+    "{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}": "too long for a prompt",
     "{{ ''.__class__.__mro__[1].__subclasses__() }}": "sandbox",
     "{{ cycler.__init__.__globals__.os.popen('id').read() }}": "sandbox",
     "{{ lipsum.__globals__['os'].system('id') }}": "sandbox",
@@ -340,14 +340,14 @@ def test_lone_surrogates_become_replacement_characters() -> None:
 
 @pytest.mark.parametrize("value", [object(), {1, 2}, b"bytes", {(1, 2): 3}])
 def test_messages_that_are_not_json(value: object) -> None:
-    with pytest.raises(EdgespecError, match="cannot be written as JSON"):
+    with pytest.raises(EdgespecError, match="not valid JSON"):
         ChatTemplate(JOINED).render([{"content": value}])
 
 
 def test_messages_without_an_end() -> None:
     endless: list[Any] = []
     endless.append(endless)
-    with pytest.raises(EdgespecError, match="cannot be written as JSON"):
+    with pytest.raises(EdgespecError, match="not valid JSON"):
         ChatTemplate(JOINED).render([{"content": endless}])
 
 
@@ -441,7 +441,7 @@ def test_two_threads_get_their_own_answers() -> None:
         ("pass", "died"),
         ("print('{}'); print('not JSON')", "sandbox"),
         ("print('{}'); print('[' * 9_000)", "sandbox"),
-        ("print('{}'); print('x' * 50_000)", "wrote more"),
+        ("print('{}'); print('x' * 50_000)", "too long for a prompt"),
     ],
 )
 def test_a_worker_out_of_control(monkeypatch: pytest.MonkeyPatch, program: str, reason: str) -> None:
@@ -470,7 +470,7 @@ def test_a_process_that_keeps_the_pipes_cannot_block(monkeypatch: pytest.MonkeyP
 def test_a_worker_that_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     chat_template._WORKER.close()
     monkeypatch.setattr(chat_template, "worker_command", lambda: ["/nonexistent/python"])
-    with pytest.raises(EdgespecError, match="did not start"):
+    with pytest.raises(EdgespecError, match="cannot start the process"):
         ChatTemplate(JOINED).render(USER)
 
 

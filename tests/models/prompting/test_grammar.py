@@ -172,7 +172,7 @@ def test_nothing_is_forced_after_what_is_refused() -> None:
     assert state.forced(9, wrong) == ()
     assert state.forced(0) == ()
     assert state.admits(wrong) == state.admits([]) == 0
-    with pytest.raises(EdgespecError, match="cannot be followed any further"):
+    with pytest.raises(EdgespecError, match="cannot follow the grammar any further"):
         state.accept(wrong[0])
 
 
@@ -226,7 +226,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("json_schema", '{"const": NaN}', "NaN is not JSON"),
     ("json_schema", "[" * 100_000, "nested too deeply"),
     ("json_schema", nested(10_000), "nested more than 100 deep"),
-    ("json_schema", {"const": float("nan")}, "cannot be used"),
+    ("json_schema", {"const": float("nan")}, "cannot use the grammar"),
     ("json_schema", {"const": "\ud800"}, "half a character"),
     ("json_schema", {"type": "strin"}, "Invalid type: strin"),
     ("json_schema", {"not": {"type": "string"}}, "not"),
@@ -238,18 +238,18 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("json_schema", {"enum": [f"value {i}" for i in range(100_000)]}, "larger than 512 KiB"),
     ("json_schema", {"const": "x" * 20_000}, "text of 20000 characters"),
     ("json_schema", {"properties": {f"p{i}": True for i in range(2000)}}, "more than 1000 properties"),
-    ("json_schema", {"type": "integer", "multipleOf": 999_983}, "multiple of 999983"),
-    ("json_schema", {"type": "number", "multipleOf": 123.4567}, "multiple of 123.4567"),
+    ("json_schema", {"type": "integer", "multipleOf": 999_983}, "multipleOf 999983"),
+    ("json_schema", {"type": "number", "multipleOf": 123.4567}, "multipleOf 123.4567"),
     ("json_schema", {"type": "string", "pattern": "(a?){5000}a{5000}"}, "repeats more than"),
     ("json_schema", {"patternProperties": {"^a{9999}": True}}, "repeats more than"),
     ("regex", "(a?){5000}a{5000}", "repeats more than"),
     ("regex", "((a{100}){100}){100}", "repeats more than"),
     ("regex", "a{99999999999}", "repeats more than"),
     ("regex", "a{100}{100}{100}", "repeats more than"),
-    ("regex", "(a", "cannot be used"),
-    ("regex", "(?=a)b", "cannot be used"),
-    ("regex", "(" * 8000 + "a" + ")" * 8000, "cannot be used"),
-    ("regex", 3, "cannot be made of int"),
+    ("regex", "(a", "cannot use the grammar"),
+    ("regex", "(?=a)b", "cannot use the grammar"),
+    ("regex", "(" * 8000 + "a" + ")" * 8000, "cannot use the grammar"),
+    ("regex", 3, "cannot be compiled from int"),
     ("lark", "start: " + "(" * 5000 + '"a"' + ")" * 5000, "too deeply nested"),
     ("lark", chained(3, 1000), "repeats more than"),
     ("lark", chained(30, 2), "repeats more than"),
@@ -257,18 +257,18 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("lark", 'start: a\na[stop="x"]: /.*/', "uses stop="),
     ("lark", "start: a\na[max_tokens=3]: /.*/", "uses max_tokens="),
     ("lark", "start: start", "no text satisfies it"),
-    ("lark", "nothing", "cannot be used"),
+    ("lark", "nothing", "cannot use the grammar"),
     ("gbnf", 'other ::= "a"', "no rule named root"),
     ("gbnf", "root ::= missing", "missing"),
     ("gbnf", 'root ::= ("a"', "not valid GBNF"),
     ("gbnf", "root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "nested too deeply"),
-    ("gbnf", 'root ::= <think> "a"', "names the token <think>"),
+    ("gbnf", 'root ::= <think> "a"', "contains the token <think>"),
     ("gbnf", "root ::= a{1000}\na ::= b{1000}\nb ::= [x]\n", "repeats more than"),
     ("choice", [], "none of them empty"),
     ("choice", ["a", ""], "none of them empty"),
     ("choice", ["a", 3], "none of them empty"),
-    ("choice", "yes", "cannot be made of str"),
-    ("json_object", "{}", "cannot be made of str"),
+    ("choice", "yes", "cannot be compiled from str"),
+    ("json_object", "{}", "cannot be compiled from str"),
 ]
 
 
@@ -322,7 +322,7 @@ def test_what_gets_too_complex_is_an_error_and_not_an_end() -> None:
     state = TOY.compile("json_schema", schema).start()
     state.accept(VOCAB.tokenize('{"')[0])
     (forced,) = allowed(state)
-    with pytest.raises(EdgespecError, match=r"cannot be followed any further: .*[Tt]oo many items"):
+    with pytest.raises(EdgespecError, match=r"cannot follow the grammar any further: .*[Tt]oo many items"):
         state.accept(forced)
 
 

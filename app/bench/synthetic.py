@@ -1,0 +1,118 @@
+"""Drafts that agree with the target at planted rates: what a draft model would gain, without its weights.
+
+The draft model's passes are evaluated, and cost what they cost; only their logits are replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgespec.app.bench.measure import Pair, Prompt, answer_tokens, report
+from edgespec.app.engine.engine import Engine
+from edgespec.core import EdgespecError, Logits
+from edgespec.sampling import Sampling
+
+_LEAST = 0.01  # confidence in a token beyond the rates: it is not drafted
+
+
+def read_rates(text: str) -> tuple[float, ...]:
+    """Parse rates by position, "0.7,0.5,0.35": the share of drafts whose first 1, 2, 3 tokens are accepted.
+
+    They mean what llama.cpp's synthetic acceptance rates mean. Raises EdgespecError.
+    """
+    try:
+        rates = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        rates = ()
+    if not rates or not all(1.0 >= a >= b > 0.0 for a, b in zip((1.0, *rates), rates, strict=False)):
+        raise EdgespecError(f"--synthetic {text!r} is not a list of falling rates: write 0.7,0.5,0.35")
+    return rates
+
+
+class PlantedDrafts:
+    """A draft model's sequence whose logits name the tokens of a known text, as often as `rates` say.
+
+    Everything else is the sequence's own.
+    """
+
+    def __init__(self, sequence: Any, rates: Sequence[float], seed: int = 0) -> None:
+        self._sequence = sequence
+        self._rates = [
+            b / a for a, b in zip((1.0, *rates), rates, strict=False)
+        ]  # if all before are accepted
+        self._random = np.random.default_rng(seed)
+        self._text: Sequence[int] = ()
+        self._row: Logits = np.zeros((1, sequence.vocab_size), np.float32)
+        self._drafted = 0
+
+    def plant(self, text: Sequence[int]) -> None:
+        """Draft for a prompt and its answer, which together are `text`."""
+        self._text = text
+
+    @property
+    def start(self) -> int:
+        """See MtpSequence."""
+        start: int = self._sequence.start
+        return start
+
+    @start.setter
+    def start(self, value: int) -> None:
+        self._sequence.start = value
+
+    def forget_guesses(self) -> None:
+        self._drafted = 0
+        self._sequence.forget_guesses()
+
+    def forward(self, new: Sequence[int], last: int = 1) -> Logits:
+        self._sequence.forward(new, last)
+        position = self.start + len(self._sequence.tokens)
+        rate = self._rates[self._drafted] if self._drafted < len(self._rates) else _LEAST
+        self._drafted += 1
+        token = self._text[position] if position < len(self._text) else 0
+        if self._random.random() >= rate:
+            token = (token + 1) % self._row.shape[1]
+        rate = min(rate, 1.0 - 1e-6)
+        self._row[:] = 0.0
+        self._row[0, token] = math.log(rate * (self._row.shape[1] - 1) / (1.0 - rate))
+        return np.broadcast_to(self._row, (last, self._row.shape[1]))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sequence, name)
+
+
+def measure_synthetic(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    rates: Sequence[float],
+    progress: Callable[[str], None] | None = None,
+    repetitions: int = 1,
+) -> dict[str, Any]:
+    """Answer every prompt plainly and with planted drafts, `repetitions` times, and return the report.
+
+    Raises EdgespecError if the engine has no layer for multi-token prediction.
+    """
+    slot = engine.pool.slots[0]
+    if not hasattr(slot.drafting, "forget_guesses"):
+        raise EdgespecError(
+            "--synthetic replaces the drafts of a prediction layer: choose a model that has one"
+        )
+    planted = PlantedDrafts(slot.drafting, rates)
+    slot.drafting = planted
+    pairs = []
+    for turn in range(repetitions):
+        for i, prompt in enumerate(prompts):
+            if progress:
+                progress(f"{turn * len(prompts) + i + 1} of {repetitions * len(prompts)}: {prompt.task}")
+            tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
+            plain = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=False)
+            planted.plant([*tokens, *plain.tokens])
+            fast = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=True)
+            if i % 2:  # the machine may become slower in the meantime
+                plain = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=False)
+            pairs.append(Pair(prompt, plain, fast))
+    return report(engine, pairs, greedy=True)

@@ -1,0 +1,54 @@
+"""The part of a native context that belongs to one sequence."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgespec.models.gguf.native import Backend, Handle
+from edgespec.models.gguf.running_state import Blob
+
+_PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: the state of recurrent layers alone
+
+
+class RowStore(Protocol):
+    """Keeps rows from before the output head, for drafters that need them."""
+
+    def append(self, position: int, rows: npt.NDArray[np.float32]) -> None:
+        """Add the rows [tokens, width] of tokens from `position` on: a view, valid until the next pass."""
+
+    def cut(self, length: int) -> None:
+        """Remove all but those of the first `length` tokens."""
+
+    def before(self, position: int, count: int) -> tuple[npt.NDArray[np.float32], bool]:
+        """Return the rows left of each of `count` tokens from `position` on; whether the last is known."""
+
+
+class NativeCache:
+    """The cache of one sequence: a StateCache. `slot` returns its context, and its id there."""
+
+    def __init__(self, library: Backend, slot: Callable[[], tuple[Handle, int]]) -> None:
+        self._library, self._slot = library, slot
+
+    def cut(self, length: int) -> bool:
+        return self._library.cut(*self._slot(), length)
+
+    def save(self, *, partial: bool, into: Blob | None = None) -> Blob:
+        C, flags = self._library.C, _PARTIAL if partial else 0  # noqa: N806
+        context, native_id = self._slot()
+        size = C.llama_state_seq_get_size_ext(context, native_id, flags)
+        data = into if into is not None and len(into) == size else np.empty(size, np.uint8)
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = C.llama_state_seq_get_data_ext(context, pointer, size, native_id, flags)
+        return data[:written]
+
+    def load(self, data: Blob, *, partial: bool) -> bool:
+        C, flags = self._library.C, _PARTIAL if partial else 0  # noqa: N806
+        context, native_id = self._slot()
+        pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        read: int = C.llama_state_seq_set_data_ext(context, pointer, len(data), native_id, flags)
+        return read == len(data)

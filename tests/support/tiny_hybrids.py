@@ -1,0 +1,273 @@
+"""Writes GGUF models with recurrent layers and random weights, in the shapes of published models or tiny."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from tiny import byte_characters
+
+
+@dataclass(frozen=True)
+class Qwen35:
+    """A Qwen3.5: every fourth layer has attention, the others a gated delta rule."""
+
+    layers: int = 4
+    width: int = 256
+    ff: int = 256
+    heads: int = 2
+    kv: int = 1
+    head: int = 64
+    rotary: int = 32
+    keys: int = 2  # heads of the recurrent layers
+    values: int = 2
+    state: int = 128  # with 16, ik_llama.cpp computes other logits than llama.cpp
+
+
+@dataclass(frozen=True)
+class Lfm2:
+    """An LFM2: short convolutions, and attention in the layers `attention`."""
+
+    layers: int = 3
+    width: int = 64
+    ff: int = 96
+    heads: int = 4
+    kv: int = 2
+    attention: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Granite:
+    """A Granite 4 hybrid: Mamba-2 layers, and attention in the layers `attention`."""
+
+    layers: int = 3
+    width: int = 64
+    ff: int = 96
+    heads: int = 4
+    kv: int = 2
+    attention: tuple[int, ...] = (1,)
+    state: int = 16
+    ssm_heads: int = 8
+
+
+QWEN35_SHAPES = {
+    "0.8B": Qwen35(24, 1024, 3584, 8, 2, 256, 64, 16, 16),
+    "2B": Qwen35(24, 2048, 6144, 8, 2, 256, 64, 16, 16),
+    "4B": Qwen35(32, 2560, 9216, 16, 4, 256, 64, 16, 32),
+}
+LFM2_350M = Lfm2(16, 1024, 4608, 16, 8, (2, 5, 8, 10, 12, 14))
+
+
+class Writer:
+    """A GGUF file of one architecture over bytes, with an end token and `extra` tokens."""
+
+    def __init__(self, path: Path, architecture: str, extra: int = 0, dtype: Any = np.float32) -> None:
+        self.out = gguf.GGUFWriter(path, architecture)
+        self._prefix, self._dtype = architecture, dtype
+        self._random = np.random.default_rng(7)
+        tokens = [*byte_characters(), "<|end|>", *(f"<extra{i}>" for i in range(extra))]
+        kinds = [gguf.TokenType.NORMAL] * len(tokens)
+        kinds[256] = gguf.TokenType.CONTROL
+        self.vocab = len(tokens)
+        self.out.add_tokenizer_model("gpt2")
+        self.out.add_tokenizer_pre("gpt-2")
+        self.out.add_token_list(tokens)
+        self.out.add_token_types(kinds)
+        self.out.add_token_merges(["a b"])
+        self.out.add_eos_token_id(256)
+
+    def keys(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            key = f"{self._prefix}.{name}"
+            if isinstance(value, list):
+                self.out.add_array(key, value)
+            elif isinstance(value, float):
+                self.out.add_float32(key, value)
+            else:
+                self.out.add_uint32(key, value)
+
+    def tensor(self, name: str, *shape: int, value: float | None = None) -> None:
+        """Add a tensor [rows, columns] of `value`, else of normal numbers."""
+        if value is None:
+            data = self._random.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+        else:
+            data = np.full(shape, value, np.float32)
+        plain = len(shape) == 1 or "conv" in name or name.endswith(("ssm_a", "ssm_d", "norm.weight"))
+        self.out.add_tensor(name, data if plain else data.astype(self._dtype))
+
+    def norms(self, prefix: str, size: int, *names: str) -> None:
+        for name in names:
+            self.tensor(f"{prefix}{name}.weight", size, value=1.0)
+
+    def feed_forward(self, block: str, width: int, ff: int) -> None:
+        self.tensor(f"{block}ffn_gate.weight", ff, width)
+        self.tensor(f"{block}ffn_up.weight", ff, width)
+        self.tensor(f"{block}ffn_down.weight", width, ff)
+
+    def close(self) -> None:
+        self.out.write_header_to_file()
+        self.out.write_kv_data_to_file()
+        self.out.write_tensors_to_file()
+        self.out.close()
+
+
+def write_qwen35(
+    path: Path,
+    shape: Qwen35 = Qwen35(),
+    *,
+    heads: int = 0,
+    tied: bool = False,
+    without: str = "",
+    **options: Any,
+) -> Path:
+    """Write a Qwen3.5, with `heads` layers for multi-token prediction, `without` the tensors of a name."""
+    s, out = shape, Writer(path, "qwen35", **options)
+    third = s.rotary // 6
+    out.keys({
+        "block_count": s.layers + heads, "context_length": 32768, "embedding_length": s.width,
+        "feed_forward_length": s.ff, "attention.head_count": s.heads, "attention.head_count_kv": s.kv,
+        "attention.key_length": s.head, "attention.value_length": s.head,
+        "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e7, "rope.dimension_count": s.rotary,
+        "rope.dimension_sections": [third, third, s.rotary // 2 - 2 * third, 0], "ssm.conv_kernel": 4,
+        "ssm.inner_size": s.values * s.state, "ssm.state_size": s.state, "ssm.time_step_rank": s.values,
+        "ssm.group_count": s.keys, "full_attention_interval": 4,
+    })  # fmt: skip
+    if heads:
+        out.keys({"nextn_predict_layers": heads})
+    out.tensor("token_embd.weight", out.vocab, s.width)
+    out.norms("", s.width, "output_norm")
+    if not tied:
+        out.tensor("output.weight", out.vocab, s.width)
+    key, value = s.keys * s.state, s.values * s.state
+    for i in range(s.layers + heads):
+        block = f"blk.{i}."
+        out.norms(block, s.width, "attn_norm", "post_attention_norm")
+        out.feed_forward(block, s.width, s.ff)
+        if i >= s.layers or (i + 1) % 4 == 0:
+            out.tensor(f"{block}attn_q.weight", 2 * s.head * s.heads, s.width)  # the query and its gate
+            out.tensor(f"{block}attn_k.weight", s.head * s.kv, s.width)
+            out.tensor(f"{block}attn_v.weight", s.head * s.kv, s.width)
+            out.tensor(f"{block}attn_output.weight", s.width, s.head * s.heads)
+            out.norms(block, s.head, "attn_q_norm", "attn_k_norm")
+        else:
+            recurrent: dict[str, tuple[tuple[int, ...], float | None]] = {
+                "attn_qkv.weight": ((2 * key + value, s.width), None),
+                "attn_gate.weight": ((value, s.width), None),
+                "ssm_conv1d.weight": ((2 * key + value, 4), None),
+                "ssm_dt.bias": ((s.values,), 0.5),
+                "ssm_a": ((s.values,), -0.3),
+                "ssm_beta.weight": ((s.values, s.width), None),
+                "ssm_alpha.weight": ((s.values, s.width), None),
+                "ssm_norm.weight": ((s.state,), 1.0),
+                "ssm_out.weight": ((s.width, value), None),
+            }
+            for name, (size, number) in recurrent.items():
+                if name != without:
+                    out.tensor(block + name, *size, value=number)
+        if i >= s.layers:
+            out.tensor(f"{block}nextn.eh_proj.weight", s.width, 2 * s.width)
+            out.norms(f"{block}nextn.", s.width, "enorm", "hnorm", "shared_head_norm")
+    out.close()
+    return path
+
+
+def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, without: str = "", **options: Any) -> Path:
+    """Write an LFM2, `without` the tensors of a name."""
+    s, out = shape, Writer(path, "lfm2", **options)
+    head = s.width // s.heads
+    out.keys({
+        "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
+        "feed_forward_length": s.ff, "attention.head_count": s.heads,
+        "attention.head_count_kv": [s.kv if i in s.attention else 0 for i in range(s.layers)],
+        "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 1e6, "shortconv.l_cache": 3,
+        "vocab_size": out.vocab,
+    })  # fmt: skip
+    out.tensor("token_embd.weight", out.vocab, s.width)
+    out.norms("", s.width, "token_embd_norm")  # the norm before the output
+    for i in range(s.layers):
+        block = f"blk.{i}."
+        out.norms(block, s.width, "attn_norm", "ffn_norm")
+        out.feed_forward(block, s.width, s.ff)
+        if i in s.attention:
+            _attention(out, block, s.width, head * s.kv)
+            out.norms(block, head, "attn_q_norm", "attn_k_norm")
+        else:
+            for name, size in (
+                ("shortconv.conv", (s.width, 3)),
+                ("shortconv.in_proj", (3 * s.width, s.width)),
+                ("shortconv.out_proj", (s.width, s.width)),
+            ):
+                if name != without:
+                    out.tensor(f"{block}{name}.weight", *size)
+    out.close()
+    return path
+
+
+def write_granite(path: Path, shape: Granite = Granite(), *, without: str = "", **options: Any) -> Path:
+    """Write a Granite 4 hybrid, `without` the tensors of a name."""
+    s, out = shape, Writer(path, "granitehybrid", **options)
+    inner = 2 * s.width
+    out.keys({
+        "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
+        "feed_forward_length": s.ff, "attention.head_count": s.heads,
+        "attention.head_count_kv": [s.kv if i in s.attention else 0 for i in range(s.layers)],
+        "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": s.width // s.heads,
+        "ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": s.state,
+        "ssm.time_step_rank": s.ssm_heads, "ssm.group_count": 1,
+    })  # fmt: skip
+    out.tensor("token_embd.weight", out.vocab, s.width)
+    out.norms("", s.width, "output_norm")
+    for i in range(s.layers):
+        block = f"blk.{i}."
+        out.norms(block, s.width, "attn_norm", "ffn_norm")
+        out.feed_forward(block, s.width, s.ff)
+        if i in s.attention:
+            _attention(out, block, s.width, s.width // s.heads * s.kv)
+        else:
+            _mamba2(out, block, s.width, inner, s.state, s.ssm_heads, without)
+    out.close()
+    return path
+
+
+def write_mamba2(path: Path, *, layers: int = 2, width: int = 64, state: int = 16, **options: Any) -> Path:
+    """Write a Mamba-2, which has no attention at all."""
+    out, inner, heads = Writer(path, "mamba2", **options), 2 * width, 8
+    out.keys({
+        "block_count": layers, "context_length": 32768, "embedding_length": width, "feed_forward_length": 0,
+        "attention.head_count": 0, "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": 4,
+        "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": heads, "ssm.group_count": 1,
+    })  # fmt: skip
+    out.tensor("token_embd.weight", out.vocab, width)
+    out.norms("", width, "output_norm")
+    for i in range(layers):
+        out.norms(f"blk.{i}.", width, "attn_norm")
+        _mamba2(out, f"blk.{i}.", width, inner, state, heads)
+    out.close()
+    return path
+
+
+def _attention(out: Writer, block: str, width: int, keys: int) -> None:
+    out.tensor(f"{block}attn_q.weight", width, width)
+    out.tensor(f"{block}attn_k.weight", keys, width)
+    out.tensor(f"{block}attn_v.weight", keys, width)
+    out.tensor(f"{block}attn_output.weight", width, width)
+
+
+def _mamba2(
+    out: Writer, block: str, width: int, inner: int, state: int, heads: int, without: str = ""
+) -> None:
+    out.tensor(f"{block}ssm_in.weight", 2 * inner + 2 * state + heads, width)
+    out.tensor(f"{block}ssm_conv1d.weight", inner + 2 * state, 4)
+    if without != "ssm_conv1d.bias":
+        out.tensor(f"{block}ssm_conv1d.bias", inner + 2 * state)
+    out.tensor(f"{block}ssm_dt.bias", heads, value=0.5)
+    out.tensor(f"{block}ssm_a", heads, 1, value=-0.3)
+    out.tensor(f"{block}ssm_d", heads, 1)
+    out.tensor(f"{block}ssm_norm.weight", 1, inner, value=1.0)
+    out.tensor(f"{block}ssm_out.weight", width, inner)
+
+
+HYBRIDS = {"qwen35": write_qwen35, "lfm2": write_lfm2, "granitehybrid": write_granite, "mamba2": write_mamba2}
