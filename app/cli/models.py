@@ -93,7 +93,11 @@ def pull(
     names: Annotated[list[str], typer.Argument(help="Catalog names: see `edgespec models`.")],
     offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
     requantize: Annotated[
-        bool, typer.Option(help="Requantize draft models where that is faster on this machine.")
+        bool,
+        typer.Option(
+            "--requantise/--no-requantise",  # the published name
+            help="Requantize draft models where that is faster on this machine.",
+        ),
     ] = True,
 ) -> None:
     """Download models and verify them; later use needs no network."""

@@ -373,7 +373,7 @@ def test_pull_makes_the_draft_of_a_pair(tmp_path):
     assert (alone.returncode, alone.stdout.strip()) == (0, str(tmp_path / source.name))
     assert alone.stderr == ""  # only chatted with
     (tmp_path / load_catalog()["qwen2.5-coder-1.5b"].file).write_bytes(b"GGUF")
-    plain = edgespec("pull", "qwen2.5-coder-0.5b", "--no-requantize", **folder)
+    plain = edgespec("pull", "qwen2.5-coder-0.5b", "--no-requantise", **folder)
     assert plain.returncode == 0
     assert plain.stderr == ""
     assert made_draft(tmp_path / source.name) is None
