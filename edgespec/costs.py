@@ -133,8 +133,8 @@ class CostCurve:
 
     def again(self, rows: int, context: int = 0) -> float:
         """Return the cost of `rows` evaluated again, as a part of a later batch."""
-        few = self.seconds(1, context)
-        return rows * (self.seconds(min(8, self.largest), context) - few) / max(1, min(8, self.largest) - 1)
+        many = min(8, self.largest)
+        return rows * (self.seconds(many, context) - self.seconds(1, context)) / max(1, many - 1)
 
     def uncertainty(self, rows: int) -> float:
         """Return the standard deviation of the logarithm of the cost of `rows`, relative to one row."""

@@ -15,11 +15,11 @@ import numpy.typing as npt
 from gguf.quants import dequantize
 
 from edgespec.core import EdgespecError, Ids, NamedProgress
-from edgespec.models.gguf.check import GgufSummary, Tensor, check_gguf, read_arrays
-from edgespec.models.gguf.heads import HEAD_KEY, STAND_INS, heads
-from edgespec.models.gguf.part import add_metadata, add_names
+from edgespec.models.gguf.check import GgufSummary, check_gguf, read_arrays
+from edgespec.models.gguf.heads import HEAD_KEY, STAND_INS, head_prefixes, heads
+from edgespec.quant.copying import Stored, add_stored, stored, writing
 from edgespec.quant.draft import useful_ids
-from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
+from edgespec.quant.requant import require_space
 
 VOCABULARY = 32_768
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -55,8 +55,7 @@ def write_head(source: Path, summary: GgufSummary, ids: Ids, out: Path, report: 
     """Write the layer of `source` and the rows `ids` (ascending) of embeddings and output head to `out`."""
     tensors, data = summary.tensors, np.memmap(source, np.uint8, "r")
     embedding, output = tensors[_EMBEDDING], tensors.get(_head_name(summary), tensors[_EMBEDDING])
-    first = summary.number("block_count") - heads(summary)
-    layers = tuple(f"blk.{i}." for i in range(first, first + heads(summary)))
+    layers = head_prefixes(summary)
     kept = {
         name: one
         for name, one in tensors.items()
@@ -64,27 +63,17 @@ def write_head(source: Path, summary: GgufSummary, ids: Ids, out: Path, report: 
         or (name.startswith(layers) and not name.endswith(("shared_head_head.weight", "embed_tokens.weight")))
     }
     require_space(out.parent, sum(one.bytes for one in (*kept.values(), embedding, output)) // 2)
-    stand_ins = _stand_ins(_rows(data, embedding), embedding.type, ids, report)
-    with replacing(out) as partial:
-        writer = gguf.GGUFWriter(partial, summary.architecture)
-        add_metadata(writer, summary, (".vocab_size",))
+    stand_ins = _stand_ins(stored(data, embedding), embedding.type, ids, report)
+    with writing(out, summary, source, ids) as writer:
         for key, numbers in read_arrays(source, f"{summary.architecture}.").items():
             writer.add_array(key, numbers.tolist())
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_string(SOURCE_KEY, fingerprint(source))
         writer.add_string(HEAD_KEY, summary.tokenizer_digest)
         writer.add_array(STAND_INS, stand_ins.tolist())
-        add_names(writer, [str(token) for token in ids])
-        _add(writer, _EMBEDDING, _rows(data, embedding)[ids], embedding)
+        add_stored(writer, _EMBEDDING, stored(data, embedding)[ids], embedding)
         if output is not embedding:
-            _add(writer, _OUTPUT, _rows(data, output)[ids], output)
+            add_stored(writer, _OUTPUT, stored(data, output)[ids], output)
         for name, tensor in kept.items():
-            _add(writer, name, _rows(data, tensor), tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        check_gguf(partial)
+            add_stored(writer, name, stored(data, tensor), tensor)
 
 
 def _head_name(summary: GgufSummary) -> str:
@@ -93,21 +82,7 @@ def _head_name(summary: GgufSummary) -> str:
     return next(own, _OUTPUT)
 
 
-def _rows(data: npt.NDArray[np.uint8], tensor: Tensor) -> npt.NDArray[np.uint8]:
-    """Return the stored bytes of a tensor: uint8 [..., rows, bytes of a row]."""
-    raw = data[tensor.offset : tensor.offset + tensor.bytes]
-    return raw.reshape(*reversed(tensor.shape[1:]), -1)
-
-
-def _add(writer: gguf.GGUFWriter, name: str, rows: npt.NDArray[np.uint8], tensor: Tensor) -> None:
-    kind = gguf.GGMLQuantizationType[tensor.type]
-    if tensor.type in ("F32", "F16"):
-        writer.add_tensor(name, rows.view(np.float32 if tensor.type == "F32" else np.float16))
-    else:
-        writer.add_tensor(name, rows, raw_dtype=kind)
-
-
-def _stand_ins(rows: npt.NDArray[np.uint8], kind: str, ids: Ids, report: NamedProgress) -> Ids:
+def _stand_ins(rows: Stored, kind: str, ids: Ids, report: NamedProgress) -> Ids:
     """Return for each row of the embeddings the index in `ids` of the kept one that is most like it."""
     report("choosing stand-ins", 0.0)
     projected = np.concatenate(list(_projected(rows, kind)))
@@ -120,7 +95,7 @@ def _stand_ins(rows: npt.NDArray[np.uint8], kind: str, ids: Ids, report: NamedPr
     return near
 
 
-def _projected(rows: npt.NDArray[np.uint8], kind: str) -> Iterator[npt.NDArray[np.float32]]:
+def _projected(rows: Stored, kind: str) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the directions of rows in fewer dimensions: float32 [_CHUNK, _DIRECTIONS] of length one."""
     matrix: npt.NDArray[np.float32] | None = None
     for start in range(0, len(rows), _CHUNK):

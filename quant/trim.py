@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import gguf
 import numpy as np
 
 from edgespec.core import EdgespecError, Ids
 from edgespec.models.gguf.check import check_gguf
-from edgespec.models.gguf.part import add_metadata, add_names
 from edgespec.models.gguf.trimmed import EMBEDDING, SOURCE_NAME_KEY, TRIMMED_KEY
-from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing, require_space
+from edgespec.quant.copying import add_stored, stored, writing
+from edgespec.quant.requant import require_space
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """Architectures that do not scale embedding rows and may have one matrix for input and output."""
@@ -35,29 +34,15 @@ def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
     head = summary.tensors.get(_HEAD, summary.tensors[EMBEDDING])
     require_space(out.parent, summary.tensor_bytes)
     data = np.memmap(whole, np.uint8, "r")
-    with replacing(out) as partial:
-        writer = gguf.GGUFWriter(partial, summary.architecture)
-        add_metadata(writer, summary, (".vocab_size",))
+    with writing(out, summary, source, ids) as writer:
         writer.add_file_type(int(summary.metadata.get("general.file_type", 0)))
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        writer.add_string(SOURCE_KEY, fingerprint(source))
         writer.add_string(SOURCE_NAME_KEY, source.name)
         writer.add_string(TRIMMED_KEY, check_gguf(source).tokenizer_digest)
-        add_names(writer, [str(token) for token in ids])
         for name, tensor in summary.tensors.items():
-            if name == _HEAD:
-                continue
-            taken = head if name == EMBEDDING else tensor
-            raw = data[taken.offset : taken.offset + taken.bytes]
-            rows = raw.reshape(*reversed(taken.shape[1:]), -1)
             if name == EMBEDDING:
-                rows = rows[ids]
-            writer.add_tensor(name, rows, raw_dtype=gguf.GGMLQuantizationType[taken.type])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        check_gguf(partial)
+                add_stored(writer, name, stored(data, head)[ids], head)
+            elif name != _HEAD:
+                add_stored(writer, name, stored(data, tensor), tensor)
     return out
 
 

@@ -41,9 +41,8 @@ class PlantedDrafts:
 
     def __init__(self, sequence: Any, rates: Sequence[float], seed: int = 0) -> None:
         self._sequence = sequence
-        self._rates = [
-            b / a for a, b in zip((1.0, *rates), rates, strict=False)
-        ]  # if all before are accepted
+        # Of each token, if all before it are accepted.
+        self._rates = [b / a for a, b in zip((1.0, *rates), rates, strict=False)]
         self._random = np.random.default_rng(seed)
         self._text: Sequence[int] = ()
         self._row: Logits = np.zeros((1, sequence.vocab_size), np.float32)

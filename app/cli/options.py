@@ -26,7 +26,7 @@ GROUPS: Mapping[type, tuple[str, ...]] = {
     ),
     Settings: ("max_tokens",),
 }  # fmt: skip
-"""The options that a parameter of such a type stands for in the signature of a command."""
+"""The options that replace a parameter of such a type in the signature of a command."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _SET = "the setting"

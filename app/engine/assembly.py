@@ -66,9 +66,8 @@ def open_engine(
     """
     notes: list[str] = []
     options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
-    native = draft == target and isinstance(options, LlamaOptions) and heads(check_gguf(target)) > 0
-    if native and isinstance(options, LlamaOptions):
-        options = replace(options, mtp=True)
+    if isinstance(options, LlamaOptions):
+        options = replace(options, mtp=draft == target and heads(check_gguf(target)) > 0)
     with ExitStack() as stack:  # closes what is loaded if the rest fails
         model = load_model(target, exact_options(options) if exact else options, progress, notes.append)
         stack.callback(model.close)
@@ -91,7 +90,7 @@ def open_engine(
         if max_draft and draft is not None:
             with unless_too_large(notes.append):
                 # Without the options of `exact`: a draft's rounding does not change the output.
-                if isinstance(model, LlamaModel) and (native or is_head(draft)):
+                if isinstance(model, LlamaModel) and (model.options.mtp or is_head(draft)):
                     drafters.draft = _head(draft, model, slots, costs, progress, notes.append)
                 else:
                     drafters.draft = _draft(draft, model, slots, costs, options, progress, notes.append)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 from edgespec.app import settings
 from edgespec.core import EdgespecError
 from edgespec.machine.governor import Mode
-from edgespec.models.gguf.heads import head_for
 from edgespec.models.hub.catalog import load_catalog
 from edgespec.models.hub.selection import default_model
 from edgespec.models.hub.store import installed, is_onnx, resolve
@@ -48,6 +47,7 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
     anything the user can fix.
     """
     from edgespec.app.engine.assembly import open_engine  # llama.cpp is loaded only where it is used
+    from edgespec.models.gguf.heads import head_for
 
     if spec.exact and spec.engine == "ik":
         raise EdgespecError("--exact needs llama.cpp: leave out --engine ik")

@@ -128,6 +128,12 @@ class GgufSummary:
         value = self.metadata.get(f"{self.architecture}.{key}", 0)
         return value if isinstance(value, int) else 0
 
+    def only(self, tensors: Mapping[str, Tensor]) -> GgufSummary:
+        """Return the summary of a model that has only these tensors."""
+        types = _bytes_by_type(tensors)
+        size = sum(types.values())
+        return replace(self, tensors=tensors, types=types, tensor_bytes=size, parameters=_weights(tensors))
+
 
 def check_gguf(path: Path) -> GgufSummary:
     """Read the header of the GGUF file at `path` and check that llama.cpp can open it safely.
@@ -154,9 +160,7 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
         vocab_size = _check_tokenizer(cursor, values)
         tensors = _read_tensors(cursor, n_tensors, alignment)
         _check_needed(path, architecture, tensors)
-        types: dict[str, int] = {}
-        for tensor in tensors.values():
-            types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
+        types = _bytes_by_type(tensors)
         metadata = {key: value.scalar for key, value in values.items() if value.scalar is not None}
         context = metadata.get(f"{architecture}.context_length")
         template = values.get("tokenizer.chat_template")
@@ -166,13 +170,24 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
             metadata=metadata,
             vocab_size=vocab_size,
             tokenizer_digest=_tokenizer_digest(data, values),
-            parameters=sum(math.prod(tensor.shape) for tensor in tensors.values()),
+            parameters=_weights(tensors),
             tensor_bytes=sum(types.values()),
             types=types,
             tensors=tensors,
             has_chat_template=template is not None and template.type == "string",
             context_length=context if isinstance(context, int) else None,
         )
+
+
+def _bytes_by_type(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    types: dict[str, int] = {}
+    for tensor in tensors.values():
+        types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
+    return types
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def read_arrays(path: Path, prefix: str) -> dict[str, npt.NDArray[Any]]:

@@ -20,6 +20,12 @@ def heads(summary: GgufSummary) -> int:
     return summary.number("nextn_predict_layers") if summary.architecture in ARCHITECTURES else 0
 
 
+def head_prefixes(summary: GgufSummary) -> tuple[str, ...]:
+    """Return what the names of these layers' tensors begin with."""
+    stop = summary.number("block_count")
+    return tuple(f"blk.{i}." for i in range(stop - heads(summary), stop))
+
+
 def is_head(path: Path) -> bool:
     """Whether `path` is a head file. Raises EdgespecError."""
     return path.suffix == ".gguf" and HEAD_KEY in check_gguf(path).metadata

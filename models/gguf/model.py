@@ -19,7 +19,7 @@ from edgespec.models.gguf.check import GgufSummary, check_gguf
 from edgespec.models.gguf.footprint import gguf_cache, refuse_cache_types, require_gguf_memory, running_state
 from edgespec.models.gguf.native import Handle, LlamaOptions
 from edgespec.models.gguf.native_cache import NativeCache, RowStore
-from edgespec.models.gguf.running_state import Blob, RunningState, most_bytes, pack, unpack, wanted_snapshots
+from edgespec.models.gguf.running_state import AnyLength, Blob, RunningState, most_bytes, wanted_snapshots
 from edgespec.models.gguf.selftest import settle, warn
 from edgespec.models.gguf.vocab import LlamaVocab
 from edgespec.models.hub.store import file_sample
@@ -68,9 +68,7 @@ class LlamaModel:
                 raise EdgespecError(f"{path.name} {reason}")
             self.is_hybrid = self._is_hybrid()
             self.vocab = LlamaVocab(self.library, self._model)
-            self._input_size = self._output_size = (
-                self.vocab.size
-            )  # ids that may be evaluated; logits of a row
+            self._input_size = self._output_size = self.vocab.size  # ids evaluated; logits of a row
             self._abort = ctypes.create_string_buffer(2)
             context = self._contexts[0] = self._new_context()
         except BaseException:
@@ -303,7 +301,7 @@ class LlamaSequence:
         self.hidden: RowStore | None = None
         self._tokens: list[int] = []
         self._cache = model._cache(sequence_id)
-        self._running = RunningState(self._cache, undo) if undo is not None else None
+        self._states = AnyLength(self._cache) if undo is None else RunningState(self._cache, undo)
 
     @property
     def tokens(self) -> Sequence[int]:
@@ -313,29 +311,19 @@ class LlamaSequence:
         return self.model.forward([(self, new, last)])[0]
 
     def rollback(self, length: int) -> None:
-        if self._running is not None:
-            length = self._running.rollback(len(self._tokens), length)
-        elif not self._cache.cut(length):
-            self._cache.cut(0)
-            length = 0
-        self._keep(length)
+        self._keep(self._states.rollback(len(self._tokens), length))
 
     def reachable(self, length: int) -> int:
         """Return how many tokens `rollback` to `length` would leave."""
-        held = len(self._tokens)
-        return min(held, length) if self._running is None else self._running.reachable(held, length)
+        return self._states.reachable(len(self._tokens), length)
 
     def mark_at(self, lengths: Iterable[int]) -> None:
         """Make `rollback` to these numbers of tokens possible, once the cache holds as many."""
-        if self._running is not None:
-            self._running.mark_at(len(self._tokens), lengths)
+        self._states.mark_at(len(self._tokens), lengths)
 
     def recover(self) -> None:
         """After a failed pass: keep what the cache is known to hold."""
-        if self._running is None:
-            self.rollback(len(self._tokens))
-        else:
-            self._keep(self._running.recover(len(self._tokens)))
+        self._keep(self._states.recover(len(self._tokens)))
 
     def share(self, other: LlamaSequence, length: int) -> bool:
         """Copy the first `length` tokens of `other`, at memory speed. False if refused.
@@ -351,8 +339,7 @@ class LlamaSequence:
 
     def state(self) -> Blob:
         """Return a copy of the KV cache and of its checkpoints, for `restore`: uint8."""
-        whole = self._cache.save(partial=False)
-        return whole if self._running is None else pack({**self._running.marks, len(self._tokens): whole})
+        return self._states.pack(len(self._tokens), self._cache.save(partial=False))
 
     def restore(self, tokens: Sequence[int], data: Blob) -> bool:
         """Restore `tokens`, whose `state` was `data`. If the engine refuses, be empty and return False.
@@ -360,16 +347,13 @@ class LlamaSequence:
         `data` must be of the same file, engine and cache types: the engine does not check its shape.
         """
         self.rollback(0)
-        parts = {len(tokens): data} if self._running is None else unpack(data)
-        whole = parts.pop(len(tokens), None)
+        whole = self._states.unpack(len(tokens), data)
         if whole is None or len(tokens) > self.model.context_length:
             return False
         if not self._cache.load(whole, partial=False):
             self._cache.cut(0)
             return False
         self._tokens = list(tokens)
-        if self._running is not None:
-            self._running.marks = {length: part for length, part in parts.items() if length < len(tokens)}
         return True
 
     def close(self) -> None:
@@ -384,15 +368,13 @@ class LlamaSequence:
     def append(self, new: Sequence[int]) -> None:
         """Record that `new` was evaluated."""
         self._tokens.extend(new)
-        if self._running is not None:
-            self._running.decoded(len(self._tokens), len(new))
+        self._states.decoded(len(self._tokens), len(new))
 
     def prepare(self, last: int) -> None:
         """Before a batch with `last` rows of logits, all but one of which may be taken back."""
-        if self._running is not None:
-            self._running.prepare(len(self._tokens), last - 1)
+        self._states.prepare(len(self._tokens), last - 1)
 
     def stops(self, count: int) -> list[int]:
         """Return after how many of the next `count` tokens a batch must end, ascending."""
         held = len(self._tokens)
-        return [] if self._running is None else [n - held for n in self._running.stops(held, held + count)]
+        return [stop - held for stop in self._states.stops(held, held + count)]

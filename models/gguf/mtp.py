@@ -13,8 +13,6 @@ as the ids in `STAND_INS`.
 from __future__ import annotations
 
 import ctypes
-import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,9 +24,10 @@ import numpy.typing as npt
 from edgespec.core import EdgespecError, Ids, Logits
 from edgespec.drafting import ModelDrafter
 from edgespec.models.gguf.check import GgufSummary, read_arrays
-from edgespec.models.gguf.heads import STAND_INS, drafts_for, heads
+from edgespec.models.gguf.heads import STAND_INS, drafts_for, head_prefixes
+from edgespec.models.gguf.kept_ids import SpreadLogits, kept_ids
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.native import Batch, Handle, LlamaOptions, field_type
+from edgespec.models.gguf.native import Handle, LlamaOptions, RowBatch
 from edgespec.sampling import Sampling
 
 WINDOW = 512  # tokens of the prompt that the layer evaluates: twice the time of one pass of the target
@@ -74,16 +73,9 @@ class HiddenRows:
 
 def _layer_of(summary: GgufSummary) -> GgufSummary:
     """Return `summary` with only the tensors that the layer reads."""
-    first = summary.number("block_count") - heads(summary)
-    read = {"output.weight" if "output.weight" in summary.tensors else "token_embd.weight"}
-    read |= {f"blk.{i}." for i in range(first, first + heads(summary))}
-    tensors = {name: one for name, one in summary.tensors.items() if name.startswith(tuple(read))}
-    types: dict[str, int] = {}
-    for tensor in tensors.values():
-        types[tensor.type] = types.get(tensor.type, 0) + tensor.bytes
-    parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
-    size = sum(types.values())
-    return replace(summary, tensors=tensors, types=types, parameters=parameters, tensor_bytes=size)
+    output = "output.weight" if "output.weight" in summary.tensors else "token_embd.weight"
+    read = output, *head_prefixes(summary)
+    return summary.only({name: one for name, one in summary.tensors.items() if name.startswith(read)})
 
 
 class MtpModel(LlamaModel):
@@ -94,23 +86,23 @@ class MtpModel(LlamaModel):
         path: Path,
         target: LlamaModel,
         progress: Callable[[float], bool] | None = None,
-        note: Callable[[str], None] | None = None,
     ) -> None:
         """Open the layer in `path`, which is the target's own file or a head file. Raises EdgespecError."""
         self._target = target
+        self._served: list[LlamaSequence] = []  # whose rows are kept
         options = replace(target.options, mtp=True, context=target.context_length)
         super().__init__(path, options, progress)
         try:
             width = self.summary.number("embedding_length")
-            self._ids: Ids | None = None
+            self._spread: SpreadLogits | None = None
             self._stand_ins: Ids | None = None
             if self._shared:
                 self.summary = _layer_of(self.summary)  # its passes cost what the layer costs
             else:
-                self._ids, self._stand_ins = self._vocabulary()
+                ids, self._stand_ins = self._vocabulary()
+                self._spread = SpreadLogits(ids, self.options.max_rows, target.vocab.size)
             self.vocab, self._input_size = target.vocab, target.vocab.size
             self._batch = _PairBatch(self._batch.capacity, type(self._batch.struct), width)
-            self._logits = np.full((self.options.max_rows, target.vocab.size), -np.inf, np.float32)
         except BaseException:
             self.close()
             raise
@@ -123,14 +115,11 @@ class MtpModel(LlamaModel):
     def _vocabulary(self) -> tuple[Ids, Ids]:
         """Return the ids of the file's rows, and the row for each id of the target."""
         path, size = self.path, self._target.vocab.size
-        names = [self.vocab.text(token) for token in range(self.vocab.size)]
-        if not drafts_for(self.summary, self._target.summary) or not all(
-            re.fullmatch("[0-9]{1,7}", name) and int(name) < size for name in names
-        ):
+        ids = kept_ids(self.vocab, size)
+        if ids is None or not drafts_for(self.summary, self._target.summary):
             raise EdgespecError(
                 f"{path.name} was not made for {self._target.path.name}: choose another --draft"
             )
-        ids: Ids = np.array(list(map(int, names)), np.int64)
         stand_ins: Ids = read_arrays(path, STAND_INS).get(STAND_INS, np.zeros(0)).astype(np.int64)
         if len(stand_ins) != size or not 0 <= stand_ins.min() <= stand_ins.max() < len(ids):
             raise EdgespecError(f"{path.name} is damaged ({STAND_INS}): create it again")
@@ -141,18 +130,12 @@ class MtpModel(LlamaModel):
         sequence = MtpSequence(self, self._take_id(), target)
         target.hidden = HiddenRows(self.summary.number("embedding_length"))
         self._target.library.keep_rows(self._target._slot(target.id)[0])
+        self._served.append(target)
         return sequence
 
     def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
-        if self._ids is None:
-            return super().forward(requests)
-        start, answers = 0, []
-        for logits in super().forward(requests):
-            rows = self._logits[start : start + len(logits)]
-            rows[:, self._ids] = logits
-            answers.append(rows)
-            start += len(logits)
-        return answers
+        answers = super().forward(requests)
+        return answers if self._spread is None else self._spread(answers)
 
     def _decode(self, parts: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> None:
         ((sequence, new, _),) = parts
@@ -166,6 +149,8 @@ class MtpModel(LlamaModel):
         sequence.decoded(known, self.library.row(self._slot(sequence.id)[0], len(new) - 1, rows.shape[1]))
 
     def close(self) -> None:
+        for sequence in self._served:  # a target that goes on without the layer copies no rows for it
+            sequence.hidden = None
         if self._shared:
             self._model = None  # the target's
         super().close()
@@ -250,16 +235,13 @@ class MtpDrafter(ModelDrafter):
         return super()._read(text, same, own)
 
 
-class _PairBatch(Batch):
+class _PairBatch(RowBatch):
     """A batch of tokens, each with a row of the target."""
 
     def __init__(self, capacity: int, kind: type[ctypes.Structure], width: int) -> None:
-        super().__init__(capacity, kind)
+        super().__init__(capacity, kind, width)
         self.rows: Rows = np.zeros((0, width), np.float32)
         self.ids: Sequence[int] = ()
-        self._embd = np.zeros((capacity, width), np.float32)
-        struct: Any = self.struct
-        struct.embd = ctypes.cast(self._embd.ctypes.data, field_type(kind, "embd"))
 
     def add(self, sequence_id: int, position: int, new: Sequence[int], last: int) -> None:
         start = self.struct.n_tokens

@@ -101,6 +101,15 @@ class Batch:
         self.struct.n_tokens = stop
 
 
+class RowBatch(Batch):
+    """A batch with a row of `width` numbers for each token, in `_embd` [capacity, width]."""
+
+    def __init__(self, capacity: int, kind: type[ctypes.Structure], width: int) -> None:
+        super().__init__(capacity, kind)
+        self._embd = np.zeros((capacity, width), np.float32)
+        self.struct.embd = ctypes.cast(self._embd.ctypes.data, field_type(kind, "embd"))
+
+
 class Backend(ABC):
     """An engine loaded in this process, with its log captured. Get it from `backends.library`.
 

@@ -34,8 +34,45 @@ class StateCache(Protocol):
         """Restore what `save` returned. False if the engine refuses."""
 
 
+class AnyLength:
+    """Rollback where the cache can be cut at any length. `held` is the number of tokens in it."""
+
+    def __init__(self, cache: StateCache) -> None:
+        self._cache = cache
+
+    def mark_at(self, held: int, lengths: Iterable[int]) -> None:
+        """Do nothing: any number of tokens can be taken back."""
+
+    def stops(self, held: int, end: int) -> list[int]:
+        return []
+
+    def prepare(self, held: int, undone: int) -> None:
+        """Do nothing."""
+
+    def decoded(self, held: int, rows: int = 0) -> None:
+        """Do nothing."""
+
+    def reachable(self, held: int, length: int) -> int:
+        return min(held, length)
+
+    def rollback(self, held: int, length: int) -> int:
+        if self._cache.cut(length):
+            return length
+        self._cache.cut(0)
+        return 0
+
+    def recover(self, length: int) -> int:
+        return self.rollback(length, length)
+
+    def pack(self, held: int, whole: Blob) -> Blob:
+        return whole
+
+    def unpack(self, held: int, data: Blob) -> Blob | None:
+        return data
+
+
 class RunningState:
-    """The running state of one sequence of a hybrid or recurrent model.
+    """Rollback of a hybrid or recurrent model's sequence: the methods of AnyLength.
 
     `held` below is the number of tokens in the sequence's cache.
     """
@@ -45,8 +82,8 @@ class RunningState:
         self._undo = 0
         self._wanted: set[int] = set()
         self.marks: dict[int, Blob] = {}  # checkpoints for later prompts, by tokens, ascending
-        self._round: tuple[int, Blob] | None = None  # the checkpoint before a draft
-        self._spare: Blob | None = None
+        self._draft_at = 0  # tokens at the checkpoint before a draft, 0: none
+        self._draft_state: Blob | None = None  # that checkpoint; its memory is used again
 
     def mark_at(self, held: int, lengths: Iterable[int]) -> None:
         """Keep a checkpoint as soon as the cache holds one of these numbers of tokens."""
@@ -59,12 +96,9 @@ class RunningState:
 
     def prepare(self, held: int, undone: int) -> None:
         """Before a batch of which up to `undone` rows may be taken back: a checkpoint if it takes one."""
-        if undone <= self._snapshots or not held or held in self.marks:
-            return
-        if self._round is None or self._round[0] != held:
-            self._spare, self._round = self._round[1] if self._round is not None else self._spare, None
-            self._round = held, self._cache.save(partial=True, into=self._spare)
-            self._spare = None
+        if undone > self._snapshots and held not in (0, self._draft_at, *self.marks):
+            self._draft_state = self._cache.save(partial=True, into=self._draft_state)
+            self._draft_at = held
 
     def decoded(self, held: int, rows: int = 0) -> None:
         """Record a batch of `rows`, after which the cache holds `held` tokens."""
@@ -80,7 +114,7 @@ class RunningState:
         """Return how many tokens `rollback` to `length` would leave."""
         if length >= held or held - length <= self._undo:
             return min(held, length)
-        return max((mark for mark in self._lengths() if mark <= length), default=0)
+        return max(mark for mark in (0, self._draft_at, *self.marks) if mark <= length)
 
     def rollback(self, held: int, length: int) -> int:
         """Take back rows, or restore a checkpoint of at most `length` tokens; return how many are left."""
@@ -100,24 +134,30 @@ class RunningState:
         """
         self._undo = 0
         self._forget_above(length)
-        newest = max(self._lengths(), default=0)
-        if newest:
-            of_round = self._round is not None and self._round[0] == newest
-            data = self._round[1] if of_round and self._round is not None else self.marks[newest]
-            # Keys above the checkpoint would be accepted as if they were those of the next tokens.
-            if self._cache.load(data, partial=True) and self._cache.cut(newest):
-                return newest
+        newest = max(self._draft_at, *self.marks, 0)
+        data = self._draft_state if newest == self._draft_at else self.marks[newest]
+        # Keys above the checkpoint would be accepted as if they were those of the next tokens.
+        if newest and data is not None and self._cache.load(data, partial=True) and self._cache.cut(newest):
+            return newest
         self._forget_above(0)
         self._cache.cut(0)
         return 0
 
-    def _lengths(self) -> list[int]:
-        return [*self.marks, *([self._round[0]] if self._round is not None else [])]
+    def pack(self, held: int, whole: Blob) -> Blob:
+        """Return the state `whole` of `held` tokens with the checkpoints below."""
+        return pack({**self.marks, held: whole})
+
+    def unpack(self, held: int, data: Blob) -> Blob | None:
+        """Take over the checkpoints in what `pack` returned, and return the state; None if it is damaged."""
+        parts = unpack(data)
+        whole = parts.pop(held, None)
+        self.marks = {length: part for length, part in parts.items() if length < held}
+        return whole
 
     def _forget_above(self, length: int) -> None:
         self.marks = {mark: data for mark, data in self.marks.items() if mark <= length}
-        if self._round is not None and self._round[0] > length:
-            self._spare, self._round = self._round[1], None
+        if self._draft_at > length:
+            self._draft_at = 0
 
     def _drop_surplus(self) -> None:
         """Drop the checkpoints that save least: those with the smallest gap around them."""

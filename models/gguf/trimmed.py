@@ -8,22 +8,21 @@ read from the source's file, which must be present.
 from __future__ import annotations
 
 import ctypes
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
-from edgespec.core import EdgespecError, Ids, Logits
+from edgespec.core import EdgespecError, Logits
 from edgespec.models.gguf.check import GgufSummary, check_gguf
+from edgespec.models.gguf.kept_ids import SpreadLogits, kept_ids
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.native import Batch, Handle, LlamaOptions, field_type
+from edgespec.models.gguf.native import Handle, LlamaOptions, RowBatch
 from edgespec.models.gguf.selftest import warn
 
 TRIMMED_KEY = "edgespec.trimmed_from"
@@ -95,20 +94,19 @@ class TrimmedModel(LlamaModel):
         try:
             embeddings = Embeddings(source, source_summary)
             self.size = self._input_size = embeddings.size
-            names = [self.vocab.text(token) for token in range(self.vocab.size)]
+            ids = kept_ids(self.vocab, self.size)
             # With another width the engine would read past the rows.
             if (
-                self.summary.metadata.get(TRIMMED_KEY) != source_summary.tokenizer_digest
+                ids is None
+                or self.summary.metadata.get(TRIMMED_KEY) != source_summary.tokenizer_digest
                 or self.summary.number("embedding_length") != embeddings.width
-                or not all(re.fullmatch("[0-9]{1,7}", name) and int(name) < self.size for name in names)
             ):
                 raise EdgespecError(f"{path.name} was not made from {source.name}: create it again")
-            self.ids: Ids = np.array(list(map(int, names)), np.int64)
             # The target's vocabulary is compared with the source's, not with the names of the rows.
             self.summary = replace(self.summary, tokenizer_digest=source_summary.tokenizer_digest)
             kind = type(self._batch.struct)
             self._batch = _EmbeddingBatch(self._batch.capacity, kind, embeddings)
-            self._rows = np.full((self.options.max_rows, self.size), -np.inf, np.float32)
+            self._spread = SpreadLogits(ids, self.options.max_rows, self.size)
         except BaseException:
             self.close()
             raise
@@ -130,25 +128,16 @@ class TrimmedModel(LlamaModel):
         return sequence
 
     def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:
-        start, answers = 0, []
-        for logits in super().forward(requests):
-            rows = self._rows[start : start + len(logits)]
-            rows[:, self.ids] = logits
-            answers.append(rows)
-            start += len(logits)
-        return answers
+        return self._spread(super().forward(requests))
 
 
-class _EmbeddingBatch(Batch):
+class _EmbeddingBatch(RowBatch):
     """A batch of embedding rows in place of token ids."""
 
     def __init__(self, capacity: int, kind: type[ctypes.Structure], embeddings: Embeddings) -> None:
-        super().__init__(capacity, kind)
+        super().__init__(capacity, kind, embeddings.width)
         self._embeddings = embeddings
-        self._embd = np.zeros((capacity, embeddings.width), np.float32)
-        struct: Any = self.struct
-        struct.embd = ctypes.cast(self._embd.ctypes.data, field_type(kind, "embd"))
-        struct.token = None
+        self.struct.token = None
 
     def add(self, sequence_id: int, position: int, new: Sequence[int], last: int) -> None:
         start = self.struct.n_tokens

@@ -66,13 +66,6 @@ def model(load: Load) -> Iterator[Model]:
         yield model
 
 
-@pytest.fixture
-def sequence(model: Model) -> Iterator[ModelSequence]:
-    sequence = model.sequence()
-    yield sequence
-    sequence.close()
-
-
 @pytest.fixture(scope="module")
 def close(kind: str) -> Callable[..., None]:
     """Asserts that two passes gave the same rows, within what other batch sizes round differently.

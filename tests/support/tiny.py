@@ -21,37 +21,48 @@ def write_tiny(
     path: Path, architecture: str, *, replaced: tuple[int, str] | None = None, extra: int = 0
 ) -> Path:
     """A one-layer model over bytes with an end token; `replaced` renames a token, `extra` adds some."""
-    tokens = [*byte_characters(), "<|end|>", *(f"<extra{i}>" for i in range(extra))]
-    if replaced:
-        tokens[replaced[0]] = replaced[1]
-    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * extra
     out = gguf.GGUFWriter(path, architecture)
     out.add_context_length(256)
     out.add_embedding_length(WIDTH)
     out.add_block_count(1)
     out.add_layer_norm_rms_eps(1e-5)
-    out.add_tokenizer_model("gpt2")
-    out.add_tokenizer_pre("gpt-2")
-    out.add_token_list(tokens)
-    out.add_token_types(kinds)
-    out.add_token_merges(["a b"])
-    out.add_eos_token_id(256)
+    vocabulary = add_vocabulary(out, extra, replaced)
     random = np.random.default_rng(7)
 
     def tensor(name: str, *shape: int, value: float | None = None) -> None:
         data = random.normal(0, 0.3, shape) if value is None else np.full(shape, value)
         out.add_tensor(name, data.astype(np.float32))
 
-    tensor("token_embd.weight", len(tokens), WIDTH)
+    tensor("token_embd.weight", vocabulary, WIDTH)
     tensor("output_norm.weight", WIDTH, value=1.0)
-    tensor("output.weight", len(tokens), WIDTH)
+    tensor("output.weight", vocabulary, WIDTH)
     tensor("blk.0.attn_norm.weight", WIDTH, value=1.0)
     {"llama": _llama, "mamba": _mamba}[architecture](out, tensor)
+    finish(out)
+    return path
+
+
+def add_vocabulary(out: gguf.GGUFWriter, extra: int = 0, replaced: tuple[int, str] | None = None) -> int:
+    """Add the bytes, an end token and `extra` ones, of which `replaced` renames one; return their number."""
+    tokens = [*byte_characters(), "<|end|>", *(f"<extra{i}>" for i in range(extra))]
+    if replaced:
+        tokens[replaced[0]] = replaced[1]
+    kinds = [gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * extra
+    out.add_tokenizer_model("gpt2")
+    out.add_tokenizer_pre("gpt-2")
+    out.add_token_list(tokens)
+    out.add_token_types(kinds)
+    out.add_token_merges(["a b"])
+    out.add_eos_token_id(256)
+    return len(tokens)
+
+
+def finish(out: gguf.GGUFWriter) -> None:
+    """Write the file."""
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
     out.close()
-    return path
 
 
 def _llama(out: gguf.GGUFWriter, tensor) -> None:

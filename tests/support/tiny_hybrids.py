@@ -8,7 +8,7 @@ from typing import Any
 
 import gguf
 import numpy as np
-from tiny import byte_characters
+from tiny import add_vocabulary, finish
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,9 @@ class Lfm2:
 
 
 @dataclass(frozen=True)
-class Granite:
-    """A Granite 4 hybrid: Mamba-2 layers, and attention in the layers `attention`."""
+class Granite(Lfm2):
+    """A Granite 4 hybrid: Mamba-2 layers instead of the convolutions."""
 
-    layers: int = 3
-    width: int = 64
-    ff: int = 96
-    heads: int = 4
-    kv: int = 2
-    attention: tuple[int, ...] = (1,)
     state: int = 16
     ssm_heads: int = 8
 
@@ -68,16 +62,7 @@ class Writer:
         self.out = gguf.GGUFWriter(path, architecture)
         self._prefix, self._dtype = architecture, dtype
         self._random = np.random.default_rng(7)
-        tokens = [*byte_characters(), "<|end|>", *(f"<extra{i}>" for i in range(extra))]
-        kinds = [gguf.TokenType.NORMAL] * len(tokens)
-        kinds[256] = gguf.TokenType.CONTROL
-        self.vocab = len(tokens)
-        self.out.add_tokenizer_model("gpt2")
-        self.out.add_tokenizer_pre("gpt-2")
-        self.out.add_token_list(tokens)
-        self.out.add_token_types(kinds)
-        self.out.add_token_merges(["a b"])
-        self.out.add_eos_token_id(256)
+        self.vocab = add_vocabulary(self.out, extra)
 
     def keys(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -106,12 +91,6 @@ class Writer:
         self.tensor(f"{block}ffn_gate.weight", ff, width)
         self.tensor(f"{block}ffn_up.weight", ff, width)
         self.tensor(f"{block}ffn_down.weight", width, ff)
-
-    def close(self) -> None:
-        self.out.write_header_to_file()
-        self.out.write_kv_data_to_file()
-        self.out.write_tensors_to_file()
-        self.out.close()
 
 
 def write_qwen35(
@@ -170,7 +149,7 @@ def write_qwen35(
         if i >= s.layers:
             out.tensor(f"{block}nextn.eh_proj.weight", s.width, 2 * s.width)
             out.norms(f"{block}nextn.", s.width, "enorm", "hnorm", "shared_head_norm")
-    out.close()
+    finish(out.out)
     return path
 
 
@@ -179,10 +158,7 @@ def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, without: str = "", **options
     s, out = shape, Writer(path, "lfm2", **options)
     head = s.width // s.heads
     out.keys({
-        "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
-        "feed_forward_length": s.ff, "attention.head_count": s.heads,
-        "attention.head_count_kv": [s.kv if i in s.attention else 0 for i in range(s.layers)],
-        "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 1e6, "shortconv.l_cache": 3,
+        **_shape(s), "rope.freq_base": 1e6, "shortconv.l_cache": 3,
         "vocab_size": out.vocab,
     })  # fmt: skip
     out.tensor("token_embd.weight", out.vocab, s.width)
@@ -202,7 +178,7 @@ def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, without: str = "", **options
             ):
                 if name != without:
                     out.tensor(f"{block}{name}.weight", *size)
-    out.close()
+    finish(out.out)
     return path
 
 
@@ -211,10 +187,7 @@ def write_granite(path: Path, shape: Granite = Granite(), *, without: str = "", 
     s, out = shape, Writer(path, "granitehybrid", **options)
     inner = 2 * s.width
     out.keys({
-        "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
-        "feed_forward_length": s.ff, "attention.head_count": s.heads,
-        "attention.head_count_kv": [s.kv if i in s.attention else 0 for i in range(s.layers)],
-        "attention.layer_norm_rms_epsilon": 1e-5, "rope.dimension_count": s.width // s.heads,
+        **_shape(s), "rope.dimension_count": s.width // s.heads,
         "ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": s.state,
         "ssm.time_step_rank": s.ssm_heads, "ssm.group_count": 1,
     })  # fmt: skip
@@ -228,7 +201,7 @@ def write_granite(path: Path, shape: Granite = Granite(), *, without: str = "", 
             _attention(out, block, s.width, s.width // s.heads * s.kv)
         else:
             _mamba2(out, block, s.width, inner, s.state, s.ssm_heads, without)
-    out.close()
+    finish(out.out)
     return path
 
 
@@ -245,8 +218,17 @@ def write_mamba2(path: Path, *, layers: int = 2, width: int = 64, state: int = 1
     for i in range(layers):
         out.norms(f"blk.{i}.", width, "attn_norm")
         _mamba2(out, f"blk.{i}.", width, inner, state, heads)
-    out.close()
+    finish(out.out)
     return path
+
+
+def _shape(s: Lfm2) -> dict[str, Any]:
+    return {
+        "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
+        "feed_forward_length": s.ff, "attention.head_count": s.heads,
+        "attention.head_count_kv": [s.kv if i in s.attention else 0 for i in range(s.layers)],
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
 
 
 def _attention(out: Writer, block: str, width: int, keys: int) -> None:

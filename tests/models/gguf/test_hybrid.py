@@ -40,13 +40,6 @@ def model(name: str, paths: dict[str, Path]) -> Iterator[LlamaModel]:
 
 
 @pytest.fixture
-def sequence(model: LlamaModel) -> Iterator[LlamaSequence]:
-    sequence = model.sequence()
-    yield sequence
-    sequence.close()
-
-
-@pytest.fixture
 def fresh(model: LlamaModel) -> Iterator[Callable[[list[int], int], np.ndarray]]:
     """The last rows of a text that an empty sequence evaluates in one pass."""
     other = model.sequence()
@@ -194,7 +187,7 @@ def fresh_row(model: LlamaModel, one: LlamaSequence, two: LlamaSequence, text: l
 def test_the_size_of_a_state(model, sequence, name, paths):
     sequence.forward(random_text(10))
     sequence.mark_at([10])
-    (mark,) = sequence._running.marks.values()
+    (mark,) = sequence._states.marks.values()
     assert (
         running_state(check_gguf(paths[name])) <= len(mark) <= running_state(check_gguf(paths[name])) + 2000
     )
