@@ -76,7 +76,7 @@ def test_the_first_answer_is_right(
     times = {"start": time.monotonic()}
     chat = make_chat()
     for name, text in (
-        ("environment", "making the environment"),
+        ("environment", "creating the environment"),
         ("compiling", "compiling llama.cpp"),
         ("installing", "installing packages"),
         ("fetching", "fetching qwen2.5-coder-0.5b, 491 MB: the smallest that answers"),
