@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Ids
-from edgespec.models.gguf.check import GgufSummary, Tensor, check_gguf
+from edgespec.models.gguf.check import GgufSummary, check_gguf
 from edgespec.models.gguf.part import add_metadata, add_names
+from edgespec.models.gguf.tensors import Tensor
 from edgespec.quant.requant import SOURCE_KEY, fingerprint, replacing
 
 Stored = npt.NDArray[np.uint8]
@@ -39,10 +40,9 @@ def writing(out: Path, summary: GgufSummary, source: Path, ids: Ids) -> Iterator
         check_gguf(partial)
 
 
-def stored(data: Stored, tensor: Tensor) -> Stored:
-    """Return the part of a file's bytes `data` that is `tensor`, by rows."""
-    raw = data[tensor.offset : tensor.offset + tensor.bytes]
-    return raw.reshape(*reversed(tensor.shape[1:]), -1)
+def stored(path: Path, tensor: Tensor) -> Stored:
+    """Return `tensor` of the model file `path`, mapped. Raises OSError."""
+    return tensor.mapped(path).reshape(*reversed(tensor.shape[1:]), -1)
 
 
 def add_stored(writer: gguf.GGUFWriter, name: str, rows: Stored, tensor: Tensor) -> None:

@@ -6,6 +6,7 @@ Such a file drafts for every model with the same vocabulary and width: see `mode
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from edgespec.models.gguf.check import GgufSummary, check_gguf, read_arrays
 from edgespec.models.gguf.heads import HEAD_KEY, STAND_INS, head_prefixes, heads
 from edgespec.quant.copying import Stored, add_stored, stored, writing
 from edgespec.quant.draft import useful_ids
-from edgespec.quant.requant import require_space
+from edgespec.quant.requant import SOURCE_KEY, fingerprint, require_space
 
 VOCABULARY = 32_768
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"
@@ -30,6 +31,14 @@ _CHUNK = 2048  # ids compared at once
 def head_path(source: Path, size: int) -> Path:
     """Return where a head file of `size` ids that is made of `source` belongs."""
     return source.with_name(f"{source.stem}.head-{size}.gguf")
+
+
+def made_head(source: Path) -> Path | None:
+    """Return a head file made of `source` as it is now, None without one. Raises EdgespecError."""
+    for path in source.parent.glob(f"{glob.escape(source.stem)}.head-*.gguf"):
+        if check_gguf(path).metadata.get(SOURCE_KEY) == fingerprint(source):
+            return path
+    return None
 
 
 def make_head(source: Path, size: int = VOCABULARY, progress: NamedProgress | None = None) -> Path:
@@ -53,7 +62,7 @@ def make_head(source: Path, size: int = VOCABULARY, progress: NamedProgress | No
 
 def write_head(source: Path, summary: GgufSummary, ids: Ids, out: Path, report: NamedProgress) -> None:
     """Write the layer of `source` and the rows `ids` (ascending) of embeddings and output head to `out`."""
-    tensors, data = summary.tensors, np.memmap(source, np.uint8, "r")
+    tensors = summary.tensors
     embedding, output = tensors[_EMBEDDING], tensors.get(_head_name(summary), tensors[_EMBEDDING])
     layers = head_prefixes(summary)
     kept = {
@@ -63,17 +72,17 @@ def write_head(source: Path, summary: GgufSummary, ids: Ids, out: Path, report: 
         or (name.startswith(layers) and not name.endswith(("shared_head_head.weight", "embed_tokens.weight")))
     }
     require_space(out.parent, sum(one.bytes for one in (*kept.values(), embedding, output)) // 2)
-    stand_ins = _stand_ins(stored(data, embedding), embedding.type, ids, report)
+    stand_ins = _stand_ins(stored(source, embedding), embedding.type, ids, report)
     with writing(out, summary, source, ids) as writer:
         for key, numbers in read_arrays(source, f"{summary.architecture}.").items():
             writer.add_array(key, numbers.tolist())
         writer.add_string(HEAD_KEY, summary.tokenizer_digest)
         writer.add_array(STAND_INS, stand_ins.tolist())
-        add_stored(writer, _EMBEDDING, stored(data, embedding)[ids], embedding)
+        add_stored(writer, _EMBEDDING, stored(source, embedding)[ids], embedding)
         if output is not embedding:
-            add_stored(writer, _OUTPUT, stored(data, output)[ids], output)
+            add_stored(writer, _OUTPUT, stored(source, output)[ids], output)
         for name, tensor in kept.items():
-            add_stored(writer, name, stored(data, tensor), tensor)
+            add_stored(writer, name, stored(source, tensor), tensor)
 
 
 def _head_name(summary: GgufSummary) -> str:

@@ -33,16 +33,15 @@ def trim(whole: Path, source: Path, ids: Ids, out: Path) -> Path:
         )
     head = summary.tensors.get(_HEAD, summary.tensors[EMBEDDING])
     require_space(out.parent, summary.tensor_bytes)
-    data = np.memmap(whole, np.uint8, "r")
     with writing(out, summary, source, ids) as writer:
         writer.add_file_type(int(summary.metadata.get("general.file_type", 0)))
         writer.add_string(SOURCE_NAME_KEY, source.name)
         writer.add_string(TRIMMED_KEY, check_gguf(source).tokenizer_digest)
         for name, tensor in summary.tensors.items():
             if name == EMBEDDING:
-                add_stored(writer, name, stored(data, head)[ids], head)
+                add_stored(writer, name, stored(whole, head)[ids], head)
             elif name != _HEAD:
-                add_stored(writer, name, stored(data, tensor), tensor)
+                add_stored(writer, name, stored(whole, tensor), tensor)
     return out
 
 

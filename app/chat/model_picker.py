@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
+
+if TYPE_CHECKING:
+    from edgespec.models.hub.catalog import Entry
+    from edgespec.models.hub.download import PullProgress
+    from edgespec.models.hub.references import Reference
 
 
 def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], None]) -> None:
@@ -17,23 +23,18 @@ def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], No
     """
 
     def run() -> None:
-        from edgespec.models.hub import download
-        from edgespec.models.hub.catalog import load_catalog
-        from edgespec.models.hub.store import models_folder
-
-        catalog = load_catalog()
-        entries = [catalog[name]]
-        if (draft := catalog[name].draft) is not None:
-            entries.append(catalog[draft])
-        total, before = sum(entry.bytes for entry in entries), 0
         try:
-            for entry in entries:
+            models = [_known(name)]
+            if draft := models[0].draft:
+                models.append(_known(draft))
+            total, before = sum(one.bytes for one in models), 0
+            for one in models:
 
                 def report(got: int, _all: int, _what: str, start: int = before) -> None:
-                    progress((start + got) / total)
+                    progress(min(1.0, (start + got) / total))  # the size of a reference is only about right
 
-                download.pull(entry, models_folder(), progress=report)
-                before += entry.bytes
+                _pull(one, report)
+                before += one.bytes
         except EdgespecError as error:
             done(one_line(str(error)))
         except Exception as error:  # noqa: BLE001 - nothing else would report it
@@ -42,3 +43,22 @@ def fetch(name: str, progress: Callable[[float], None], done: Callable[[str], No
             done("")
 
     threading.Thread(target=run, name="edgespec-fetch", daemon=True).start()
+
+
+def _known(name: str) -> Entry | Reference:
+    from edgespec.models.hub.catalog import load_catalog
+    from edgespec.models.hub.references import load_references
+
+    return load_catalog().get(name) or load_references()[name]
+
+
+def _pull(model: Entry | Reference, report: PullProgress) -> None:
+    from edgespec.models.hub.catalog import Entry
+    from edgespec.models.hub.download import pull
+    from edgespec.models.hub.listing import pull_repository
+    from edgespec.models.hub.store import models_folder
+
+    if isinstance(model, Entry):
+        pull(model, models_folder(), progress=report)
+    else:
+        pull_repository(model.repository, models_folder(), progress=report)

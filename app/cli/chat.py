@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgespec.app.cli import models
+from edgespec.app.cli import fetching
 from edgespec.app.cli.options import grouped, option
 from edgespec.app.engine import loading
 from edgespec.app.engine.loading import EngineSpec
@@ -99,7 +99,7 @@ def _default_model(pull: bool, plain: bool) -> str:
         if pull and not installed():
             entry, why = first_model()
             sys.stderr.write(f"edgespec: fetching {entry.name}, {entry.bytes / 1e6:,.0f} MB: {why}\n")
-            models.fetch(entry)
+            fetching.fetch(entry)
             return entry.name
         if plain:
             raise

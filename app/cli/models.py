@@ -2,56 +2,91 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from edgespec.app.cli import quant
+from edgespec.app.cli.fetching import fetch, fetch_repository
 from edgespec.app.cli.options import JsonOption
-from edgespec.app.console import interruptible, table
+from edgespec.app.console import table
 from edgespec.core import EdgespecError
 from edgespec.models.hub.catalog import Entry, load_catalog
-from edgespec.models.hub.store import Check, Installed, check, installed, models_folder, remove
+from edgespec.models.hub.elsewhere import other_models
+from edgespec.models.hub.references import load_references
+from edgespec.models.hub.repository import all_pinned
+from edgespec.models.hub.store import Check, Installed, check, installed, models_folder, pulled, remove
 from edgespec.text import printable
 
 app = typer.Typer(help="List the catalog and the installed models.", invoke_without_command=True)
 
 
 @app.callback()
-def models(context: typer.Context, as_json: JsonOption = False) -> None:
+def models(
+    context: typer.Context,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also list the models of other programs on this machine.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the catalog and the installed models."""
     if context.invoked_subcommand is not None:
         return
-    files = installed()
-    here = {one.entry.name: one for one in files if one.entry is not None}
-    others = [one for one in files if one.entry is None]
+    rows = [*_catalog(), *_references(), *_others(everything)]
     if as_json:
-        rows = [
-            {
-                "name": entry.name, "family": entry.family, "role": entry.role, "licence": entry.licence,
-                "parameters": entry.parameters, "bytes": entry.bytes, "draft": entry.draft,
-                "path": str(here[entry.name].path) if entry.name in here else None,
-            }
-            for entry in load_catalog().values()
-        ]  # fmt: skip
-        rows += [{"name": one.path.name, "bytes": one.bytes, "path": str(one.path)} for one in others]
         print(json.dumps(rows, indent=2))
         return
-    lines: list[tuple[str, ...]] = [
+    lines = [
         (
-            entry.name, entry.role, _megabytes(entry.bytes), entry.licence, entry.draft or "",
-            "yes" if entry.name in here else "no",
+            printable(str(row["name"])), str(row.get("role", "")), _megabytes(row["bytes"]),
+            str(row.get("licence", "")), str(row.get("draft") or row.get("drafter") or ""),
+            "yes" if row["path"] else "no",
         )
-        for entry in load_catalog().values()
+        for row in rows
     ]  # fmt: skip
-    lines += [(printable(one.path.name), "", _megabytes(one.bytes), "", "", "yes") for one in others]
     print(table(("name", "role", "size", "license", "draft", "installed"), lines, right={2}))
-    if len(here) < len(load_catalog()):
+    if not all(row["path"] for row in rows):
         print("\n`edgespec pull NAME` downloads a model")
+
+
+def _catalog() -> Iterator[dict[str, Any]]:
+    here = {one.entry.name: str(one.path) for one in installed() if one.entry is not None}
+    for entry in load_catalog().values():
+        yield {
+            "name": entry.name, "family": entry.family, "role": entry.role, "licence": entry.licence,
+            "parameters": entry.parameters, "bytes": entry.bytes, "draft": entry.draft,
+            "path": here.get(entry.name),
+        }  # fmt: skip
+
+
+def _references() -> Iterator[dict[str, Any]]:
+    folder = models_folder()
+    for one in load_references().values():
+        model = one.here(folder)
+        yield {
+            "name": one.name, "role": "chat", "licence": one.licence, "parameters": one.parameters,
+            "bytes": model.bytes if model else one.bytes, "draft": one.draft or None,
+            "drafter": one.drafter or None, "repository": str(one.repository),
+            "revision": model.revision if model else None, "path": str(model.path(folder)) if model else None,
+        }  # fmt: skip
+
+
+def _others(everything: bool) -> Iterator[dict[str, Any]]:
+    """The files of the models folder, and pulled models, that have no name of ours."""
+    folder = models_folder()
+    for file in installed():
+        if file.entry is None:
+            yield {"name": file.path.name, "bytes": file.bytes, "path": str(file.path)}
+    named = {model.name for one in load_references().values() if (model := one.here(folder))}
+    for model in all_pinned(folder):
+        if model.name not in named:
+            path = str(model.path(folder))
+            yield {"name": model.name, "bytes": model.bytes, "revision": model.revision, "path": path}
+    for other in other_models() if everything else ():
+        yield {"name": other.name, "bytes": other.bytes, "path": str(other.path)}
 
 
 @app.command()
@@ -73,7 +108,7 @@ def verify(
 
 
 def _chosen(names: list[str]) -> list[Installed]:
-    files = installed()
+    files = [*installed(), *pulled()]
     called = {name: one for one in files for name in _names(one)}
     if missing := [name for name in names if name not in called]:
         raise EdgespecError(f"{printable(missing[0])} is not installed: `edgespec models` lists the models")
@@ -90,7 +125,10 @@ def _advice(damaged: list[Check]) -> str:
 
 
 def pull(
-    names: Annotated[list[str], typer.Argument(help="Catalog names: see `edgespec models`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Catalog names (see `edgespec models`), or OWNER/REPO[:QUANT] of the Hub."),
+    ],
     offline: Annotated[bool, typer.Option(help="Never use the network.")] = False,
     requantize: Annotated[
         bool,
@@ -101,55 +139,22 @@ def pull(
     ] = True,
 ) -> None:
     """Download models and verify them; later use needs no network."""
-    pulled = []
+    entries: list[Entry] = []
+    paths: list[Path] = []
     for name in names:
-        entry = load_catalog().get(name)
-        if entry is None:
-            raise EdgespecError(f"unknown model {name!r}: `edgespec models` lists the catalog")
-        print(fetch(entry, offline))
-        pulled.append(entry)
+        if (entry := load_catalog().get(name)) is not None:
+            entries.append(entry)
+        paths.append(fetch(entry, offline) if entry is not None else fetch_repository(name, offline))
+        print(paths[-1])
     if requantize:
-        quant.make_missing_drafts(pulled)
-
-
-def fetch(entry: Entry, offline: bool = False) -> Path:
-    """Download a model with a progress bar and return its verified file. Raises EdgespecError."""
-    from edgespec.models.hub import download
-
-    with _download_bar(entry.name) as report, interruptible("run the same command again to resume"):
-        return download.pull(entry, models_folder(), offline=offline, progress=report)
-
-
-@contextlib.contextmanager
-def _download_bar(name: str) -> Iterator[Callable[[int, int, str], None]]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    # Without a terminal it would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(name, total=None)
-        yield lambda done, total, what: bars.update(
-            task, completed=done, total=total, description=f"{name}: {what}"
-        )
+        quant.make_missing_drafts(entries)
+        quant.make_missing_heads(paths)
 
 
 def rm(
-    name: Annotated[str, typer.Argument(help="A catalog name, or a file in the models folder.")],
+    name: Annotated[
+        str, typer.Argument(help="A catalog name, OWNER/REPO:QUANT, or a file in the models folder.")
+    ],
 ) -> None:
     """Delete a model from this machine."""
     print(f"freed {_megabytes(remove(name))}")

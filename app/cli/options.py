@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from edgespec.app import settings as settings_file
+from edgespec.app.cli.fetching import fetch_missing
 from edgespec.app.engine.loading import EngineSpec
 from edgespec.app.option_table import OPTIONS
 from edgespec.app.settings import Settings
@@ -73,6 +74,9 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
         if with_settings:
             config = _settings(values)
             values |= {name: getattr(config, name) for name in names if _is_setting(name)}
+        if EngineSpec in groups.values() and not given.get("server"):
+            fetch_missing(values["model"])
+            fetch_missing(values["draft"])
         for name, kind in groups.items():
             given[name] = config if kind is Settings else kind(**{key: values[key] for key in GROUPS[kind]})
         function(**given)

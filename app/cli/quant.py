@@ -14,7 +14,9 @@ from edgespec.app.console import bar, interruptible, table
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
 from edgespec.models.hub.catalog import Entry, load_catalog
+from edgespec.models.hub.elsewhere import belongs_to_other
 from edgespec.models.hub.store import models_folder, resolve, verified
+from edgespec.text import printable
 
 if TYPE_CHECKING:
     from edgespec.quant.draft import DraftReport
@@ -81,7 +83,7 @@ def head(
     """Write the prediction layer of a model as a small file that drafts for all models of its family."""
     from edgespec.quant.head import make_head
 
-    source = resolve(model)
+    source = _ours(resolve(model))
     with bar(source.name) as progress, interruptible():
         made = make_head(source, vocabulary, progress)
     print(one_line(str(made)))
@@ -90,7 +92,17 @@ def head(
 def draft_of(model: str) -> Path:
     """The file of the draft model that the catalog names for `model`, else of `model` itself."""
     entry = load_catalog().get(model)
-    return resolve(entry.draft if entry is not None and entry.draft else model)
+    return _ours(resolve(entry.draft if entry is not None and entry.draft else model))
+
+
+def _ours(path: Path) -> Path:
+    """Return `path`. Raises EdgespecError if what is made of it would be in another program's folder."""
+    if belongs_to_other(path):
+        raise EdgespecError(
+            f"{printable(path)} is in the folder of another program, which is only read: "
+            f"copy it into {printable(models_folder())} first"
+        )
+    return path
 
 
 def make_missing_drafts(pulled: list[Entry]) -> None:
@@ -118,6 +130,27 @@ def make_missing_drafts(pulled: list[Entry]) -> None:
         except EdgespecError as error:
             outcome = f"no faster draft: {error}"
         sys.stderr.write(f"{draft_entry.name}: {one_line(outcome)}\n")
+
+
+def make_missing_heads(paths: list[Path]) -> None:
+    """After a pull, write the prediction layers of the models in `paths` as files that draft for their
+    family.
+
+    Errors are reported as a line: without such a file the model's own layer drafts, at a higher cost.
+    """
+    from edgespec.models.gguf.check import check_gguf
+    from edgespec.models.gguf.heads import heads
+    from edgespec.quant.head import made_head, make_head
+
+    for path in paths:
+        try:
+            if not heads(check_gguf(path)) or made_head(path) is not None:
+                continue
+            with bar(path.name) as progress, interruptible():
+                outcome = f"its prediction layer is in {make_head(path, progress=progress).name}"
+        except EdgespecError as error:
+            outcome = f"no file of its prediction layer: {error}"
+        sys.stderr.write(f"{one_line(f'{path.name}: {outcome}')}\n")
 
 
 def _print_table(report: DraftReport) -> None:

@@ -12,8 +12,9 @@ from edgespec.app import settings
 from edgespec.core import EdgespecError
 from edgespec.machine.governor import Mode
 from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.references import load_references
 from edgespec.models.hub.selection import default_model
-from edgespec.models.hub.store import installed, is_onnx, resolve
+from edgespec.models.hub.store import all_folders, installed, is_onnx, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine.engine import Engine
@@ -61,7 +62,7 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
     notes: list[str] = []
     options, form = _tuned(target, spec.engine, progress, notes.append)
     if spec.draft == "auto" and small is None and options.engine == "llama.cpp":
-        small = head_for(target)
+        small = head_for(target, all_folders())
     options = replace(options, context=spec.context)
     if spec.threads:
         options = options.with_threads(spec.threads, spec.threads)
@@ -86,6 +87,11 @@ def partner(name: str) -> Path | None:
     For an ONNX folder named after a catalog entry it is the draft model's folder, preferably with the same
     weights, or its file.
     """
+    if reference := load_references().get(name):
+        try:
+            return resolve(reference.draft) if reference.draft else None
+        except EdgespecError:
+            return None
     catalog, here = load_catalog(), installed()
     folder = Path(name).name if name not in catalog else ""
     entry = catalog.get(name) or next((e for e in catalog.values() if folder.startswith(f"{e.name}-")), None)

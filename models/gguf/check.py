@@ -29,25 +29,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.models.gguf.read import NAME_LENGTH, U64, Cursor, GgufValue, Scalar, file_error, map_file
+from edgespec.models.gguf.tensors import Tensor, read_tensors
+from edgespec.models.split import part_paths
 from edgespec.text import printable
-
-# Type id: name, weights per block, bytes per block. Excluded are retired types and those that ggml has
-# no matrix product for, where it jumps to address zero: Q8_1, Q8_K, I8, I16, F64. (I32 and I64: see
-# _read_shape.)
-GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 26: ("I32", 1, 4),
-    27: ("I64", 1, 8), 29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18),
-    42: ("Q2_0", 64, 18),
-}  # fmt: skip
 
 # Far above any model, so that a malicious file costs seconds and megabytes, not hours and gigabytes.
 _MAX_ENTRIES, _MAX_TOKENS, _MAX_LAYERS = 0xFFFF, 1 << 21, 512
-_MAX_KEY, _MAX_TENSOR_NAME, _INT64 = 0xFFFF, 63, 1 << 63
+_MAX_KEY = 0xFFFF
 
 _LOOKALIKES = {
     rb"\s*<(!doctype|html|\?xml)": ("a web page", "the link may need a login or have expired"),
@@ -91,16 +79,6 @@ _NUMBERS = {"int32[]": "<i4", "uint32[]": "<u4", "float32[]": "<f4", "bool[]": "
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor in the file. `shape[0]` is the length of a row, `offset` is from the start of the file."""
-
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class GgufSummary:
     """Properties of a checked file.
 
@@ -108,7 +86,7 @@ class GgufSummary:
     are not. `metadata` has scalars and strings of up to 1024 bytes, no arrays. Equal `tokenizer_digest`s mean
     equal vocabularies. `parameters` counts weights, `types` maps a ggml type's name to bytes of tensor data,
     which add up to `tensor_bytes`; `tensors` is by name. `context_length` is in tokens, None if the file does
-    not contain it.
+    not contain it. `files` are all parts of a split model, or the file alone.
     """
 
     architecture: str
@@ -122,6 +100,7 @@ class GgufSummary:
     tensors: Mapping[str, Tensor]
     has_chat_template: bool
     context_length: int | None
+    files: tuple[Path, ...] = ()
 
     def number(self, key: str) -> int:
         """Return an integer from the metadata under the architecture's name, 0 if there is none."""
@@ -138,14 +117,17 @@ class GgufSummary:
 def check_gguf(path: Path) -> GgufSummary:
     """Read the header of the GGUF file at `path` and check that llama.cpp can open it safely.
 
-    Raises EdgespecError, one printable line, unless it is a well-formed single-file model. Opens regular
-    files only, so that a pipe or a device never blocks. A file is read again only if it has changed.
+    Of a split model, `path` is the first part, and all parts are checked. Raises EdgespecError, one printable
+    line, unless it is a well-formed model. Opens regular files only, so that a pipe or a device never blocks.
+    A file is read again only if it has changed.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return _checked(path, ())  # raises the error
-    state = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    state: tuple[int, ...] = ()
+    for file in (path, *part_paths(path)[1:]):
+        try:
+            s = file.stat()
+        except (OSError, ValueError):
+            break  # reading it raises the error
+        state += s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
     return _checked(path, state)
 
 
@@ -155,10 +137,14 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
         cursor = Cursor(path, data)
         n_tensors, n_keys = _read_preamble(cursor)
         values = _read_metadata(cursor, n_keys)
+        files = _files(cursor, values)
         architecture, alignment = _check_general(cursor, values)
         _check_hyperparameters(cursor, values, architecture)
         vocab_size = _check_tokenizer(cursor, values)
-        tensors = _read_tensors(cursor, n_tensors, alignment)
+        tensors = read_tensors(cursor, n_tensors, alignment)
+        _add_parts(files, values, tensors)
+        if not tensors:
+            raise file_error(path, "no tensors, so this is only a vocabulary", "download the model itself")
         _check_needed(path, architecture, tensors)
         types = _bytes_by_type(tensors)
         metadata = {key: value.scalar for key, value in values.items() if value.scalar is not None}
@@ -176,6 +162,7 @@ def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
             tensors=tensors,
             has_chat_template=template is not None and template.type == "string",
             context_length=context if isinstance(context, int) else None,
+            files=files,
         )
 
 
@@ -222,8 +209,6 @@ def _read_preamble(cursor: Cursor) -> tuple[int, int]:
     for count, what in ((n_tensors, "tensors"), (n_keys, "metadata keys")):
         if count > _MAX_ENTRIES:
             raise cursor.error(f"{count} {what}, but no model has more than {_MAX_ENTRIES}")
-    if n_tensors == 0:
-        raise cursor.error("no tensors, so this is only a vocabulary", advice="download the model itself")
     return n_tensors, n_keys
 
 
@@ -239,20 +224,21 @@ def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
 
 def _check_general(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[str, int]:
     """Return the name of the architecture and the alignment of tensor data in bytes."""
-    if (value := values.get("split.count")) and isinstance(value.scalar, int) and value.scalar > 1:
-        parts = f"one of {value.scalar} parts, but only single-file models are supported"
-        raise cursor.error(parts, value, "join them with llama-gguf-split --merge")
     if (value := values.get("general.architecture")) is None:
         raise file_error(cursor.path, "has no key 'general.architecture'")
     architecture = value.scalar
     if not isinstance(architecture, str) or not re.fullmatch("[A-Za-z0-9_.+-]{1,64}", architecture):
         raise cursor.error("not the name of an architecture", value)
+    return architecture, _alignment(cursor, values)
+
+
+def _alignment(cursor: Cursor, values: Mapping[str, GgufValue]) -> int:
     alignment: Scalar | None = 32
     if value := values.get("general.alignment"):
         alignment = value.scalar if value.type == "uint32" else None
     if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise cursor.error("not a uint32 that is a power of two from 8 to 65536", value)
-    return architecture, alignment
+    return alignment
 
 
 def _check_hyperparameters(cursor: Cursor, values: Mapping[str, GgufValue], architecture: str) -> None:
@@ -316,30 +302,42 @@ def _tokenizer_digest(data: mmap.mmap, values: Mapping[str, GgufValue]) -> str:
     return digest.hexdigest()
 
 
-def _read_tensors(cursor: Cursor, count: int, alignment: int) -> dict[str, Tensor]:
-    """Return all tensors by name. llama.cpp requires their data in order, without gaps."""
-    found: dict[str, Tensor] = {}
-    expected = 0
-    for number in range(count):
-        name = cursor.name("tensor", number, _MAX_TENSOR_NAME)
-        if name in found:
-            raise cursor.error("it appears twice")
-        shape, type_name, size = _read_shape(cursor, name)
-        offset = cursor.u64()
-        if offset % alignment:
-            raise cursor.error(f"data offset {offset} is not a multiple of {alignment}")
-        if offset != expected:
-            raise cursor.error(f"data offset {offset}, but the previous tensor ends at {expected}")
-        found[name] = Tensor(type_name, shape, offset, size)
-        expected = _padded(offset + size, alignment)
-    start = _padded(cursor.pos, alignment)
-    missing = max(tensor.offset + tensor.bytes for tensor in found.values()) - (len(cursor.data) - start)
-    for name, tensor in found.items():
-        if tensor.offset + tensor.bytes > len(cursor.data) - start:
-            raise file_error(
-                cursor.path, f"ends in tensor '{printable(name, NAME_LENGTH)}', {missing} bytes are missing"
-            )
-    return {name: replace(tensor, offset=start + tensor.offset) for name, tensor in found.items()}
+def _files(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[Path, ...]:
+    """Return the paths of all parts of the model whose first part is checked, or its only file."""
+    path, count = cursor.path, _number(values, "split.count")
+    if count is None or count <= 1:
+        return (path,)
+    files = part_paths(path)
+    if len(files) != count:
+        raise file_error(path, f"is one of {count} parts", f"name it NAME-00001-of-{count:05d}.gguf")
+    if path != files[0] or _number(values, "split.no") != 0:
+        raise file_error(path, f"is not the first of {count} parts", f"load {printable(files[0].name)}")
+    return files
+
+
+def _add_parts(files: tuple[Path, ...], values: Mapping[str, GgufValue], tensors: dict[str, Tensor]) -> None:
+    """Add the tensors of all parts but the first to `tensors`."""
+    path, count = files[0], len(files)
+    for number, file in enumerate(files[1:], start=1):
+        if not file.exists():
+            raise file_error(path, f"part {number + 1} of {count} is missing", f"add {printable(file.name)}")
+        with map_file(file) as data:
+            part = Cursor(file, data)
+            n_tensors, n_keys = _read_preamble(part)
+            own = _read_metadata(part, n_keys)
+            if (_number(own, "split.no"), _number(own, "split.count")) != (number, count):
+                raise file_error(file, f"is not part {number + 1} of {count} of this model")
+            added = read_tensors(part, n_tensors, _alignment(part, own))
+        if twice := sorted(tensors.keys() & added):
+            raise file_error(file, f"tensor '{printable(twice[0], NAME_LENGTH)}' is in two parts")
+        tensors.update((name, replace(tensor, file=file)) for name, tensor in added.items())
+    if count > 1 and (total := _number(values, "split.tensors.count")) != len(tensors):
+        raise file_error(path, f"its parts have {len(tensors)} tensors instead of {total}")
+
+
+def _number(values: Mapping[str, GgufValue], key: str) -> int | None:
+    value = values.get(key)
+    return value.scalar if value is not None and isinstance(value.scalar, int) else None
 
 
 def _check_needed(path: Path, architecture: str, tensors: Mapping[str, Tensor]) -> None:
@@ -350,33 +348,3 @@ def _check_needed(path: Path, architecture: str, tensors: Mapping[str, Tensor]) 
             for one in needed:
                 if layer + one not in tensors:
                     raise file_error(path, f"has no tensor '{printable(layer, NAME_LENGTH)}{one}'")
-
-
-def _read_shape(cursor: Cursor, tensor: str) -> tuple[tuple[int, ...], str, int]:
-    """Return the shape of `tensor`, the name of its type, and its size in bytes."""
-    rank = cursor.u32()
-    if not 1 <= rank <= 4:
-        raise cursor.error(f"{rank} dimensions instead of 1 to 4")
-    shape = tuple(cursor.u64() for _ in range(rank))
-    kind = cursor.u32()
-    if kind not in GGML_TYPES:
-        raise cursor.error(f"ggml type {kind} is not supported", advice="get another quantization")
-    name, block, block_size = GGML_TYPES[kind]
-    # ggml supports integers only in tables from token to token or expert, and vectors only in F32. On
-    # anything else it aborts or jumps to address zero.
-    table = name in ("I32", "I64")
-    vector = rank == 1 or tensor.endswith("norm.weight")
-    if (table and not re.search("d2t|tid2eid", tensor)) or (vector and not table and name != "F32"):
-        raise cursor.error(f"{name} weights, which llama.cpp cannot compute with here")
-    weights = math.prod(shape)
-    size = weights // block * block_size
-    # Python's integers do not overflow, llama.cpp's signed 64-bit ones do.
-    if weights == 0 or max(*shape, weights, size) >= _INT64:
-        raise cursor.error(f"impossible shape {list(shape)}")
-    if shape[0] % block:
-        raise cursor.error(f"rows of {shape[0]} weights in {name} blocks of {block}")
-    return shape, name, size
-
-
-def _padded(offset: int, alignment: int) -> int:
-    return -(-offset // alignment) * alignment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgespec.core import EdgespecError
@@ -37,14 +38,16 @@ def drafts_for(head: GgufSummary, target: GgufSummary) -> bool:
     return same and head.metadata.get(HEAD_KEY) == target.tokenizer_digest
 
 
-def head_for(target: Path) -> Path | None:
-    """Return a head file in the folder of `target`, else `target` if it has such a layer, else None."""
+def head_for(target: Path, folders: Iterable[Path] = ()) -> Path | None:
+    """Return a head file in the folder of `target` or in `folders`, else `target` if it has such a layer.
+
+    None if there is none.
+    """
     summary = check_gguf(target)
     if summary.architecture not in ARCHITECTURES:
         return None
-    for path in sorted(
-        target.parent.glob("*.head-*.gguf"), key=lambda one: not one.name.startswith(target.stem)
-    ):
+    found = {path for folder in (target.parent, *folders) for path in folder.glob("*.head-*.gguf")}
+    for path in sorted(found, key=lambda one: (not one.name.startswith(target.stem), one)):
         try:
             if drafts_for(check_gguf(path), summary):
                 return path

@@ -105,7 +105,7 @@ class LlamaModel:
             self.build, options.type_k, options.type_v, options.flash_attention, self._streams,
             self.path.stat().st_size, summary.tokenizer_digest,
             sorted((name, one.offset) for name, one in summary.tensors.items()),
-            file_sample(self.path),
+            *(file_sample(file) for file in summary.files),
         )  # fmt: skip
 
     @property

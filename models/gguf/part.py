@@ -14,8 +14,9 @@ from typing import NamedTuple
 import gguf
 import numpy as np
 
-from edgespec.models.gguf.check import GgufSummary, Tensor, read_arrays
+from edgespec.models.gguf.check import GgufSummary, read_arrays
 from edgespec.models.gguf.footprint import running_state
+from edgespec.models.gguf.tensors import Tensor
 
 _ROWS = 2048  # of tensors with a row for each token; more would only take longer
 _PERIOD = 6  # layers that include all kinds of attention
@@ -75,7 +76,7 @@ def write_part(path: Path, summary: GgufSummary, pieces: Mapping[str, Piece], ou
         writer.write_ti_data_to_file()
         for tensor, _, size in pieces.values():
             # Not mapped: truncating a mapped file would kill this process.
-            data = np.fromfile(path, np.uint8, size, offset=tensor.offset)
+            data = np.fromfile(tensor.file or path, np.uint8, size, offset=tensor.offset)
             if len(data) != size:
                 raise OSError(f"{path} became shorter")
             writer.write_tensor_data(data)

@@ -65,7 +65,7 @@ class Embeddings:
         if tensor is None or len(tensor.shape) != 2 or tensor.shape[1] != summary.vocab_size:
             raise EdgespecError(f"{path.name} has no embedding for each of its tokens: choose another source")
         self.width, self.size = tensor.shape
-        self._data = np.memmap(path, np.uint8, "r", tensor.offset, (self.size, tensor.bytes // self.size))
+        self._data = tensor.mapped(path).reshape(self.size, -1)
         self._type = GGMLQuantizationType[tensor.type]
         self._row = lru_cache(_CACHED_ROWS)(self._read)
 

@@ -19,11 +19,12 @@ ModelRole = Literal["chat", "base"]
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """One file of a Hugging Face Hub repository."""
+    """One file of a Hugging Face Hub repository; `token`: the request for it has the user's token."""
 
     repo: str
     file: str
     revision: str
+    token: bool = False
 
 
 @dataclass(frozen=True, slots=True)

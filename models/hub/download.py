@@ -217,7 +217,7 @@ def _from_hub(source: HubSource, entry: Entry, partial: _Partial, report: PullPr
     while partial.length < entry.bytes:
         before = partial.length
         try:
-            _stream(url, entry, partial, report)
+            _stream(url, source, entry, partial, report)
         except OfflineModeIsEnabled:
             raise _SourceError("forbidden by HF_HUB_OFFLINE") from None
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
@@ -230,19 +230,22 @@ def _from_hub(source: HubSource, entry: Entry, partial: _Partial, report: PullPr
             raise _SourceError("no data received")
 
 
-def _stream(url: str, entry: Entry, partial: _Partial, report: PullProgress) -> None:
+def _stream(url: str, source: HubSource, entry: Entry, partial: _Partial, report: PullProgress) -> None:
     """Request all missing bytes. Another file is refused before the download if its headers differ."""
     import httpx2
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants, get_session, get_token
 
     headers = {"User-Agent": "edgespec", "Accept-Encoding": "identity", "Range": f"bytes={partial.length}-"}
+    if source.token and (token := get_token()):
+        headers["Authorization"] = f"Bearer {token}"  # not sent on to another host
     timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=_CONNECT_SECONDS)
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         status = response.status_code
         if status == 416:
             raise _WrongDataError("another file, which is shorter")
         if status not in (200, 206):
-            reason = {401: "not found or not public", 403: "not public", 404: "not found"}
+            closed = "not public" if not source.token else "access not granted to this token"
+            reason = {401: f"not found or {closed}", 403: closed, 404: "not found"}
             raise _SourceError(reason.get(status, f"HTTP status {status}"))
         start, size = 0, response.headers.get("Content-Length")
         if match := re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")):

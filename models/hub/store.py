@@ -20,6 +20,16 @@ from typing import Literal, NamedTuple
 from edgespec.core import EdgespecError
 from edgespec.machine.paths import expanded, user_folder
 from edgespec.models.hub.catalog import Entry, load_catalog
+from edgespec.models.hub.elsewhere import other_model
+from edgespec.models.hub.references import load_references
+from edgespec.models.hub.repository import (
+    RepositoryModel,
+    RepositoryName,
+    all_pinned,
+    not_here,
+    parse_name,
+    pinned,
+)
 from edgespec.processes import program_folder
 from edgespec.text import printable
 
@@ -52,24 +62,60 @@ def model_folders() -> list[Path]:
     return [folder for folder in (bundled_folder(), models_folder()) if folder is not None]
 
 
+def all_folders() -> list[Path]:
+    """Return the folders of models, and those of pulled repositories in them."""
+    folders = model_folders()
+    with suppress(OSError):
+        folders += [path for folder in folders for path in sorted(folder.glob("*--*")) if path.is_dir()]
+    return folders
+
+
 def resolve(name_or_path: str) -> Path:
     """Return the .gguf file or ONNX folder for a catalog name, a path, or a name in a models folder.
 
-    The file of a catalog entry has been verified, now (seconds) or earlier. Raises EdgespecError if it is
-    damaged or not on this machine, and for a name or path that does not exist.
+    `OWNER/REPO[:TAG]` means a pulled model of the Hub, in parts its first part; no network is used. The
+    files of those and of catalog entries have been verified, now (seconds) or earlier. `PROGRAM:NAME` is a
+    model of another program (see `elsewhere`). Raises EdgespecError if one is damaged or not on this machine,
+    and for a name or path that does not exist.
     """
     folders, path = model_folders(), expanded(name_or_path)
     if named := load_catalog().get(name_or_path):
         return _good(named, folders)
+    if reference := load_references().get(name_or_path):
+        return _pulled(reference.repository, reference.name)
     if not _exists(path):  # a file in the current folder comes first
         inside = [folder / path for folder in folders if _is_in(folder / path, folder)]
         path = next(filter(_exists, inside), inside[-1] if inside else path)
     for folder in folders:
         if entry := _entry_of(path, folder):
             return _good(entry, [folder])
-    if not name_or_path or not _exists(path):
-        raise _unknown(name_or_path)
-    return path
+    if name_or_path and _exists(path):
+        return path
+    if repository := parse_name(name_or_path):
+        return _pulled(repository, str(repository))
+    if other := other_model(name_or_path):
+        return other.path
+    raise _unknown(name_or_path)
+
+
+def _pulled(name: RepositoryName, shown: str) -> Path:
+    """Return the first file of the pulled model, the largest of several, after all were verified."""
+    models = pinned(name, models_folder())
+    if not models:
+        raise not_here(shown)
+    return verified_parts(max(models, key=lambda model: model.bytes), name)
+
+
+def verified_parts(model: RepositoryModel, name: RepositoryName) -> Path:
+    """Return the first file of a pulled model. Raises EdgespecError if a part is missing or damaged."""
+    folder = name.folder(models_folder())
+    for entry in model.entries():
+        if verified(entry, folder) is None:
+            raise EdgespecError(
+                f"{printable(entry.file)} is missing in {printable(folder)}: "
+                f"run `edgespec pull {printable(str(name))}` to fetch it again"
+            )
+    return folder / model.files[0].local
 
 
 def _good(entry: Entry, folders: list[Path]) -> Path:
@@ -172,6 +218,17 @@ def file_sample(path: Path) -> str:
     return digest.hexdigest()
 
 
+def pulled() -> list[Installed]:
+    """Return the files of pulled Hub models, a split model as its parts, by name. Nothing is verified."""
+    folder = models_folder()
+    return [
+        Installed(entry, path, _size(path))
+        for model in all_pinned(folder)
+        for entry in model.entries()
+        if (path := RepositoryName(model.repo).folder(folder) / entry.file).is_file()
+    ]
+
+
 def installed() -> list[Installed]:
     """Return the models in the models folders: catalog entries in their order, then others by name.
 
@@ -192,11 +249,15 @@ def installed() -> list[Installed]:
 def remove(name: str) -> int:
     """Delete a model and the data of an interrupted pull, and return the bytes freed.
 
-    `name`: a catalog name, or a .gguf file or ONNX folder directly in the models folder. Raises EdgespecError
-    for anything else, for a missing model, and while it is being pulled.
+    `name`: a catalog name, a pulled `OWNER/REPO[:TAG]`, or a .gguf file or ONNX folder directly in the models
+    folder. Raises EdgespecError for anything else, for a missing model, and while it is being pulled.
     """
     folder = models_folder()
     path = folder / expanded(name)
+    reference = load_references().get(name)
+    repository = reference.repository if reference is not None else parse_name(name)
+    if repository is not None and not _exists(path):
+        return _remove_pulled(repository)
     entry = load_catalog().get(name) or _entry_of(path, folder)
     if entry is None:
         if not (_is_in(path, folder) and _exists(path) and (path.is_file() or is_onnx(path))):
@@ -214,9 +275,22 @@ def remove(name: str) -> int:
     return freed
 
 
+def _remove_pulled(name: RepositoryName) -> int:
+    models = pinned(name, models_folder())
+    if len(models) != 1:
+        several = ", ".join(model.name for model in models)
+        raise EdgespecError(f"several models: choose one of {several}") if models else not_here(str(name))
+    folder, freed = name.folder(models_folder()), 0
+    for entry in models[0].entries():
+        with pull_lock(entry, folder):
+            path = folder / entry.file
+            freed += _delete([path, _record(path), partial_folder(entry, folder)])
+    return freed + _delete([models[0].record(models_folder())])
+
+
 def partial_folder(entry: Entry, folder: Path) -> Path:
     """Return the folder for the data of an incomplete pull."""
-    return folder / f"{entry.name}.partial"
+    return folder / f"{_plain(entry.name)}.partial"
 
 
 def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
@@ -224,7 +298,7 @@ def pull_lock(entry: Entry, folder: Path) -> AbstractContextManager[object]:
     from filelock import FileLock, Timeout
 
     try:
-        return FileLock(folder / f".{entry.name}.lock").acquire(blocking=False)
+        return FileLock(folder / f".{_plain(entry.name)}.lock").acquire(blocking=False)
     except Timeout:
         raise EdgespecError(
             f"another process is fetching {entry.name}: wait for it to finish, or stop it first"
@@ -243,6 +317,11 @@ def _state(entry: Entry, path: Path) -> bytes:
     """Return the state that a record is valid for. Unlike mtime, a program cannot set ctime."""
     s = path.stat()
     return f"{entry.sha256} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}\n".encode()
+
+
+def _plain(name: str) -> str:
+    """Return the name of a model as part of a file name."""
+    return re.sub("[/:]", "-", name)
 
 
 def _record(path: Path) -> Path:
@@ -275,7 +354,8 @@ def _unknown(name: str) -> EdgespecError:
         return EdgespecError(f"no file {printable(name)}, or no permission to read it: check the path")
     from difflib import get_close_matches
 
-    close = get_close_matches(name[:100], load_catalog(), n=3, cutoff=0.5)
+    names = [*load_catalog(), *load_references()]
+    close = get_close_matches(name[:100], names, n=3, cutoff=0.5)
     known = f"did you mean {' or '.join(close)}" if close else f"valid names are {', '.join(load_catalog())}"
     return EdgespecError(
         f"unknown model {printable(name)}: {known}; "

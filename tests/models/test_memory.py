@@ -16,10 +16,11 @@ from tiny_onnx import write_tiny_onnx
 from edgespec.app.engine.assembly import open_engine
 from edgespec.core import EdgespecError
 from edgespec.models import memory
-from edgespec.models.gguf.check import GgufSummary, Tensor
+from edgespec.models.gguf.check import GgufSummary
 from edgespec.models.gguf.footprint import gguf_cache, gguf_weights
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions
 from edgespec.models.gguf.selftest import settle
+from edgespec.models.gguf.tensors import Tensor
 from edgespec.models.memory import SWITCH, TooLargeError
 from edgespec.models.onnx.check import _tables, check_onnx
 from edgespec.models.onnx.graph import Graph, Node, Weight
@@ -110,6 +111,7 @@ import sys, json
 from edgespec.models import memory
 from edgespec.models.gguf import footprint
 from edgespec.models.gguf.selftest import settle
+from edgespec.models.gguf.tensors import Tensor
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions
 from edgespec.models.gguf.backends import library
 def taken():

@@ -7,14 +7,16 @@ change places. That is the only difference allowed, and each one is printed with
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from edgespec.app.bench.measure import Pair, answer, read_suite
+from edgespec.app.bench.fixed_length import FixedLength
+from edgespec.app.bench.measure import Pair, answer, answered, read_suite
 from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
-from edgespec.costs import CostCurve
+from edgespec.app.engine.request import Request
 from edgespec.models.hub.store import resolve
 from edgespec.sampling import Sampling
 
@@ -45,15 +47,6 @@ def gap_between_the_best(engine: Engine, pair: Pair, position: int) -> float:
     return best[1] - best[0]
 
 
-def make_guessing_look_free(engine: Engine) -> None:
-    """Here the draft model would not be asked: what it costs is more than it brings."""
-    if engine.drafters.draft is not None:
-        engine.drafters.draft.costs = CostCurve({1: 1e-6, 32: 1e-5})
-    # Beside other programs the governor would go to other threads, with a curve of theirs.
-    engine.resources._costs = CostCurve({1: 0.03, 8: 0.0303})
-    engine.resources.steer = lambda *_: None
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize(
@@ -80,9 +73,12 @@ def test_greedy_answers_part_only_at_near_ties(target, draft, prompts, exported,
     drafted = 0
     with open_engine(find(target), small, suffix=draft == "suffix", mode="performance") as engine:
         for prompt in chosen:
-            make_guessing_look_free(engine)
             plain = answer(engine, prompt, 128, Sampling(), speculate=False)
-            pair = Pair(prompt, plain, answer(engine, prompt, 128, Sampling(), speculate=True))
+            # A planner would draft little where drafting does not pay, and then nothing is compared.
+            tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
+            always = Request(tokens, Sampling(), 128, controller=partial(FixedLength, 7))
+            engine.forget()
+            pair = Pair(prompt, plain, answered(engine, always))
             assert plain.drafted == 0
             drafted += pair.speculative.drafted
             if (position := pair.first_difference) is not None:

@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from edgespec.core import EdgespecError
-from edgespec.models.gguf.check import GGML_TYPES, GgufSummary, check_gguf
+from edgespec.models.gguf.check import GgufSummary, check_gguf
+from edgespec.models.gguf.tensors import GGML_TYPES
 
 U8, I8, U16, U32, I32, F32, STRING, ARRAY, U64, F64 = 0, 1, 2, 4, 5, 6, 8, 9, 10, 12
 ESCAPE = "\x1b]0;owned\x07\r\n\u202e"
@@ -208,6 +209,7 @@ def test_summary_of_a_valid_file(tmp_path: Path) -> None:
         parameters=32 * 4 + 32,
         tensor_bytes=72 + 128,
         types={"Q4_0": 72, "F32": 128},
+        files=(tmp_path / "model.gguf",),
         tensors=summary.tensors,  # test_a_file_of_the_gguf_package compares them with the data
         has_chat_template=True,
         context_length=64,
@@ -348,7 +350,7 @@ HEADER = {
     "version 1": (valid(version=1), "GGUF version 1, but only 2 and 3 can be read; download a newer version"),
     "version 4": (valid(version=4), "GGUF version 4, but only 2 and 3 can be read; update Edgespec"),
     "big-endian": (valid(version=3 << 24), "a big-endian GGUF; download the little-endian version"),
-    "no tensors": (valid(tensors=()), "header at byte 24: no tensors"),
+    "no tensors": (valid(tensors=()), ": no tensors, so this is only a vocabulary"),
     **{f"{n} tensors": (valid(n_tensors=n), f"{n} tensors, but no model has more than 65535") for n in HUGE},
     **{f"{n} keys": (valid(n_keys=n), f"{n} metadata keys, but no model has more than 65535") for n in HUGE},
     "one tensor too many": (valid(n_tensors=65536), "65536 tensors, but"),
@@ -373,8 +375,7 @@ METADATA = {
     "string of 2^64-1": (key("x", struct.pack("<IQ", STRING, (1 << 64) - 1)), "bytes needed"),
     "string in array": (key("x", array(STRING, 2, string("a") + struct.pack("<Q", 1 << 62))), "bytes needed"),
     "last string": (key("x", array(STRING, 1, struct.pack("<Q", (1 << 64) - 8))), "bytes needed"),
-    "split": (key("split.count", PARTS), "one of 3 parts, but only single-file models are supported"),
-    "split, shard without tensors": (key("split.count", PARTS), "join them with llama-gguf-split --merge"),
+    "split": (key("split.count", PARTS), "is one of 3 parts; name it NAME-00001-of-00003.gguf"),
     "no architecture": (key("general.architecture", None), "has no key 'general.architecture'"),
     "architecture not a string": (key("general.architecture", u32(1)), "not the name of an architecture"),
     "architecture of odd letters": (key("general.architecture", text("ll\nama")), "not the name of"),

@@ -17,6 +17,7 @@ from edgespec.core import EdgespecError
 from edgespec.models.gguf.model import LlamaOptions
 from edgespec.models.hub import selection
 from edgespec.models.hub.catalog import load_catalog
+from edgespec.models.hub.references import load_references
 from edgespec.models.hub.store import resolve
 
 STARTER = next(entry for entry in load_catalog().values() if entry.starter)
@@ -124,7 +125,7 @@ def test_without_a_name_the_largest_that_fits_is_used(machine, here, memory, nam
 def chat(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, list[str]]:
     """Its standard error, and the models that were fetched or opened."""
     did: list[str] = []
-    monkeypatch.setattr("edgespec.app.cli.models.fetch", lambda entry: did.append(f"fetch {entry.name}"))
+    monkeypatch.setattr("edgespec.app.cli.fetching.fetch", lambda entry: did.append(f"fetch {entry.name}"))
     monkeypatch.setattr("edgespec.app.chat.plain.talk", lambda s, *_, **__: did.append(s.name) or 0)
     result = CliRunner().invoke(main.app, ["chat", "--plain", *arguments])
     return f"{result.stderr}{result.exception}", did
@@ -147,3 +148,11 @@ def test_without_leave_nothing_is_fetched(machine, monkeypatch):
     said, did = chat(monkeypatch)
     assert did == []
     assert "edgespec pull qwen2.5-coder-0.5b" in said
+
+
+def test_references_are_complete() -> None:
+    known, catalog = load_references(), load_catalog()
+    assert len(known) >= 20
+    assert not set(known) & set(catalog)
+    assert {one.draft for one in known.values()} - {""} <= {*known, *catalog}
+    assert all(one.bytes > 0.2e9 and one.parameters > 0.3e9 and one.licence for one in known.values())
