@@ -43,11 +43,12 @@ class CostlyDrafting:
         self._level = acceptance.level(
             drafter.source
         )  # what the next token is worth in this text, on average
-        self._trial = DraftTrial()
+        self._trial = DraftTrial(acceptance.account(drafter.source).patience)
         self._whole = True  # the drafter reads all of the text
         self.planned = 0.0  # seconds it was planned to take in this round; 0: it was not asked
         self._reading = 0.0  # those of them for tokens that are new to it, where these are many
         self._steps = 0  # forward passes it made after that
+        self._is_warm = False  # its first draft of a text also waits for weights and buffers
 
     def propose(
         self, context: Sequence[int], own: int, limit: int, left: int, prices: Prices, base: Base, bar: float
@@ -80,8 +81,9 @@ class CostlyDrafting:
         if reading:
             spent = max(0.0, round_.drafting - steps * costs.seconds(1))
             account.read(reading, spent)
-        elif steps:
+        elif steps and self._is_warm:
             costs.observe(1, 0, round_.drafting / steps)
+        self._is_warm = True
         account.record(self._whole, gain)
         self._trial.observe(len(round_.tokens), gain + price * spent)
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 _START, _MOST = 8.0, 12.0  # tokens
 _EARNED = 0.01  # tokens per token of plain decoding in the time that passed
+_PATIENCE, _PATIENCE_SHARE = 1.5, 8.0  # tokens; of the balance
 _READING_RATE, _LEAST_READING, _MOST_READING = 0.3, 0.2, 5.0
 
 
@@ -44,6 +45,11 @@ class DraftAccount:
         share = min(_MOST_READING, max(_LEAST_READING, seconds / expected))
         self.reading += _READING_RATE * (share - self.reading)
 
+    @property
+    def patience(self) -> float:
+        """Tokens that one generation may lose before the drafter rests: more after gains in others."""
+        return _PATIENCE + max(0.0, *self._balances.values()) / _PATIENCE_SHARE
+
     def as_json(self) -> dict[str, float]:
         whole, end = self._balances[True], self._balances[False]
         return {"whole": round(whole, 3), "end": round(end, 3), "reading": round(self.reading, 4)}
@@ -65,10 +71,10 @@ class DraftAccount:
 class DraftTrial:
     """Decides whether one generation still asks a draft model: not for a while after it lost there."""
 
-    _PATIENCE, _CREDIT, _PAUSE = 1.5, 3.0, 32
+    _CREDIT, _PAUSE = 3.0, 32
 
-    def __init__(self) -> None:
-        self._gain = 0.0
+    def __init__(self, patience: float = _PATIENCE) -> None:
+        self._patience, self._gain = patience, 0.0
         self._pause = self._PAUSE
         self._resting = 0
 
@@ -82,5 +88,5 @@ class DraftTrial:
         if gain is None:
             return
         self._gain = min(self._CREDIT, self._gain + gain)
-        if self._gain < -self._PATIENCE:
+        if self._gain < -self._patience:
             self._gain, self._resting, self._pause = 0.0, self._pause, 2 * self._pause

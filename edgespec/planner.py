@@ -16,9 +16,10 @@ from edgespec.core import ALONE, Budget, CostlyDrafter, Draft, DraftCandidate, D
 from edgespec.costly_drafting import Base, CostlyDrafting
 from edgespec.costs import CostCurve
 from edgespec.grammar_drafting import GRAMMAR, GrammarDrafter
-from edgespec.pricing import Prices, RunningRate, best_length, expected_tokens
+from edgespec.pricing import Prices, RunningRate, accepted_variance, best_length, expected_tokens
 
 _WORTH_TRYING = 0.25  # tokens that a batch of uncertain cost must promise beyond the plan
+_RISK = 1.0  # tokens that may be lost on a costly draft whose batch has an uncertain cost
 _LIKELY = 0.5  # probability that all of a draft is accepted whose batch is tried
 _CERTAIN = 1.15  # a batch that may be so many times as cheap as its figure is known well enough
 _NOTHING = Draft()
@@ -63,27 +64,38 @@ class DraftBackoff:
     copied lines breaks every long draft. So the length is limited: `longest` starts at 7 tokens, doubles when
     a draft of that length was accepted, and halves when one was rejected early. And losses are limited: what
     drafting cost this generation, in tokens, raises the `margin` that a plan must promise until it is earned
-    back or 50 rounds are past.
+    back or 50 rounds are past. A loss that chance explains, two standard deviations of what the last rounds
+    could yield, does not count.
     """
 
     _MARGIN, _PRICE = 0.1, 0.3
+    _DEVIATIONS, _MEMORY = 2.0, 0.9
     _LEAST, _START = 3, 7
 
     def __init__(self) -> None:
         self.longest = self._START
-        self._balance = 0.0
+        self._balance = self._variance = 0.0
 
     @property
     def margin(self) -> float:
         """Tokens a plan must promise beyond plain decoding."""
-        return self._MARGIN + self._PRICE * max(0.0, -self._balance)
+        return self._MARGIN + self._PRICE * max(0.0, -self._balance - self._chance)
 
-    def observe(self, drafted: int, accepted: int, gain: float) -> None:
+    @property
+    def _chance(self) -> float:
+        """Tokens that the last rounds may have lost by chance."""
+        return self._DEVIATIONS * math.sqrt(self._variance)
+
+    def observe(self, drafted: int, accepted: int, gain: float, variance: float) -> None:
         """Record a round of `drafted` tokens, whose planned gain over plain decoding was `gain`.
 
-        As planned, not as measured: a pass slowed down by another program is no reason to draft less.
+        `variance` is that of the number of accepted tokens by their probabilities, 0 for free drafters, whose
+        probabilities are those of other texts. The gain is as planned, not as measured: a pass slowed down by
+        another program is no reason to draft less.
         """
         self._balance = min(2.0, max(-8.0, self._balance + gain))
+        if drafted:
+            self._variance = self._MEMORY * self._variance + variance
         if not drafted:
             self._balance += 0.02 if self._balance < 0.0 else 0.0
         elif accepted == drafted and 2 * drafted >= self.longest:
@@ -148,7 +160,7 @@ class Planner:
         if self._prices is None:
             return
         prices, self._prices = self._prices, None
-        prices.costs, prices.shared = self._costs, round_.shared
+        prices.costs, prices.shared, prices.bold = self._costs, round_.shared, False
         rows, drafted = round_.draft.rows, len(round_.draft.tokens)
         if round_.timed:
             self._costs.observe(rows + round_.shared.rows, prices.length, round_.waiting)
@@ -159,7 +171,9 @@ class Planner:
         more = prices.price(rows, asked.planned if asked is not None else 0.0) - base
         more += prices.repeated(rows, 1 + round_.accepted)
         gained = len(round_.tokens) - 1 - led
-        self._backoff.observe(drafted - lead, round_.accepted - led, gained - more * plain)
+        drawn = round_.draft.after(lead) if asked is not None else _NOTHING
+        variance = accepted_variance(self._probabilities(drawn))
+        self._backoff.observe(drafted - lead, round_.accepted - led, gained - more * plain, variance)
         spent = round_.seconds * prices.weight(rows + round_.shared.rows)
         lost = spent * plain - len(round_.tokens)
         self._costs.spend(spent * plain, max(0.0, lost) if self._trying else 0.0)
@@ -230,6 +244,8 @@ class Planner:
         own, room = len(context) - self._begin + 1, limit - self._lead
         led = self._probabilities(lead)
         base = Base(expected_tokens(led)[-1], math.prod(led), 1 + self._lead)
+        # Figures from a file are uncertain, and only passes make them certain: some time may be lost on that.
+        prices.bold = self._costs.allowance >= _RISK
         for one in self._costly:
             drawn = one.propose(context, own, room, left, prices, base, plan.value)
             if drawn is None:
@@ -242,6 +258,8 @@ class Planner:
             found = self._completed(lead, drawn, limit)
             least = min(self._lead + sampled, len(found.tokens)) if sampled else 0
             plan = self._best(found, limit, prices, least)
+            rows = plan.draft.rows + prices.shared.rows
+            self._trying = prices.bold and self._costs.caution(rows) > _CERTAIN
             if self._ahead and one.drafter.source in plan.draft.sources:
                 text = [*context[: len(context) - self._lead], *plan.draft.tokens]
                 one.drafter.begin_ahead(text, self._ahead)

@@ -46,6 +46,15 @@ def expected_tokens(probabilities: Iterable[float]) -> list[float]:
     return list(accumulate(accumulate(probabilities, mul), initial=1.0))
 
 
+def accepted_variance(probabilities: Iterable[float]) -> float:
+    """Return the variance of the number of accepted tokens; `probabilities` as in `expected_tokens`."""
+    mean = square = 0.0
+    for count, reached in enumerate(accumulate(probabilities, mul), start=1):
+        mean += reached
+        square += (2 * count - 1) * reached  # P(at least count), weighted by count^2 - (count - 1)^2
+    return square - mean * mean
+
+
 def best_length(
     expected: Sequence[float],
     seconds: Callable[[int], float],
@@ -80,14 +89,15 @@ class Prices:
 
     `length` tokens are in its cache, `rate` is the value of a second in tokens. Prices are in seconds, or
     in processor seconds where `budget` saves energy: compute threads wait busily, so that all of them use a
-    second of a pass.
+    second of a pass. Batches of uncertain cost are priced above their figure unless `bold`.
     """
 
-    __slots__ = ("budget", "costs", "length", "rate", "shared")
+    __slots__ = ("bold", "budget", "costs", "length", "rate", "shared")
 
     def __init__(self, costs: CostCurve, budget: Budget, shared: SharedBatch, length: int) -> None:
         self.costs, self.budget, self.shared, self.length = costs, budget, shared, length
         self.rate = 0.0
+        self.bold = False
 
     @property
     def plain_rate(self) -> float:
@@ -111,7 +121,9 @@ class Prices:
         if not rows:
             return math.inf
         all_rows = rows + self.shared.rows
-        seconds = self.costs.seconds(all_rows, self.length) * self.costs.caution(all_rows)
+        seconds = self.costs.seconds(all_rows, self.length)
+        if not self.bold:
+            seconds *= self.costs.caution(all_rows)
         return self.weight(all_rows) * seconds + self.weight(1) * drafting
 
     def replay(self, expected: Sequence[float], k: int, rows: int) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from edgespec.app.bench.measure import Pair, Prompt, answer_tokens, report
 from edgespec.app.engine.engine import Engine
 from edgespec.core import EdgespecError, Logits
+from edgespec.models.runtime import Model
 from edgespec.sampling import Sampling
 
 _LEAST = 0.01  # confidence in a token beyond the rates: it is not drafted
@@ -83,6 +84,26 @@ class PlantedDrafts:
         return getattr(self._sequence, name)
 
 
+class PlantedAnswers:
+    """Lets a model answer with a known text, at the cost of its own passes.
+
+    Several rows are rounded differently from one. Models of random weights have many tokens that are nearly
+    as likely as the best, so that their own text would soon be another than the one that is drafted.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._forward = model.forward
+        self.text: Sequence[int] = ()
+
+    def forward(self, requests: Sequence[tuple[Any, Sequence[int], int]]) -> list[Logits]:
+        answers = self._forward(requests)
+        for (sequence, _, last), rows in zip(requests, answers, strict=True):
+            first = len(sequence.tokens) - last + 1
+            for row, token in zip(rows, self.text[first : first + last], strict=False):
+                row[token] = row.max() + 1.0
+        return answers
+
+
 def measure_synthetic(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -100,16 +121,19 @@ def measure_synthetic(
         raise EdgespecError(
             "--synthetic replaces the drafts of a prediction layer: choose a model that has one"
         )
-    planted = PlantedDrafts(slot.drafting, rates)
+    planted, answers = PlantedDrafts(slot.drafting, rates), PlantedAnswers(engine.model)
     slot.drafting = planted
+    engine.model.forward = answers.forward  # type: ignore[method-assign]
     pairs = []
     for turn in range(repetitions):
         for i, prompt in enumerate(prompts):
             if progress:
                 progress(f"{turn * len(prompts) + i + 1} of {repetitions * len(prompts)}: {prompt.task}")
             tokens = engine.chat_prompt([{"role": "user", "content": prompt.text}])
+            answers.text = ()
             plain = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=False)
-            planted.plant([*tokens, *plain.tokens])
+            answers.text = [*tokens, *plain.tokens]
+            planted.plant(answers.text)
             fast = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=True)
             if i % 2:  # the machine may become slower in the meantime
                 plain = answer_tokens(engine, tokens, max_tokens, Sampling(), speculate=False)

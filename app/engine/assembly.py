@@ -67,13 +67,15 @@ def open_engine(
     notes: list[str] = []
     options = replace(options_for(target, options or LlamaOptions()), sequences=parallel)
     if isinstance(options, LlamaOptions):
-        options = replace(options, mtp=draft == target and heads(check_gguf(target)) > 0)
+        own = draft == target and heads(check_gguf(target)) > 0
+        options = replace(options, mtp=own, rows=own or (draft is not None and is_head(draft)))
     with ExitStack() as stack:  # closes what is loaded if the rest fails
         model = load_model(target, exact_options(options) if exact else options, progress, notes.append)
         stack.callback(model.close)
         slots = [Slot(model.sequence()) for _ in range(parallel)]
         sequence, costs, acceptance = slots[0].sequence, CostCurve({1: 1.0}), Acceptance()
         if max_draft and (suffix or draft is not None):
+            _warm_up(slots)
             costs = calibration.curve(sequence, notes.append)
             acceptance = calibration.acceptance(model)
             if exact:
@@ -100,6 +102,20 @@ def open_engine(
         drafters.asked_for = draft
         stack.pop_all()
     return engine
+
+
+def _warm_up(slots: list[Slot]) -> None:
+    """Take the first checkpoint of recurrent layers now: with new memory it takes as long as three passes.
+
+    The first draft would otherwise be recorded as that expensive.
+    """
+    for sequence in (slot.sequence for slot in slots):
+        if (undo := sequence.model.undo) is not None:
+            rows = min(undo + 2, sequence.model.options.max_rows)
+            sequence.forward([0])
+            sequence.forward([0] * rows, rows)
+            sequence.rollback(1)
+            sequence.rollback(0)
 
 
 def _template(model: Model, note: Note) -> ChatTemplate | None:
@@ -169,7 +185,11 @@ def _head(
         sequences = [
             head.sequence_for(slot.sequence) for slot in slots if isinstance(slot.sequence, LlamaSequence)
         ]
+        sequences[0].forward([0])  # its first pass takes ten times as long, which is no figure to learn from
+        sequences[0].rollback(0)
         costs = calibration.curve(sequences[0], note)
+        if best_case(target_costs, costs) < WORTH_LOADING:  # in an earlier run: a tenth of a second decides
+            costs = calibration.curve(sequences[0], note, fresh=True)
         if _is_hopeless(path, target_costs, costs, note):
             return None
         stack.pop_all()

@@ -61,7 +61,7 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
         small = resolve(spec.draft)
     notes: list[str] = []
     options, form = _tuned(target, spec.engine, progress, notes.append)
-    if spec.draft == "auto" and small is None and options.engine == "llama.cpp":
+    if spec.draft == "auto" and small is None and not is_onnx(target):
         small = head_for(target, all_folders())
     options = replace(options, context=spec.context)
     if spec.threads:

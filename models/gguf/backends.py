@@ -69,4 +69,5 @@ def cost_key(options: LlamaOptions) -> tuple[object, ...]:
     return (
         library(options.engine).build, *options.thread_counts(compute_cores()), options.flash_attention,
         options.type_k, options.type_v, options.repack, options.gpu_layers,
+        *(["rows"] if options.rows and options.engine == "ik" else []),
     )  # fmt: skip

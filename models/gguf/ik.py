@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgespec.core import EdgespecError
 from edgespec.extras import how_to_get
@@ -17,6 +21,7 @@ from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
 
 PACKAGE = "ik-llama-cpp-python"
 TESTED = "0.1.5"
+_ROWS = b"result_norm"  # the tensor from before the output head, of the rows that are wanted
 _FILES = {"win32": "llama.dll", "darwin": "libllama.dylib"}
 
 
@@ -38,6 +43,9 @@ class Ik(Backend):
                 f"{PACKAGE} is broken ({reason}): pip install --force-reinstall {PACKAGE}=={TESTED}"
             ) from None
         super().__init__(functions, TESTED)
+        self._rows: list[npt.NDArray[np.float32]] = []  # of the last pass
+        # Like the log's, it must live as long as a context has the pointer.
+        self._eval_callback = functions.ggml_eval_callback(self._on_tensor)
 
     def _adapt_model(self, params: Any, options: LlamaOptions) -> None:
         gpu = self.C.llama_supports_gpu_offload()
@@ -52,6 +60,25 @@ class Ik(Backend):
         # the logits of many rows would differ from those of one.
         slides = window > 0 and not 0 < params.n_ctx <= window
         params.flash_attn = options.flash_attention is not False and not slides
+        if options.rows:
+            params.cb_eval = self._eval_callback
+
+    def _on_tensor(self, tensor: Handle, ask: bool, _data: object) -> bool:
+        """Take the rows of a pass. With `ask`, return whether the computed `tensor` is to be seen."""
+        if ask:
+            return bool(self.C.ggml_get_name(tensor) == _ROWS)
+        count = self.C.ggml_nelements(tensor)
+        pointer = ctypes.cast(self.C.ggml_get_data(tensor), ctypes.POINTER(ctypes.c_float))
+        self._rows.append(np.ctypeslib.as_array(pointer, (count,)).copy())
+        return True
+
+    def keep_rows(self, context: Handle) -> None:
+        if self.C.llama_supports_gpu_offload():
+            raise EdgespecError("ik_llama.cpp gives no rows from a GPU: use the engine llama.cpp")
+
+    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
+        found, self._rows = self._rows, []
+        return np.concatenate(found or [np.zeros(0, np.float32)]).reshape(-1, width)
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(self.C.llama_kv_cache_seq_rm(context, sequence, length, -1))

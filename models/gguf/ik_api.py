@@ -20,6 +20,7 @@ def _fields(kind: Any, names: str) -> _Fields:
 
 llama_log_callback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 llama_progress_callback = ctypes.CFUNCTYPE(c_bool, c_float, c_void_p)
+ggml_eval_callback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_bool, c_void_p)
 ggml_abort_callback = ctypes.CFUNCTYPE(c_bool, c_void_p)
 
 
@@ -63,7 +64,8 @@ class llama_context_params(ctypes.Structure):  # noqa: N801
         *_fields(c_float, "yarn_beta_fast yarn_beta_slow"),
         ("yarn_orig_ctx", c_uint32),
         ("defrag_thold", c_float),
-        *_fields(c_void_p, "cb_eval cb_eval_user_data"),
+        ("cb_eval", ggml_eval_callback),
+        ("cb_eval_user_data", c_void_p),
         *_fields(c_int32, "type_k type_v type_reduce type_k_first type_k_last type_v_first type_v_last"),
         *_fields(c_int32, "n_k_first n_k_last n_v_first n_v_last"),
         *_fields(c_bool, "logits_all embeddings offload_kqv flash_attn"),
@@ -129,6 +131,9 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "llama_token_get_attr": (c_int, _P, _I),
     "llama_tokenize": (_I, _P, _S, _I, POINTER(_I), _I, _B, _B),
     "llama_token_to_piece": (_I, _P, _I, _S, _I, _I, _B),
+    "ggml_get_name": (_S, _P),
+    "ggml_get_data": (_P, _P),
+    "ggml_nelements": (ctypes.c_int64, _P),
 }
 
 
@@ -138,6 +143,7 @@ class Functions:
     llama_batch = llama_batch
     llama_log_callback = llama_log_callback
     llama_progress_callback = llama_progress_callback
+    ggml_eval_callback = ggml_eval_callback
 
     def __init__(self, path: Path) -> None:
         """Raises OSError if the library cannot be loaded, AttributeError if a function is missing."""

@@ -238,7 +238,7 @@ class LlamaModel:
             for sequence, new, _ in parts:
                 if sequence.hidden is not None:
                     rows = self.library.rows(context, len(new), self.summary.number("embedding_length"))
-                    sequence.hidden.append(len(sequence.tokens), rows)
+                    sequence.hidden.append(len(sequence.tokens) + len(new) - len(rows), rows)
                 sequence.append(new)
             return
         for sequence, _, _ in parts:
@@ -311,7 +311,8 @@ class LlamaSequence:
         return self.model.forward([(self, new, last)])[0]
 
     def rollback(self, length: int) -> None:
-        self._keep(self._states.rollback(len(self._tokens), length))
+        # Where less is left, tokens are evaluated again, which may give no rows: those known stay.
+        self._keep(self._states.rollback(len(self._tokens), length), rows=length)
 
     def reachable(self, length: int) -> int:
         """Return how many tokens `rollback` to `length` would leave."""
@@ -323,7 +324,8 @@ class LlamaSequence:
 
     def recover(self) -> None:
         """After a failed pass: keep what the cache is known to hold."""
-        self._keep(self._states.recover(len(self._tokens)))
+        left = self._states.recover(len(self._tokens))
+        self._keep(left, rows=left)
 
     def share(self, other: LlamaSequence, length: int) -> bool:
         """Copy the first `length` tokens of `other`, at memory speed. False if refused.
@@ -360,10 +362,10 @@ class LlamaSequence:
         """Empty the KV cache and release the id for another sequence."""
         self.model._release(self.id)
 
-    def _keep(self, length: int) -> None:
+    def _keep(self, length: int, rows: int) -> None:
         del self._tokens[length:]
         if self.hidden is not None:
-            self.hidden.cut(length)
+            self.hidden.cut(rows)
 
     def append(self, new: Sequence[int]) -> None:
         """Record that `new` was evaluated."""

@@ -27,7 +27,7 @@ from edgespec.models.gguf.check import GgufSummary, read_arrays
 from edgespec.models.gguf.heads import STAND_INS, drafts_for, head_prefixes
 from edgespec.models.gguf.kept_ids import SpreadLogits, kept_ids
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.native import Handle, LlamaOptions, RowBatch
+from edgespec.models.gguf.native import BackendName, Handle, LlamaOptions, RowBatch
 from edgespec.sampling import Sampling
 
 WINDOW = 512  # tokens of the prompt that the layer evaluates: twice the time of one pass of the target
@@ -57,6 +57,11 @@ class HiddenRows:
     def cut(self, length: int) -> None:
         """Remove all but those of the first `length` tokens."""
         self._count = min(self._count, max(0, length - self._start))
+
+    def known_to(self, position: int) -> int:
+        """Return how many tokens that end before `position` have a known row on their left, one at least."""
+        first = self._start + 1 if self._start else 0
+        return max(1, position - first) if position <= self._start + self._count + 1 else 1
 
     def before(self, position: int, count: int) -> tuple[Rows, bool]:
         """Return the rows left of each of `count` tokens from `position` on, and whether the last is known.
@@ -90,7 +95,9 @@ class MtpModel(LlamaModel):
         """Open the layer in `path`, which is the target's own file or a head file. Raises EdgespecError."""
         self._target = target
         self._served: list[LlamaSequence] = []  # whose rows are kept
-        options = replace(target.options, mtp=True, context=target.context_length)
+        # A head file runs on llama.cpp, also for a target on another engine: only the rows are exchanged.
+        engine: BackendName = "llama.cpp"
+        options = replace(target.options, engine=engine, mtp=True, rows=False, context=target.context_length)
         super().__init__(path, options, progress)
         try:
             width = self.summary.number("embedding_length")
@@ -209,6 +216,11 @@ class MtpSequence(LlamaSequence):
         super().rollback(length)
         self._known = min(self._known, len(self._tokens))
 
+    def known_to(self, position: int) -> int:
+        """Return how many tokens that end before `position` have the target's rows."""
+        assert self._target.hidden is not None
+        return self._target.hidden.known_to(position)
+
     def forget_guesses(self) -> None:
         """Keep only the cells that were evaluated with the target's rows."""
         self.rollback(self._known)
@@ -229,6 +241,11 @@ class MtpDrafter(ModelDrafter):
         """Begin a round: cells of the last draft are evaluated again."""
         super().stop_ahead()
         self._sequence.forget_guesses()
+
+    def _view(self, context: Sequence[int]) -> tuple[int, int]:
+        # An engine may give no rows of the prompt. Tokens without them would only mislead.
+        self._window = min(WINDOW, self._capacity // 2, self._sequence.known_to(len(context)))
+        return super()._view(context)
 
     def _read(self, text: list[int], same: int, own: int = 0) -> Logits:
         self._sequence.start = self._start

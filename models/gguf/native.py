@@ -42,7 +42,8 @@ class LlamaOptions(Options):
     """Loading options of a GGUF file. Zero or None leaves the choice to the machine or the model.
 
     `repack` converts weights to a layout for the processor's widest instructions while loading. `mtp` also
-    loads the layers for multi-token prediction.
+    loads the layers for multi-token prediction. `rows` makes contexts that can give the rows from before the
+    output head, where the engine must know that when it creates them.
     """
 
     threads_batch: int = 0
@@ -52,6 +53,7 @@ class LlamaOptions(Options):
     gpu_layers: int = -1
     repack: bool = True
     mtp: bool = False
+    rows: bool = False
     engine: BackendName = "llama.cpp"
 
     def thread_counts(self, cores: int) -> tuple[int, int]:
@@ -150,11 +152,14 @@ class Backend(ABC):
         """Remove all but the first `length` positions of a sequence; False if that is not supported."""
 
     def keep_rows(self, context: Handle) -> None:
-        """Let passes keep the rows from before the output head, for `rows`."""
+        """Let passes keep the rows from before the output head, for `rows`. Raises EdgespecError."""
         raise EdgespecError(f"{self.name} gives no rows for a prediction layer: use the engine llama.cpp")
 
     def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
-        """Return these rows of the last batch, of `count` tokens: a view [count, width]."""
+        """Return these rows of the last batch, of `count` tokens: a view [rows, width].
+
+        They are those of all tokens or, with ik, of the last ones, for which logits were wanted.
+        """
         raise NotImplementedError
 
     def row(self, context: Handle, index: int, width: int) -> npt.NDArray[np.float32]:

@@ -28,7 +28,10 @@ class StateCache(Protocol):
         """Remove all but the first `length` positions; False if that is not supported."""
 
     def save(self, *, partial: bool, into: Blob | None = None) -> Blob:
-        """Return a copy of the state, of recurrent layers alone if `partial`, in `into` if that fits."""
+        """Return a copy of the state, of recurrent layers alone if `partial`.
+
+        `into`: what an earlier `save` returned and nobody needs any more; its memory is used again.
+        """
 
     def load(self, data: Blob, *, partial: bool) -> bool:
         """Restore what `save` returned. False if the engine refuses."""

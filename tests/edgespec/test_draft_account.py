@@ -57,6 +57,22 @@ def test_a_trial_rests_longer_each_time() -> None:
     assert not trial.is_resting
 
 
+def test_a_drafter_that_gained_elsewhere_may_lose_more() -> None:
+    def lost(trial: DraftTrial) -> float:
+        rounds = 0
+        while not trial.is_resting:
+            trial.observe(1, -0.25)
+            rounds += 1
+        return rounds * 0.25
+
+    good, bad = DraftAccount(), DraftAccount()
+    for account, gain in ((good, 20.0), (bad, -20.0)):
+        account.record(True, gain)
+        account.record(False, gain)
+    assert lost(DraftTrial(bad.patience)) == 1.75
+    assert lost(DraftTrial(good.patience)) == 3.25
+
+
 def test_an_account_comes_back_from_json() -> None:
     account = DraftAccount()
     account.record(True, -3.25)

@@ -43,6 +43,7 @@ from edgespec.decode import generate
 from edgespec.drafting import MODEL, ModelDrafter
 from edgespec.fakes import Script, ScriptedModel, noise_script
 from edgespec.planner import DraftBackoff, Planner, best_case
+from edgespec.pricing import accepted_variance
 from edgespec.retrieval import SUFFIX, SuffixDrafter
 from edgespec.sampling import Sampler, Sampling
 
@@ -519,13 +520,13 @@ def test_best_case() -> None:
 def test_long_guesses_are_earned() -> None:
     caution = DraftBackoff()
     start = caution.longest
-    caution.observe(start, start, 5.0)
+    caution.observe(start, start, 5.0, 0.0)
     assert caution.longest > start
     for _ in range(20):
-        caution.observe(caution.longest, 0, -1.0)
+        caution.observe(caution.longest, 0, -1.0, 0.0)
     assert 1 <= caution.longest < start
     low = caution.longest
-    caution.observe(1, 1, 0.5)  # a short guess that held says nothing of long ones
+    caution.observe(1, 1, 0.5, 0.0)  # a short guess that held says nothing of long ones
     assert caution.longest in (low, 2 * low)
 
 
@@ -537,7 +538,7 @@ def test_losses_raise_what_a_plan_must_promise(rounds: list[tuple[int, int, floa
     assert rest > 0.0
     for drafted, accepted, gain in rounds:
         before = caution.margin
-        caution.observe(drafted, min(drafted, accepted), gain)
+        caution.observe(drafted, min(drafted, accepted), gain, 0.0)
         assert caution.longest >= 1
         assert caution.margin >= rest
         if gain < -0.1:
@@ -547,8 +548,33 @@ def test_losses_raise_what_a_plan_must_promise(rounds: list[tuple[int, int, floa
     for _ in range(2000):
         if caution.margin == rest:
             break
-        caution.observe(0, 0, 0.0)
+        caution.observe(0, 0, 0.0, 0.0)
     assert caution.margin == pytest.approx(rest)  # forgiven in time
+
+
+def test_losses_by_chance_do_not_stop_drafting() -> None:
+    """A token that is right in 7 of 10 rounds gains 0.65 tokens or loses 0.5: a gain on average."""
+    variance = accepted_variance([0.7])
+    assert variance == pytest.approx(0.21)
+    chance, free = DraftBackoff(), DraftBackoff()
+    rest = chance.margin
+    for _ in range(3):
+        chance.observe(1, 0, -0.5, variance)
+        free.observe(1, 0, -0.5, 0.0)
+    assert chance.margin < rest + 0.05 < free.margin
+    for _ in range(4):
+        chance.observe(1, 0, -0.5, variance)
+    assert chance.margin > 2 * rest  # no longer by chance
+
+
+def test_the_variance_of_accepted_tokens() -> None:
+    probabilities = [0.9, 0.5, 0.8]
+    share = [0.1, 0.9 * 0.5, 0.9 * 0.5 * 0.2, 0.9 * 0.5 * 0.8]
+    mean = sum(n * p for n, p in enumerate(share))
+    assert accepted_variance(probabilities) == pytest.approx(
+        sum(p * (n - mean) ** 2 for n, p in enumerate(share))
+    )
+    assert accepted_variance([]) == 0.0
 
 
 # Its own work.

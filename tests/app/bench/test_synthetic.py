@@ -9,7 +9,7 @@ from tiny_hybrids import write_qwen35
 
 from edgespec.app.bench.fixed_length import FixedLength
 from edgespec.app.bench.measure import Prompt
-from edgespec.app.bench.synthetic import PlantedDrafts, measure_synthetic, read_rates
+from edgespec.app.bench.synthetic import PlantedAnswers, PlantedDrafts, measure_synthetic, read_rates
 from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.request import Request
 from edgespec.core import EdgespecError
@@ -54,6 +54,19 @@ def measured_answer(engine, rates):
     fast = answered(controller=lambda chain: FixedLength(len(rates), chain))
     assert fast.tokens == plain.tokens
     return fast
+
+
+def test_the_target_keeps_to_the_planted_text(tmp_path: Path):
+    """Also where its own choice is another token."""
+    path = write_qwen35(tmp_path / "model.gguf")
+    with open_engine(path, suffix=False, options=OPTIONS) as engine:
+        answers = PlantedAnswers(engine.model)
+        engine.model.forward = answers.forward
+        prompt, wanted = list(b"some text"), list(b"what it would never write")
+        answers.text = [*prompt, *wanted]
+        answer = engine.generate(Request(prompt, max_tokens=len(wanted)))
+        assert list(answer)
+        assert list(answer.stats.tokens) == wanted
 
 
 def test_a_report(tmp_path: Path, monkeypatch):

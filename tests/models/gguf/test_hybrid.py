@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny import write_tiny
-from tiny_hybrids import HYBRIDS, write_granite, write_lfm2, write_qwen35
+from tiny_hybrids import HYBRIDS, Qwen35, write_granite, write_lfm2, write_qwen35
 
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.models.gguf.check import check_gguf
@@ -266,3 +266,16 @@ def test_other_missing_tensors_are_the_engines_to_refuse(tmp_path):
     path = write_lfm2(tmp_path / "m.gguf", without="shortconv.conv")
     with pytest.raises(EdgespecError, match=r"m\.gguf.*shortconv\.conv"):
         LlamaModel(path, LlamaOptions(context=64))
+
+
+def test_a_checkpoint_before_a_draft_takes_the_same_memory_again(ik, tmp_path):
+    """The state of ik_llama.cpp grows by a few bytes per token; new memory costs more than the copy."""
+    path = write_qwen35(tmp_path / "model.gguf", Qwen35(width=256, state=128))
+    with LlamaModel(path, LlamaOptions(context=256, threads=1, engine="ik")) as model:
+        sequence = model.sequence()
+        sequence.forward([1, 2, 3])
+        places = set()
+        for token in range(20):
+            sequence.forward([token, token + 1], 2)
+            places.add(sequence._states._draft_state.ctypes.data)
+        assert len(places) == 1

@@ -176,3 +176,50 @@ def test_which_head_belongs_to_a_target(path, plain, tmp_path):
     wrong = pytest.raises(EdgespecError, match=r"a\.head-257\.gguf was not made for target\.gguf")
     with LlamaModel(target, OPTIONS) as model, wrong:
         MtpModel(tmp_path / "a.head-257.gguf", model)
+
+
+def test_a_head_drafts_for_a_target_on_ik(ik, tmp_path):
+    """Rows cross from one engine to the other: those of the tokens whose logits were wanted."""
+    shape = Qwen35(width=256, state=128)  # with smaller states ik computes other logits
+    path = write_qwen35(tmp_path / "whole.gguf", shape, heads=1)
+    plain = write_qwen35(tmp_path / "plain.gguf", shape)
+    small = head_path(plain, 257)
+    write_head(path, check_gguf(path), np.arange(257), small, lambda *_: True)
+    text = random_text(45)
+    drafts = []
+    for engine in ("llama.cpp", "ik"):
+        options = replace(OPTIONS, engine=engine, rows=True)
+        with LlamaModel(plain, options) as target, MtpModel(small, target) as head:
+            rounds = Round(target, head)
+            rounds.target.forward(text, 1)
+            known = [*text, 7]
+            assert rounds.drafter.lag(known) == (46 if engine == "llama.cpp" else 1)
+            # With the last five rows on both, the layer begins where they do.
+            rounds.target.rollback(0)
+            rounds.target.forward(text, 5)
+            last = rounds.target.hidden.before(41, 5)[0]
+            rounds.target.hidden = HiddenRows(shape.width)
+            rounds.target.hidden.append(40, last)
+            drafts.append((rounds.draft(known, 3), rounds.logits[0]))
+            rounds.close()
+    np.testing.assert_allclose(drafts[1][1], drafts[0][1], atol=0.02)
+    assert drafts[0][0] == drafts[1][0]
+
+
+def test_rows_of_tokens_that_are_evaluated_again_stay_known(ik, tmp_path):
+    """ik gives rows only where logits are wanted: not for what follows a checkpoint again."""
+    shape = Qwen35(width=256, state=128)
+    plain = write_qwen35(tmp_path / "plain.gguf", shape)
+    with LlamaModel(plain, replace(OPTIONS, engine="ik", rows=True)) as target:
+        sequence = target.sequence()
+        rows = sequence.hidden = HiddenRows(shape.width)
+        sequence.forward(random_text(20))
+        sequence.forward([1, 2, 3], 3)
+        before = rows.before(21, 2)
+        assert before[1]
+        sequence.rollback(22)
+        assert len(sequence.tokens) == 20  # the checkpoint
+        assert rows.known_to(23) == 3
+        np.testing.assert_array_equal(rows.before(21, 2)[0], before[0])
+        sequence.forward([1, 2, 4])
+        assert rows.known_to(24) == 4
