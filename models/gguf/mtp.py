@@ -45,7 +45,7 @@ class HiddenRows:
     def append(self, position: int, rows: Rows) -> None:
         """Add the rows [tokens, width] of the tokens from `position` on, at most WINDOW."""
         self.cut(position)
-        if position > self._start + self._count:  # a state was restored: those in between are unknown
+        if position != self._start + self._count:  # those in between, or all before, are unknown
             self._start, self._count = position, 0
         if self._count + len(rows) > len(self._buffer):
             kept = 2 * WINDOW

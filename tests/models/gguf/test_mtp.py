@@ -124,6 +124,9 @@ def test_hidden_rows_follow_the_sequence():
     rows.append(7000, text[:3])  # a state was restored
     assert not rows.before(6999, 1)[1]
     assert rows.before(7001, 1)[1]
+    rows.cut(10)
+    rows.append(6, text[6:9])  # below all that was known
+    np.testing.assert_array_equal(rows.before(7, 3)[0], text[6:9])
     assert HiddenRows(2).before(0, 1)[1]  # nothing is left of the first token
 
 
