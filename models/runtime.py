@@ -106,6 +106,10 @@ class Model(Protocol):
     @property
     def chat_template(self) -> str | None: ...
     @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the model's own files say of it, by GGUF key: `general.sampling.temp`. Untrusted."""
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of one full KV cache."""
 

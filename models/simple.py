@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -39,6 +40,7 @@ class SimpleModel(ABC):
     undo: int | None = None
     shares_passes, on_cpu, fixed_threads = False, True, True
     threads = 1, 1
+    metadata: Mapping[str, Any] = MappingProxyType({})
     cache_bytes = state_bytes = 0
 
     def __init__(self, path: Path, options: Options, summary: SimpleSummary, vocab: Vocabulary) -> None:

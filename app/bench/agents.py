@@ -17,11 +17,12 @@ from time import perf_counter
 from typing import Any
 
 from edgespec.app.bench.measure import first_difference
-from edgespec.app.engine.constraints import ConstraintCompiler, OutputConstraint, OutputParser
+from edgespec.app.engine.constraints import FREE, ConstraintCompiler, OutputConstraint
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import Scheduler
-from edgespec.models.prompting.tool_calls import Arguments, Called, OutputEvent, ToolChoice, read_tools
+from edgespec.models.prompting.output_events import Arguments, Called, OutputEvent
+from edgespec.models.prompting.tool_calls import ToolChoice, read_tools
 from edgespec.sampling import Sampling
 
 AGENTS, STEPS = 8, 20
@@ -96,8 +97,8 @@ class Table:
     ) -> _AgentListener:
         """Wait for the answer to `prompt`; with `sampling`, one that need not be a call."""
         ear = _AgentListener()
-        constraint = self.shape.start if sampling is None else None
-        request = Request(prompt, sampling or Sampling(), max_tokens, constraint=constraint)
+        shape = self.shape if sampling is None else FREE
+        request = Request(prompt, sampling or Sampling(), max_tokens, constraint=shape.start, form=shape.form)
         self.scheduler.submit(request, ear, client)
         ear.done.wait()
         if ear.error is not None:
@@ -108,9 +109,7 @@ class Table:
         start = perf_counter()
         prompt = self.prompt(agent, number)
         ear = self.ask(prompt, _MOST_TOKENS, str(agent))
-        reader = OutputParser(self.shape, self.engine.model.vocab.detokenize)
-        events = [*reader.feed(ear.result.text, ear.result.tokens), *reader.finish()]
-        self._script.note(agent, number, events)
+        self._script.note(agent, number, ear.events)
         return AgentStep(agent, number, prompt, ear.result, ear.first - start, ear.last - start)
 
 
@@ -119,12 +118,14 @@ class _AgentListener:
 
     def __init__(self) -> None:
         self.first = self.last = 0.0
+        self.events: list[OutputEvent] = []
         self.result = GenerationStats()
         self.error: Exception | None = None
         self.done = threading.Event()
 
     def stepped(self, step: Step) -> None:
         self.first = self.first or perf_counter()
+        self.events += step.events
 
     def ended(self, stats: GenerationStats, error: Exception | None) -> None:
         self.last = perf_counter()

@@ -31,6 +31,7 @@ from edgespec.app.chat.events import (
 from edgespec.app.chat.messages import BranchMessage
 from edgespec.app.chat.model_worker import ModelLoader, explain
 from edgespec.app.chat.session import Session
+from edgespec.app.chat.thoughts import parts
 from edgespec.app.chat.widgets.dialogs import ChoiceDialog, HelpScreen, TextDialog
 from edgespec.app.chat.widgets.hint import Hint, completions
 from edgespec.app.chat.widgets.input import MessageInput
@@ -217,7 +218,7 @@ class ChatApp(App[int]):
         if item is None:
             return
         if what == "copy":
-            self.copy(item.text, "the message")
+            self.copy(parts(item.text)[1], "the message")
         elif what in ("previous", "next"):
             self.session.switch(item, 1 if what == "next" else -1)
         elif what == "edit" and item.role == "user":

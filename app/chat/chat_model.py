@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from edgespec.app.chat.thoughts import JoinedAnswer
 from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.core import Reading
 from edgespec.grammar_drafting import GRAMMAR
 from edgespec.machine.governor import Decision, Mode
+from edgespec.models.prompting.output_events import ReasoningPiece, TextPiece
 
 if TYPE_CHECKING:  # llama.cpp
     from edgespec.app.engine.engine import Engine
@@ -110,10 +112,12 @@ class LocalModel:
 
     def __init__(self, engine: Engine, states: Path | None = None) -> None:
         """`states` is the folder of the snapshots, by default next to the history."""
+        from edgespec.app.engine.constraints import ConstraintCompiler
         from edgespec.app.engine.prompt_cache import PromptCache
         from edgespec.app.history.store import data_folder
 
         self._engine = engine
+        self._forms = ConstraintCompiler(engine.model.vocab, engine.model.chat_template)
         self._prompt_cache = engine.pool.snapshots = PromptCache(
             folder=states or data_folder() / "states", lasting=True
         )
@@ -127,25 +131,25 @@ class LocalModel:
         return self._engine.context_length
 
     def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        start = ""
-        if messages and messages[-1]["role"] == "assistant":
-            start, messages = messages[-1]["content"], messages[:-1]
-        return self._engine.chat_prompt(messages) + (
-            self._engine.model.vocab.tokenize(start) if start else []
-        )
+        continues = bool(messages) and messages[-1]["role"] == "assistant"
+        return self._engine.chat_prompt(messages, continues=continues)
 
     def count(self, text: str) -> int:
         return len(self._engine.model.vocab.tokenize(text))
 
     def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
         result.piece = self._engine.model.vocab.piece
+        request.form, joined = self._forms.form(request.prompt), JoinedAnswer()
         answering = self._engine.generate(request)
         for step in answering:
             stats = answering.stats
             result.prompt_tokens, result.cached_tokens = stats.prompt_tokens, stats.cached_tokens
             result.add(step)
-            if step.text:
-                yield step.text
+            for event in step.events:
+                if isinstance(event, ReasoningPiece):
+                    yield joined.reasoning(event.text)
+                elif isinstance(event, TextPiece):
+                    yield joined.text(event.text)
 
     def choose(self, mode: Mode) -> Decision:
         return self._engine.choose(mode)

@@ -10,6 +10,7 @@ from edgespec.app.chat.actions import ChatActions, ScreenActions
 from edgespec.app.chat.attachments import attach, path_of
 from edgespec.app.chat.command_table import command, help_text, screen_command
 from edgespec.app.chat.history_worker import delete_conversation
+from edgespec.app.chat.thoughts import parts
 
 if TYPE_CHECKING:  # these import SQLite, among others
     from edgespec.app.chat.events import ContextOverflow, TrimOption
@@ -75,7 +76,7 @@ def _switch(chat: ChatActions, step: int) -> None:
 @screen_command("copy", "Copy the last answer", key="ctrl+y")
 async def _copy(chat: ScreenActions, _: str) -> None:
     if (answer := chat.session.last("assistant")) is not None and answer.text:
-        chat.copy(answer.text, "the answer")
+        chat.copy(parts(answer.text)[1], "the answer")
     else:
         chat.note("no answer to copy: send a message first")
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from edgespec.app.chat.thoughts import parts
+
 if TYPE_CHECKING:  # these import numpy
     from edgespec.app.engine.request import GenerationStats
     from edgespec.app.history.rows import Conversation, MessageRole, MessageState, Sources, StoredMessage
@@ -89,15 +91,16 @@ def merge_branch(
 def model_messages(last: BranchMessage | None, system: str, since: int = 0) -> list[dict[str, str]]:
     """The conversation up to `last` as a model gets it, without messages whose id is below `since`.
 
-    A question whose answer is empty is left out, unless it is the last one.
+    A question whose answer is empty is left out, unless it is the last one; and so is the reasoning of all
+    answers but `last`.
     """
     messages: list[dict[str, str]] = []
     item, follower = last, True
     while item is not None and item.id >= since:
         if item.role == "assistant":
             follower = bool(item.text) or item is last
-            if item.text:
-                messages.append({"role": "assistant", "content": item.text})
+            if text := item.text if item is last else parts(item.text)[1]:
+                messages.append({"role": "assistant", "content": text})
         elif item.role != "user" or follower:
             messages.append({"role": item.role, "content": item.text})
             follower = False

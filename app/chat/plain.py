@@ -30,6 +30,7 @@ from edgespec.app.chat.messages import BranchMessage
 from edgespec.app.chat.model_picker import fetch
 from edgespec.app.chat.model_worker import ModelLoader, explain
 from edgespec.app.chat.session import Session
+from edgespec.app.chat.thoughts import parts, summary
 from edgespec.app.console import on_ctrl_c
 from edgespec.app.settings import Settings
 from edgespec.app.terminal import clean, one_line
@@ -61,6 +62,8 @@ class PlainChat:
         self.session, self.settings, self.opener = session, settings or Settings(), opener
         self._read, self._write = read, write
         self._failed = self._ended = False
+        self._item: BranchMessage | None = None  # the answer that is written, and how much of it
+        self._written = 0
 
     def run(self, reopen: int | None = None) -> int:
         """Chat until the input ends. Returns the exit code."""
@@ -207,8 +210,8 @@ class PlainChat:
                     self.note(f"conversation {session.chat.number}: {session.chat.title}")
                 for item in session.items[keep:]:
                     self._show_item(item, keep)
-            case TextAppended(_, text):
-                self._write(clean(text))
+            case TextAppended(item, text):
+                self._show_more(item, item.text[: len(item.text) - len(text)])
             case Ended():
                 self._show_end(event)
             case Loaded(notes=notes):
@@ -223,6 +226,18 @@ class PlainChat:
                     self.note(f"/drop {number} leaves out {commands.trim_text(one)}")
             case Notice(note, _, text):
                 self.note(note + (f" (not sent: {text[:80]})" if text else ""))
+
+    def _show_more(self, item: BranchMessage, before: str) -> None:
+        """Write the text of an answer that is new; reasoning is one line."""
+        thought, answer = parts(item.text)
+        if item is not self._item:
+            self._item, self._written = item, len(parts(before)[1])
+        if thought and not self._written:
+            if not answer:
+                return
+            self.note(summary(thought, thinking=False))
+        self._write(clean(answer[self._written :]))
+        self._written = len(answer)
 
     def _show_end(self, event: Ended) -> None:
         if event.item.text:
@@ -242,7 +257,7 @@ class PlainChat:
         if item.role == "user" and not (keep or len(self.session.items) <= 2):
             self._write(f"You: {clean(folded(item.text))}\n")
         elif item.role == "assistant" and item.text and not fresh:
-            self._write(f"{clean(item.text)}\n")
+            self._write(f"{clean(parts(item.text)[1])}\n")
 
 
 def talk(

@@ -16,6 +16,7 @@ import httpx
 from httpx_sse import SSEError, connect_sse
 
 from edgespec.app.chat.chat_model import ChatMessage, TokenTrace
+from edgespec.app.chat.thoughts import JoinedAnswer
 from edgespec.app.engine.request import Request
 from edgespec.app.terminal import one_line
 from edgespec.core import EdgespecError
@@ -91,7 +92,7 @@ class RemoteModel:
         self._client.close()
 
     def answer(self, messages: Sequence[ChatMessage], request: Request, result: TokenTrace) -> Iterator[str]:
-        start, sockets, done = perf_counter(), _Sockets(), False
+        start, sockets, done, joined = perf_counter(), _Sockets(), False, JoinedAnswer()
         result.stop_reason = "end"
         request.arm(sockets.shut)
         try:
@@ -107,7 +108,7 @@ class RemoteModel:
                     done = done or event.data.strip() == "[DONE]"
                     if done or request.cancelled:
                         break
-                    text = self._text_of(event.data, result)
+                    text = self._text_of(event.data, result, joined)
                     result.seconds = perf_counter() - start
                     if not text:
                         continue
@@ -180,7 +181,7 @@ class RemoteModel:
             f"{self._url} refused: {response.status_code} {one_line(reason)[:_MOST_ERROR]}".rstrip() + hint
         )
 
-    def _text_of(self, data: str, result: TokenTrace) -> str:
+    def _text_of(self, data: str, result: TokenTrace, joined: JoinedAnswer) -> str:
         """Return the text of a chunk, and put its other values into `result`."""
         try:
             chunk = json.loads(data)
@@ -191,8 +192,10 @@ class RemoteModel:
             for choice in chunk.get("choices") or []:
                 if choice.get("finish_reason"):
                     result.stop_reason = "length" if choice["finish_reason"] == "length" else "end"
-                text = (choice.get("delta") or {}).get("content")
-                return text if isinstance(text, str) else ""
+                delta = choice.get("delta") or {}
+                thought, text = delta.get("reasoning_content") or delta.get("reasoning"), delta.get("content")
+                shown = joined.reasoning(thought) if isinstance(thought, str) and thought else ""
+                return shown + (joined.text(text) if isinstance(text, str) and text else "")
         except (ValueError, TypeError, AttributeError):
             raise EdgespecError(f"{self._url} sent an invalid chunk") from None
         return ""

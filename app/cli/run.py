@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgespec.app.console import on_ctrl_c
-from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint, OutputParser
+from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.request import GenerationStats, Request
 from edgespec.app.terminal import clean
@@ -18,14 +18,8 @@ from edgespec.core import EdgespecError
 from edgespec.machine.reading import descriptions
 from edgespec.models.prompting import grammar_sources
 from edgespec.models.prompting.chat_template import Message
-from edgespec.models.prompting.tool_calls import (
-    Arguments,
-    Called,
-    OutputEvent,
-    TextPiece,
-    ToolChoice,
-    read_tools,
-)
+from edgespec.models.prompting.output_events import Arguments, Called, OutputEvent, TextPiece
+from edgespec.models.prompting.tool_calls import ToolChoice, read_tools
 from edgespec.sampling import Sampling
 
 _AUTO = ToolChoice()
@@ -39,13 +33,16 @@ class AnswerForm:
     tools: Sequence[Mapping[str, Any]] = ()
     choice: ToolChoice = _AUTO
 
-    def shape(self, engine: Engine) -> OutputConstraint:
-        """The constraint for an answer. Raises EdgespecError for an unsupported schema or tool."""
+    def shape(self, engine: Engine, prompt: Sequence[int]) -> OutputConstraint:
+        """Return the constraint for the answer to `prompt` (token ids).
+
+        Raises EdgespecError for an unsupported schema or tool.
+        """
         format_: Format | None = ("json_schema", self.schema) if self.schema is not None else None
         if not self.tools and format_ is None:
             return FREE
         shaper = ConstraintCompiler(engine.model.vocab, engine.model.chat_template)
-        return shaper.shape(read_tools(self.tools), self.choice, format_)
+        return shaper.shape(read_tools(self.tools), self.choice, format_, prompt)
 
 
 def read_form(schema: Path | None, tools: Sequence[Path], choice: str, raw: bool) -> AnswerForm:
@@ -110,21 +107,20 @@ def ask(
         sys.stderr.write(f"edgespec: {clean(note)}\n")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    vocab, shape = engine.model.vocab, form.shape(engine)
+    vocab = engine.model.vocab
     tokens = vocab.tokenize(text, begin=True) if raw else engine.chat_prompt(messages, form.tools or None)
-    request = Request(tokens, sampling, max_tokens, stops, constraint=shape.start)
-    reader, printed = OutputParser(shape, vocab.detokenize), _Printed(silent=as_json)
+    shape = form.shape(engine, tokens)
+    request = Request(tokens, sampling, max_tokens, stops, constraint=shape.start, form=shape.form)
+    printed, rest = _Printed(silent=as_json), list[OutputEvent]()
     with on_ctrl_c(request.cancel):
         answering = engine.generate(request)
         for step in answering:
-            printed.add(reader.feed(step.text, step.tokens))
-    result, rest = answering.stats, reader.finish()
+            rest = list(step.events)
+            printed.add(() if step.finished else rest)
+    result = answering.stats
     cut = result.stop_reason in ("length", "context")
-    opened = shape.syntax is not None and any(
-        isinstance(event, TextPiece) and shape.syntax.trigger in event.text for event in rest
-    )
     demanded = form.choice.mode == "required" and not printed.calls
-    incomplete = cut and (form.schema is not None or printed.inside_a_call or opened or demanded)
+    incomplete = cut and (form.schema is not None or printed.inside_a_call or demanded)
     printed.add(() if incomplete else rest)
     if as_json:
         calls = {"text": printed.text, "tool_calls": printed.calls} if form.tools else {}

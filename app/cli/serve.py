@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgespec.app.serve.sockets import Bound
 
 _GIVE_UP_SECONDS = 3.0
+_OLLAMA = "127.0.0.1:11434"
 ParallelOption = Annotated[int, option("parallel")]
 
 
@@ -40,6 +41,9 @@ def serve(
     tcp: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Listen here too; needs a token.", show_default=False)
     ] = "",
+    ollama: Annotated[
+        bool, typer.Option("--ollama", help=f"Listen on {_OLLAMA} too, where programs look for Ollama.")
+    ] = False,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Allow --tcp addresses that other machines can reach.")
     ] = False,
@@ -48,12 +52,19 @@ def serve(
         typer.Option(help="A name that TCP clients use for this server; repeatable.", show_default=False),
     ] = None,
     alias: Annotated[
-        list[str] | None, typer.Option(help="Another name of the model; repeatable.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            help="Another name of the model, or a pattern of names ('gpt-*', '*'); repeatable.",
+            show_default=False,
+        ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests with unknown fields instead of ignoring these.")
+    ] = False,
     parallel: ParallelOption = 4,
     queue: Annotated[int, option("queue")] = 64,
 ) -> None:
-    """Serve OpenAI- and Anthropic-compatible APIs on a Unix socket or TCP port."""
+    """Serve OpenAI's, Anthropic's and Ollama's APIs on a Unix socket or TCP port."""
     from edgespec.app.serve import sockets
     from edgespec.app.serve.access_control import own_names
 
@@ -64,11 +75,11 @@ def serve(
         bound = sockets.inherited(allow_remote)
         for one in bound:
             stack.callback(one.close)
-        if socket is not None or not (bound or (tcp and os.name != "posix")):
+        if socket is not None or not (bound or ((tcp or ollama) and os.name != "posix")):
             bound.append(sockets.bind_unix(socket or sockets.default_path()))
             stack.callback(bound[-1].close)
-        if tcp:
-            bound.append(sockets.bind_tcp(tcp, allow_remote))
+        for address in [tcp] * bool(tcp) + [_OLLAMA] * ollama:
+            bound.append(sockets.bind_tcp(address, allow_remote))
             stack.callback(bound[-1].close)
         token = _token() if any(one.is_tcp for one in bound) else None
         name = spec.model or default_model()
@@ -78,7 +89,7 @@ def serve(
             _say(note)
         names = list(dict.fromkeys([Path(name).name.removesuffix(".gguf"), Path(name).name, *(alias or [])]))
         hosts = [*(host_name or []), *(own_names() if allow_remote else ())]
-        _run(loaded, bound, names, token, hosts, queue)
+        _run(loaded, bound, names, token, hosts, queue, strict=strict)
 
 
 @grouped
@@ -115,6 +126,8 @@ def _run(
     token: str | None,
     hosts: list[str],
     queue: int,
+    *,
+    strict: bool,
 ) -> None:
     from edgespec.app.engine.completions import CompletionService
     from edgespec.app.engine.scheduler import Scheduler
@@ -126,7 +139,8 @@ def _run(
     metrics = Metrics(scheduler)
     service = CompletionService(scheduler, metrics)
     try:
-        server = make_server(make_app(service, metrics, names, token=token, hosts=hosts), service.stop)
+        app = make_app(service, metrics, names, token=token, hosts=hosts, strict=strict)
+        server = make_server(app, service.stop)
         for one in bound:
             _say(f"{names[0]} is served on {one.address}")
         # uvicorn stops on a signal and then raises it again, which must not end the process.

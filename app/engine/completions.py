@@ -14,36 +14,53 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any, Protocol, Self, TypeVar
 
-from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint, OutputParser
+from edgespec.app.engine.constraints import FREE, ConstraintCompiler, Format, OutputConstraint
+from edgespec.app.engine.early_end import EarlyEnd
 from edgespec.app.engine.engine import ContextFullError
 from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import QueuedRequest, Scheduler, StoppingError
+from edgespec.app.engine.tool_names import ToolNames
 from edgespec.app.engine.worker import SerialWorker
 from edgespec.core import EdgespecError, TokenLogprob
 from edgespec.models.prompting.chat_template import Message
-from edgespec.models.prompting.tool_calls import OutputEvent, ToolChoice, read_tools
+from edgespec.models.prompting.fim import FimPrompt, fim_ids, fim_tokens, written_tokens
+from edgespec.models.prompting.output_events import Called, OutputEvent
+from edgespec.models.prompting.tool_calls import ToolChoice, read_tools
+from edgespec.models.runtime import Model
+from edgespec.models.sampling_defaults import sampling_defaults
 from edgespec.sampling import Sampling
 
 T = TypeVar("T")
 _NO_TOOLS = ToolChoice("none")
+_ANSWER = 256  # tokens of the context that are kept for what fills a gap
+_NO_NAMES = ToolNames(())
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A conversation to continue, or a `prompt` (text, or token ids), `count` times.
+    """A conversation to continue, or a `prompt` (text, token ids, or around a gap), `count` times.
 
-    `tools` are in OpenAI's form. `format` is the grammar of the output. `max_draft` bounds the draft tokens
-    of a round; 0 turns drafting off. Requests of different `user`s take turns.
+    If it `continues`, the last message is the beginning of the answer. `variables` are for the chat template.
+    `tools` are in OpenAI's form. `format` is the grammar of the output; if `lenient`, the parts of its schema
+    that no grammar can keep are left to the client. `unset` names the settings of `sampling` that the client
+    left open: there, what the model's own files recommend takes precedence. After `line_seconds` the output
+    ends with its next complete line. `max_draft` bounds the draft tokens of a round; 0 turns drafting off.
+    Requests of different `user`s take turns.
     """
 
     messages: Sequence[Message] | None = None
-    prompt: str | Sequence[int] = ""
+    prompt: str | Sequence[int] | FimPrompt = ""
+    continues: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[Mapping[str, Any]] = ()
     choice: ToolChoice = _NO_TOOLS
     format: Format | None = None
+    lenient: bool = False
     sampling: Sampling = field(default_factory=Sampling)
+    unset: frozenset[str] = frozenset()
     max_tokens: int = 0
     stops: Sequence[str] = ()
+    line_seconds: float | None = None
     max_draft: int | None = None
     count: int = 1
     user: str = ""
@@ -56,6 +73,7 @@ class PreparedRequest:
     request: GenerationRequest
     prompt: list[int]
     constraint: OutputConstraint = FREE
+    names: ToolNames = _NO_NAMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +114,21 @@ class CompletionService:
         self._rendering, self._compiling = SerialWorker(), SerialWorker()
         self._compiler = ConstraintCompiler(self._vocab, scheduler.engine.model.chat_template)
         self._stopped = False
+        self._fim = fim_tokens(self._vocab, scheduler.engine.model.metadata)
+        self._defaults = sampling_defaults(scheduler.engine.model.metadata)
 
     @property
     def context_length(self) -> int:
         return self._engine.context_length
+
+    @property
+    def model(self) -> Model:
+        return self._engine.model
+
+    @property
+    def fills_in(self) -> bool:
+        """Whether the model has tokens to fill in the middle."""
+        return self._fim is not None
 
     async def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Render, tokenize and compile `request` outside the event loop.
@@ -107,6 +136,10 @@ class CompletionService:
         Raises ContextFullError if the prompt does not fit, EdgespecError for other invalid requests.
         """
         self.check_tokens(list(request.sampling.logit_bias))
+        defaults = {name: value for name, value in self._defaults.items() if name in request.unset}
+        request = replace(request, sampling=replace(request.sampling, **defaults))
+        names = ToolNames(request.tools)
+        request = _renamed(request, names)
         described = read_tools(request.tools)
         tools = request.tools if request.choice.mode != "none" else ()
         prompt = await _in_thread(self._rendering, lambda: self._prompt(request, tools))
@@ -115,13 +148,16 @@ class CompletionService:
                 f"This model's maximum context length is {self.context_length} tokens and the prompt has "
                 f"{len(prompt)}: shorten it, or start the server with a larger --context."
             )
-        if request.choice.mode == "none" and request.format is None:
+        if request.messages is None and request.format is None:
             return PreparedRequest(request, prompt)
         allowed = described if tools else []
         constraint = await _in_thread(
-            self._compiling, lambda: self._compiler.shape(allowed, request.choice, request.format)
+            self._compiling,
+            lambda: self._compiler.shape(
+                allowed, request.choice, request.format, prompt, lenient=request.lenient
+            ),
         )
-        return PreparedRequest(request, prompt, constraint)
+        return PreparedRequest(request, prompt, constraint, names)
 
     def submit(self, prepared: PreparedRequest, client: str = "") -> ResponseStream:
         """Queue `prepared` for `client`. The caller closes the result.
@@ -194,13 +230,21 @@ class CompletionService:
             speculate=request.max_draft != 0,
             max_draft=request.max_draft,
             constraint=prepared.constraint.start,
+            form=prepared.constraint.form,
         )
 
     def _prompt(self, request: GenerationRequest, tools: Sequence[Mapping[str, Any]]) -> list[int]:
         if request.messages is not None:
-            return self._engine.chat_prompt(request.messages, [*tools] or None)
+            return self._engine.chat_prompt(
+                request.messages, [*tools] or None, request.variables, continues=request.continues
+            )
+        if isinstance(request.prompt, FimPrompt):
+            if self._fim is None:
+                raise EdgespecError("This model has no tokens to fill in the middle: leave out the suffix.")
+            room = self.context_length - 1 - min(request.max_tokens or _ANSWER, self.context_length // 2)
+            return fim_ids(self._vocab, self._fim, request.prompt, room)
         if isinstance(request.prompt, str):
-            return self._vocab.tokenize(request.prompt, begin=True)
+            return written_tokens(self._vocab, self._fim, request.prompt)
         self.check_tokens(request.prompt)
         return list(request.prompt)
 
@@ -218,7 +262,8 @@ class ResponseStream:
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[_Stepped | Finished] = asyncio.Queue()
         self._ready: deque[Delta | Finished] = deque()
-        self._parsers = [OutputParser(prepared.constraint, service.text_of) for _ in range(self.count)]
+        self._names = prepared.names
+        self._ends = [EarlyEnd(prepared.request.line_seconds) for _ in range(self.count)]
         self._open = self.count
         self._started = monotonic()
 
@@ -235,7 +280,7 @@ class ResponseStream:
         while not self._ready:
             if not self._open:
                 raise StopAsyncIteration
-            self._parse(await self._items.get())
+            self._add(await self._items.get())
         return self._ready.popleft()
 
     def close(self) -> None:
@@ -244,27 +289,42 @@ class ResponseStream:
         self._service.forget(self.queued)
 
     def send(self, item: _Stepped | Finished) -> None:
-        """Called in the engine's thread, which leaves the parsing to the event loop."""
+        """Called in the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             self._loop.call_soon_threadsafe(self._receive, item)
 
     def _receive(self, item: _Stepped | Finished) -> None:
         self._items.put_nowait(item)
         if isinstance(item, Finished):
+            self._correct(item)
             self._service.observe(item, monotonic() - self._started)
 
-    def _parse(self, item: _Stepped | Finished) -> None:
-        parser = self._parsers[item.index]
+    def _add(self, item: _Stepped | Finished) -> None:
+        end = self._ends[item.index]
         if isinstance(item, Finished):
             self._open -= 1
-            if rest := parser.finish():
-                self._ready.append(Delta(item.index, rest, (), ()))
+            self._correct(item)
             self._ready.append(item)
             return
-        step = item.step
-        events = parser.feed(step.text, step.tokens)
-        if events or step.logprobs:
+        late, step = end.over, item.step
+        events = end.feed(self._renamed(step.events))
+        if not late and (events or step.logprobs):
             self._ready.append(Delta(item.index, events, step.tokens, step.logprobs))
+        if end.over and not late:
+            self.queued[item.index].cancel()
+
+    def _renamed(self, events: Sequence[OutputEvent]) -> list[OutputEvent]:
+        """Return `events` with the client's names of tools."""
+        of_client = self._names.of_client
+        return [
+            replace(event, name=of_client(event.name)) if isinstance(event, Called) else event
+            for event in events
+        ]
+
+    def _correct(self, item: Finished) -> None:
+        """Put the reason to end early into the statistics of a request that was canceled for it."""
+        if self._ends[item.index].over:
+            item.stats.stop_reason = "length"
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +344,15 @@ class _StreamListener:
 
     def ended(self, stats: GenerationStats, error: Exception | None) -> None:
         self._response.send(Finished(self._index, stats, error))
+
+
+def _renamed(request: GenerationRequest, names: ToolNames) -> GenerationRequest:
+    """Return `request` with names of tools that the model can write."""
+    choice = request.choice
+    if choice.named is not None:
+        choice = replace(choice, named=names.of_model(choice.named))
+    messages = names.messages(request.messages) if request.messages is not None else None
+    return replace(request, messages=messages, tools=names.tools, choice=choice)
 
 
 async def _in_thread(thread: SerialWorker, call: Callable[[], T]) -> T:

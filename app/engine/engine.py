@@ -6,6 +6,7 @@ Everything here runs in the thread that owns the models, except `Request.cancel`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Self
 
 from edgespec.app.engine import calibration
@@ -19,8 +20,10 @@ from edgespec.batch_planner import BatchPlanner
 from edgespec.core import Cancelled, EdgespecError, Round
 from edgespec.decode import advance
 from edgespec.machine.governor import Decision, Mode
+from edgespec.models.prompting.call_syntax import syntax_of
 from edgespec.models.prompting.chat_template import ChatTemplate, Message
-from edgespec.models.prompting.tool_calls import folded, read_tools, syntax_of
+from edgespec.models.prompting.conversation import TemplateFit
+from edgespec.models.prompting.tool_calls import folded, read_tools, with_calls_as_text
 from edgespec.models.runtime import Model
 
 _CHUNK = 64  # tokens of a prompt that are evaluated in a batch which others wait for
@@ -46,6 +49,7 @@ class Engine:
         """`exact`: batches have sizes that give the logits of single rows, so generations share none."""
         self.model, self.pool, self.drafters, self.resources = model, pool, drafters, resources
         self.template = template
+        self._fit = TemplateFit(template) if template is not None else None
         self.notes: list[str] = [] if notes is None else notes  # grows later
         self.context_length = model.context_length
         self._shares_batches = model.shares_passes and not exact
@@ -84,19 +88,33 @@ class Engine:
         self.pool.forget()
 
     def chat_prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        continues: bool = False,
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the answer. Control tokens in messages are text.
 
         `tools` are in OpenAI's form. If the template does not describe tools, the system prompt does.
+        `variables` are further ones of the template (`enable_thinking`). If it `continues`, the last message
+        is the beginning of the answer.
         """
         vocab = self.model.vocab
-        if syntax_of(self.model.chat_template).taught:
-            messages, tools = folded(messages, read_tools(tools or ())), None
-        if not self.template:
+        if continues:
+            start = str(messages[-1].get("content") or "")
+            return self.chat_prompt(messages[:-1], tools, variables) + (
+                vocab.tokenize(start) if start else []
+            )
+        syntax = syntax_of(self.model.chat_template)
+        if syntax.taught:
+            messages, tools = folded(messages, read_tools(tools or ()), syntax), None
+        messages = with_calls_as_text(messages, self.model.chat_template or "")
+        if not self.template or self._fit is None:
             text = "\n\n".join(str(message["content"]) for message in messages if message.get("content"))
             return vocab.tokenize(text, begin=True)
-        segments = self.template.render(messages, tools=tools)
+        segments = self.template.render(self._fit.fitted(messages), tools=tools, extra=variables)
         tokens = [token for text in segments for token in vocab.tokenize(text, special=True)]
         # A template usually contains bos itself; some leave it to the tokenizer.
         if vocab.adds_bos and vocab.bos is not None and tokens[:1] != [vocab.bos]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from edgespec.app.engine.output import PLAIN, OutputForm, StopReason
 from edgespec.core import Constraint, Controller, Reading, Round, TokenLogprob
 from edgespec.machine.energy import Energy
 from edgespec.machine.governor import Mode
 from edgespec.machine.reading import reported_fields
+from edgespec.models.prompting.output_events import OutputEvent
 from edgespec.planner import Chain
 from edgespec.sampling import Sampling
-from edgespec.text import TextStream
-
-StopReason = Literal["end", "stop", "length", "context", "cancelled"]
 
 
 @dataclass(slots=True)
@@ -22,7 +21,8 @@ class Request:
     """One answer to generate after `prompt` (token ids). `max_tokens` 0: until the context is full.
 
     `max_draft` bounds the draft tokens of a round, `constraint` makes the grammar that the answer follows.
-    `controller` replaces the planner: for measurements of what planning gains.
+    `form` is what the answer may contain besides text. `controller` replaces the planner: for measurements of
+    what planning gains.
     """
 
     prompt: Sequence[int]
@@ -32,6 +32,7 @@ class Request:
     speculate: bool = True
     max_draft: int | None = None
     constraint: Callable[[], Constraint] | None = None
+    form: OutputForm = PLAIN
     controller: Callable[[Chain], Controller] | None = None
     cancelled: bool = False
     _interrupt: Callable[[], None] | None = None
@@ -69,8 +70,10 @@ class Ending:
 class Step:
     """What one round added to an answer: text that can no longer change, and its final tokens.
 
-    `text` may lag behind `tokens`: it is held back while it may become a stop string, or is half a character.
-    `seconds`: since the request began. `round` is None only in the last step, the one that is `finished`.
+    `text` may lag behind `tokens`: it is held back while it may become a stop string or something other than
+    text, or is half a character. `events` are all that was added, in order, of which `text` is a part.
+    `reasoning_tokens`: how many of `tokens` are reasoning. `seconds`: since the request began. `round` is
+    None only in the last step, the one that is `finished`.
     """
 
     text: str = ""
@@ -79,6 +82,8 @@ class Step:
     round: Round | None = None
     seconds: float = 0.0
     finished: Ending | None = None
+    events: Sequence[OutputEvent] = ()
+    reasoning_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -91,6 +96,7 @@ class GenerationStats:
     stopped_by: str | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0  # of the prompt, that were in the KV cache
+    reasoning_tokens: int = 0  # of `tokens`
     rounds: int = 0
     written: int = 0  # tokens of all rounds, including the one that ended the answer
     drafted: int = 0
@@ -111,6 +117,7 @@ class GenerationStats:
         self.text += step.text
         self.tokens += step.tokens
         self.logprobs += step.logprobs
+        self.reasoning_tokens += step.reasoning_tokens
         if step.round is not None:
             self.seconds = step.seconds
             if not self.rounds:
@@ -192,40 +199,6 @@ class GenerationStats:
         source = self.energy.source if self.energy is not None else None
         metered = {"joules_per_token": self.joules_per_token, "meter": source} if source else {}
         return {"cpu_seconds_per_token": round(self.cpu_seconds_per_token, 5), **metered}
-
-
-class StopCriteria:
-    """Checks the tokens of an answer as they become final: text, stop strings, end of generation."""
-
-    def __init__(
-        self, is_end: Callable[[int], bool], piece: Callable[[int], bytes], stops: Sequence[str]
-    ) -> None:
-        self._is_end, self._piece = is_end, piece
-        self._stream = TextStream(stops)
-        self._tokens: list[int] = []
-        self.reason: StopReason | None = None
-
-    def __call__(self, token: int) -> bool:
-        if self._is_end(token):
-            self.reason = "end"
-            return True
-        self._tokens.append(token)
-        self._stream.push(self._piece(token))
-        if self._stream.stopped is not None:
-            self.reason = "stop"
-        return self.reason is not None
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The stop string that was generated."""
-        return self._stream.stopped
-
-    def take(self, *, final: bool = False) -> tuple[str, list[int]]:
-        """Return the text that can no longer change, and the tokens, since the last call."""
-        if final:
-            self._stream.push(b"", final=True)
-        tokens, self._tokens = self._tokens, []
-        return self._stream.take(), tokens
 
 
 def _logprob_json(one: TokenLogprob) -> dict[str, Any]:

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from time import monotonic, perf_counter
 
-from edgespec.app.engine.request import Ending, GenerationStats, Request, Step, StopCriteria
+from edgespec.app.engine.output import StopCriteria
+from edgespec.app.engine.request import Ending, GenerationStats, Request, Step
 from edgespec.app.engine.slots import WORTH_SHARING, Slot, SlotPool
 from edgespec.core import Constraint, Controller, Round, common_prefix
 from edgespec.decode import Generation
 from edgespec.grammar_drafting import until_finished
+from edgespec.models.prompting.output_events import OutputEvent, TextPiece
 from edgespec.models.vocab import Vocabulary
 from edgespec.sampling import Sampler
 
@@ -37,7 +39,7 @@ class RunningRequest:
             cached_tokens=min(cached, len(request.prompt) - 1),
             stop_reason="length" if request.max_tokens and most == request.max_tokens else "context",
         )
-        self._criteria = StopCriteria(vocab.is_end, vocab.piece, request.stops)
+        self._criteria = StopCriteria(vocab.is_end, vocab.piece, request.stops, request.form)
         self._constraint = constraint
         self.generation = Generation(
             slot.sequence,
@@ -69,26 +71,51 @@ class RunningRequest:
     def step(self, round_: Round) -> Step:
         """Return what `round_` added."""
         self.first = self.first or round_
-        text, tokens = self._criteria.take()
-        return self._add(Step(text, tokens, round_.logprobs, round_, perf_counter() - self._start))
+        events, tokens, reasoning = self._criteria.take()
+        return self._add(
+            Step(
+                _text(events),
+                tokens,
+                round_.logprobs,
+                round_,
+                perf_counter() - self._start,
+                events=events,
+                reasoning_tokens=reasoning,
+            )
+        )
 
     def finish(self, ending: Ending) -> Step:
         """Return the last step, for any reason. `ending` has what was used; its reason is replaced."""
         self.slot.used = monotonic()
         self.controller.stop_ahead()
         self.request.disarm()
-        text, tokens = self._criteria.take(final=True)
         reason = self._criteria.reason or self.stats.stop_reason
         if self._constraint is not None and self._constraint.finished and self._criteria.reason is None:
             reason = "end"
         if self.request.cancelled:
             reason = "cancelled"
+        events, tokens, reasoning = self._criteria.finish(cut=reason not in ("end", "stop"))
+        if self._criteria.stopped_by is not None and reason != "cancelled":
+            reason = "stop"
         ending = replace(ending, reason=reason, stopped_by=self._criteria.stopped_by)
-        return self._add(Step(text, tokens, seconds=perf_counter() - self._start, finished=ending))
+        return self._add(
+            Step(
+                _text(events),
+                tokens,
+                seconds=perf_counter() - self._start,
+                finished=ending,
+                events=events,
+                reasoning_tokens=reasoning,
+            )
+        )
 
     def _add(self, step: Step) -> Step:
         self.stats.add(step)
         return step
+
+
+def _text(events: Sequence[OutputEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, TextPiece))
 
 
 def may_go_on(running: Sequence[RunningRequest], pool: SlotPool) -> list[RunningRequest]:

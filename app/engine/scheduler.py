@@ -175,5 +175,5 @@ class Scheduler:
 
 
 def _deliver(listener: Listener, step: Step) -> None:
-    if step.text or step.tokens:
+    if step.events or step.tokens:
         listener.stepped(step)

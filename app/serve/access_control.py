@@ -59,6 +59,8 @@ class Guard:
             sent = True
             return {"type": "http.request", "body": body, "more_body": False}
 
+        if "content-type" not in headers:
+            scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
         try:
             await self._app(scope, replay, send)
         finally:
@@ -124,7 +126,13 @@ class Guard:
                     raise ApiError(503, "Too many large requests at once.", kind="server_error", headers=wait)
                 if not message.get("more_body"):
                     break
-            if size and scope["method"] == "POST" and _media(headers) != "application/json":
+            typed = headers.get("content-type")  # some clients leave it out
+            if (
+                size
+                and scope["method"] == "POST"
+                and typed is not None
+                and _media(typed) != "application/json"
+            ):
                 raise ApiError(415, "Send JSON, with the header Content-Type: application/json.")
         except BaseException:
             self._held -= size
@@ -211,8 +219,8 @@ def _name(host: str) -> str:
     return "" if colon and not port.isdigit() else name.lower().removesuffix(".")
 
 
-def _media(headers: dict[str, str]) -> str:
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+def _media(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _shown(value: str) -> str:

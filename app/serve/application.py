@@ -20,11 +20,13 @@ from starlette.responses import PlainTextResponse, Response
 import edgespec
 from edgespec.app.engine.completions import CompletionService
 from edgespec.app.serve.access_control import Guard
-from edgespec.app.serve.apis import chat_completions, messages, responses
+from edgespec.app.serve.apis import chat_completions, embeddings, llama_cpp, messages, ollama, responses
+from edgespec.app.serve.apis.body import Body, UnknownFields
 from edgespec.app.serve.apis.errors import ApiError, as_api_error, error_body, first_fault
-from edgespec.app.serve.apis.schemas import Body
+from edgespec.app.serve.apis.names import ModelNames
 from edgespec.app.serve.apis.streaming import Json, Routes, ServedModel
 from edgespec.app.serve.metrics import Metrics
+from edgespec.app.serve.paths import with_paths
 from edgespec.core import EdgespecError
 
 _ERRORS = {
@@ -56,6 +58,7 @@ _ERROR_SCHEMA = {
         }
     },
 }
+_TEXT_ERROR_SCHEMA = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
 class TokenizeRequest(Body):
@@ -73,7 +76,14 @@ class DetokenizeRequest(Body):
 
 AddRoutes = Callable[[Routes, ServedModel], None]
 
-APIS: tuple[AddRoutes, ...] = (chat_completions.add_routes, responses.add_routes, messages.add_routes)
+APIS: tuple[AddRoutes, ...] = (
+    chat_completions.add_routes,
+    responses.add_routes,
+    messages.add_routes,
+    ollama.add_routes,
+    llama_cpp.add_routes,
+    embeddings.add_routes,
+)
 """The APIs that are served. Each registers its endpoints."""
 
 
@@ -84,11 +94,13 @@ def make_app(
     *,
     token: str | None = None,
     hosts: Iterable[str] = (),
+    strict: bool = False,
     apis: Iterable[AddRoutes] = APIS,
 ) -> Callable[..., Awaitable[None]]:
-    """Build the ASGI application. The model is served under each of `names`.
+    """Build the ASGI application. The model is served under each of `names`, of which some may be patterns.
 
     TCP clients have to send `token` and one of `hosts` as Host; clients of a Unix socket need neither.
+    `strict`: unknown fields of requests are refused.
     """
     app = FastAPI(
         title="Edgespec",
@@ -101,21 +113,24 @@ def make_app(
         },
         telemetry=None,
     )
-    served = ServedModel(service, names)
+    served = ServedModel(service, ModelNames(names), UnknownFields(metrics.ignored, strict=strict))
     _add_errors(app)
     for add_routes in apis:
         add_routes(app, served)
-    _add_rest(app, served, metrics)
+    _add_models(app, served)
+    _add_tokens(app, served)
+    _add_state(app, served, metrics)
     _describe(app)
-    return metrics.counting(Guard(app, token, hosts), {route.path for route in app.routes})  # type: ignore[attr-defined]
+    paths = {route.path for route in app.routes}  # type: ignore[attr-defined]
+    return with_paths(metrics.counting(Guard(app, token, hosts), paths))
 
 
-def _add_rest(app: FastAPI, served: ServedModel, metrics: Metrics) -> None:
+def _add_models(app: FastAPI, served: ServedModel) -> None:
     service = served.service
     started = int(time())
 
     def model(name: str) -> dict[str, Any]:
-        """Return one entry, with the fields of OpenAI's and of Anthropic's API."""
+        """Return one entry, with the fields of OpenAI's and Anthropic's API, of OpenRouter's and vLLM's."""
         return {
             "id": name,
             "object": "model",
@@ -125,21 +140,27 @@ def _add_rest(app: FastAPI, served: ServedModel, metrics: Metrics) -> None:
             "display_name": name,
             "created_at": datetime.fromtimestamp(started, UTC).isoformat(),
             "context_length": service.context_length,
+            "max_model_len": service.context_length,
+            "max_input_tokens": service.context_length,
         }
 
     @app.get("/v1/models")
     async def models() -> Response:
-        names = served.names
+        names = served.names.listed
         page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
         return Json({"object": "list", "data": [model(name) for name in names], **page})
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")
     async def one_model(name: str) -> Response:
-        served.check_name(name)
-        return Json(model(name))
+        return Json(model(served.check_name(name)))
+
+
+def _add_tokens(app: FastAPI, served: ServedModel) -> None:
+    service = served.service
 
     @app.post("/tokenize")
-    async def tokenize(body: TokenizeRequest) -> Response:
+    async def tokenize(body: TokenizeRequest, request: Request) -> Response:
+        served.check_fields(body, request)
         tokens = service.tokenize(body.content, begin=body.add_special, special=body.parse_special)
         if not body.with_pieces:
             return Json({"tokens": tokens})
@@ -147,17 +168,25 @@ def _add_rest(app: FastAPI, served: ServedModel, metrics: Metrics) -> None:
         return Json({"tokens": [{"id": t, "piece": p} for t, p in zip(tokens, pieces, strict=True)]})
 
     @app.post("/detokenize")
-    async def detokenize(body: DetokenizeRequest) -> Response:
+    async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
+        served.check_fields(body, request)
         service.check_tokens(body.tokens)
         return Json({"content": service.text_of(body.tokens)})
 
+
+def _add_state(app: FastAPI, served: ServedModel, metrics: Metrics) -> None:
+    @app.head("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return PlainTextResponse("Edgespec is running")
+
     @app.get("/health")
     async def health() -> Response:
-        load = service.scheduler.load
+        load = served.service.scheduler.load
         return Json(
             {
                 "status": "ok",
-                "model": served.names[0],
+                "model": served.names.listed[0],
                 "running": load.running,
                 "waiting": load.waiting,
                 "parallel": load.parallel,
@@ -197,14 +226,17 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _describe(app: FastAPI) -> None:
-    """Remove 422 from FastAPI's description: invalid requests are 400 here."""
+    """Correct FastAPI's description: invalid requests are 400 here, and Ollama's errors are texts."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        for path in schema["paths"].values():
-            for operation in path.values():
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
                 operation["responses"].pop("422", None)
+                for status, response in operation["responses"].items():
+                    if path.startswith("/api/") and status != "200":
+                        response["content"] = {"application/json": {"schema": _TEXT_ERROR_SCHEMA}}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

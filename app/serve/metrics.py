@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120, 300)
 _SPEEDS = (1, 2, 5, 10, 15, 20, 30, 40, 60, 80, 120, 200, 400)
 _LENGTHS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 31)
+_MOST_FIELDS = 200
 _MODES = ("performance", "balanced", "saver")
 
 
@@ -37,6 +38,8 @@ class Metrics:
             return Histogram(f"edgespec_{name}", text, buckets=buckets, registry=registry)
 
         self._requests = counter("requests", "HTTP requests", "path", "status")
+        self._ignored = counter("ignored_fields", "Fields of requests that are unknown and ignored", "field")
+        self._fields: set[str] = set()
         self._answers = counter("answers", "Generations by stop reason", "reason")
         self._prompt = counter("prompt_tokens", "Prompt tokens")
         self._cached = counter("cached_prompt_tokens", "Prompt tokens taken from the KV cache")
@@ -78,6 +81,12 @@ class Metrics:
         if stats.energy is not None:
             self._cpu.inc(max(0.0, stats.energy.cpu_seconds))
             self._joules.inc(max(0.0, stats.energy.joules or 0.0))
+
+    def ignored(self, field: str) -> None:
+        """Count an unknown field of a request, by its path. Clients choose the names: only some are kept."""
+        if len(self._fields) < _MOST_FIELDS:
+            self._fields.add(field)
+        self._ignored.labels(field if field in self._fields else "other").inc()
 
     def text(self) -> bytes:
         """Return all metrics in the text format of Prometheus."""

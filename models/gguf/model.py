@@ -7,9 +7,9 @@ A `LlamaModel` owns the weights; each of its `LlamaSequence`s is a LanguageModel
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -87,6 +87,11 @@ class LlamaModel:
         """The Jinja source of the model's own chat template: untrusted text."""
         template: bytes | None = self._C.llama_model_chat_template(self._model, None)
         return template.decode("utf-8", "replace") if template else None
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The scalars of the file's metadata: untrusted."""
+        return self.summary.metadata
 
     @property
     def build(self) -> str:

@@ -16,6 +16,7 @@ from edgespec.core import EdgespecError
 from edgespec.text import printable
 
 GENAI, CONFIG, TOKENIZER = "genai_config.json", "config.json", "tokenizer.json"
+GENERATION = "generation_config.json"
 AGAIN = "export or download the model again"
 
 _MAX_JSON = {TOKENIZER: 128 << 20}
@@ -86,7 +87,7 @@ class FolderConfig:
         self._model = _mapping((genai or {}).get("model"))
         self._decoder = _mapping(self._model.get("decoder"))
         self._plain = plain or {}
-        self._generation = read_json(folder, "generation_config.json") or {}
+        self._generation = read_json(folder, GENERATION) or {}
 
     def model_file(self) -> str:
         name = self._decoder.get("filename")

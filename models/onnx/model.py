@@ -6,7 +6,7 @@ in this process's memory. Only `cancel` is thread-safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, cast
@@ -20,10 +20,12 @@ from edgespec.models.hub.store import file_sample
 from edgespec.models.memory import require_memory
 from edgespec.models.onnx import providers
 from edgespec.models.onnx.check import OnnxSummary, check_onnx
+from edgespec.models.onnx.folder import GENERATION, read_json
 from edgespec.models.onnx.rows import WANTED, pick_rows
 from edgespec.models.onnx.sequence import OnnxSequence, bind_input, bind_output
 from edgespec.models.onnx.vocab import OnnxVocab, chat_template
 from edgespec.models.options import Options
+from edgespec.models.sampling_defaults import as_metadata
 from edgespec.text import printable
 
 __all__ = ["OnnxModel", "OnnxOptions", "OnnxSequence"]
@@ -136,6 +138,11 @@ class OnnxModel:
     def chat_template(self) -> str | None:
         """The Jinja source of the model's own chat template: untrusted text."""
         return chat_template(self.summary)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The sampling settings of the folder, by GGUF key: untrusted."""
+        return as_metadata(read_json(self.summary.path.parent, GENERATION) or {})
 
     @property
     def cache_bytes(self) -> int:

@@ -7,6 +7,7 @@ releases the GIL. Only one thread at a time may use a grammar and its states.
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from edgespec.core import EdgespecError, Mask
 from edgespec.models.prompting import grammar_sources
+from edgespec.models.prompting.schema_exact import has_exact_rules, json_rule
 from edgespec.models.vocab import Vocabulary
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "gbnf", "lark", "choice"]
@@ -24,6 +26,7 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "gbnf", "lark", "ch
 Spell = Callable[[bytes], list[int]]
 """Tokenizes a text with the model's own tokenizer."""
 
+_PLACE = re.compile(r"^at \d+\(\d+\): ")
 _KEPT = 32  # compiled grammars: agents repeat the same few
 _SECONDS = 10.0  # limit for compiling; only malicious grammars take longer
 _CONTROL = b"\xff"  # prefix for the bytes of tokens without text
@@ -65,7 +68,7 @@ class GrammarCompiler:
             case "json_object", None:
                 text = _schema_grammar({"type": "object"})
             case "json_schema", str() | Mapping() | bool():
-                text = _schema_grammar(source)
+                text = _schema_grammar(grammar_sources.read_schema(source))
             case "regex", str(pattern):
                 text = LLMatcher.grammar_from_regex(grammar_sources.regex(pattern))
             case "gbnf", str(grammar):
@@ -88,6 +91,23 @@ class GrammarCompiler:
         if text in self._known:
             self._known.move_to_end(text)
             return self._known[text]
+        grammar = self._known[text] = Grammar(self._matcher(text), self._vocab.size, self._ends, self._spell)
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return grammar
+
+    def refusal(self, schema: grammar_sources.Schema, *, strict: bool) -> str | None:
+        """Return why a JSON schema cannot be compiled, None if it can."""
+        if schema is False:
+            return "no value satisfies it"
+        try:
+            self._matcher(json_rule("start", schema, strict=strict))
+        except (EdgespecError, TypeError, ValueError) as error:
+            reason = str(error).removeprefix("cannot use the grammar: ")
+            return _PLACE.sub("", reason).removeprefix("failed to compile JSON schema: ")
+        return None
+
+    def _matcher(self, text: str) -> LLMatcher:
         made: list[LLMatcher | BaseException] = []
 
         def make() -> None:
@@ -108,10 +128,7 @@ class GrammarCompiler:
             raise EdgespecError(f"cannot compile the grammar: {grammar_sources.shown(str(matcher))}")
         if reason := _refusal(matcher):
             raise EdgespecError(f"cannot use the grammar: {reason}")
-        grammar = self._known[text] = Grammar(matcher, self._vocab.size, self._ends, self._spell)
-        if len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return grammar
+        return matcher
 
 
 class Grammar:
@@ -232,8 +249,10 @@ class _Tokenizer:
         return b"".join(self.tokens[token] for token in self._vocab.tokenize(text))
 
 
-def _schema_grammar(schema: str | grammar_sources.Schema) -> str:
+def _schema_grammar(schema: grammar_sources.Schema) -> str:
     try:
+        if has_exact_rules(schema):
+            return json_rule("start", schema)
         return LLMatcher.grammar_from_json_schema(json.dumps(grammar_sources.json_schema(schema)))
     except (TypeError, ValueError) as error:
         raise EdgespecError(f"cannot use the schema: {grammar_sources.shown(str(error))}") from None

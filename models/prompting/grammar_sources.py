@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from edgespec.core import EdgespecError
+from edgespec.models.prompting.schema_numbers import exact_numbers
 
 Schema = Mapping[str, Any] | bool
 """A parsed JSON schema (draft 2020-12)."""
@@ -31,12 +32,12 @@ _MOST_STATES = 10_000  # of multipleOf: one for each remainder
 _FORMATS = {
     "date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri",
 }  # fmt: skip
-_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_ONES = (
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+ONES = (
     "additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames",
     "then", "unevaluatedItems", "unevaluatedProperties",
 )  # fmt: skip
-_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
 _MIXED = {"$ref", "anyOf", "dependentSchemas", "if", "not", "oneOf", "unevaluatedProperties"}
 # Parts of a regular expression: the count of the previous symbol ({3}, {3,}, {,3}, {3,5}), or a symbol: a
 # character class, an escaped character, any other. Lark has also the counts ~3 and ~3..5.
@@ -80,16 +81,24 @@ def json_schema(schema: Schema | str, name: str = "the schema", *, strict: bool 
 
     Raises EdgespecError if it is not a schema or would take too long. Errors begin with `name`.
     """
-    value = read_json(schema, name) if isinstance(schema, str) else schema
-    if not isinstance(value, bool | Mapping):
-        raise EdgespecError(f"{name} must be a JSON object, not {type(value).__name__}")
+    value = read_schema(schema, name)
     _check_size(value, name)
     if isinstance(value, bool):
         value = {} if value else {"not": {}}
     for one in _schemas(value):
         _check(one, name)
     together = any("allOf" in one or ("properties" in one and _MIXED & one.keys()) for one in _schemas(value))
-    return {**_rewritten(value, not together), "x-guidance": {**LAYOUT, "lenient": not strict}}
+    numbered = _mapped(value, lambda one: exact_numbers(one, name, strict))
+    rewritten = _mapped(numbered, lambda one: _rewritten(one, not together))
+    return {**rewritten, "x-guidance": {**LAYOUT, "lenient": not strict}}
+
+
+def read_schema(schema: Schema | str, name: str = "the schema") -> Schema:
+    """Return a schema as a value. Raises EdgespecError if it is none."""
+    value = read_json(schema, name) if isinstance(schema, str) else schema
+    if not isinstance(value, bool | Mapping):
+        raise EdgespecError(f"{name} must be a JSON object, not {type(value).__name__}")
+    return value
 
 
 def choices(options: Sequence[str]) -> str:
@@ -260,13 +269,13 @@ def _schemas(schema: Any) -> Iterator[Mapping[str, Any]]:
     if not isinstance(schema, Mapping):
         return
     yield schema
-    for key in _MAPS:
+    for key in MAPS:
         if isinstance(parts := schema.get(key), Mapping):
             for part in parts.values():
                 yield from _schemas(part)
-    for key in _ONES:
+    for key in ONES:
         yield from _schemas(schema.get(key))
-    for key in _LISTS:
+    for key in LISTS:
         if isinstance(parts := schema.get(key), list | tuple):
             for part in parts:
                 yield from _schemas(part)
@@ -294,22 +303,30 @@ def _digits(number: float) -> int:
     return int("".join(map(str, digits)))
 
 
-def _rewritten(schema: Mapping[str, Any], close: bool) -> dict[str, Any]:
-    """Return `schema` without unknown formats and, if `close`, without additional properties."""
+def _mapped(
+    schema: Mapping[str, Any], change: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return `schema` with `change` applied to it and to every schema within it."""
 
     def part(value: Any) -> Any:
-        return _rewritten(value, close) if isinstance(value, Mapping) else value
+        return _mapped(value, change) if isinstance(value, Mapping) else value
 
-    result = dict(schema)
-    for key in _MAPS:
+    result = change(schema)
+    for key in MAPS:
         if isinstance(parts := schema.get(key), Mapping):
             result[key] = {name: part(value) for name, value in parts.items()}
-    for key in _ONES:
+    for key in ONES:
         if key in schema:
             result[key] = part(schema[key])
-    for key in _LISTS:
+    for key in LISTS:
         if isinstance(parts := schema.get(key), list | tuple):
             result[key] = [part(value) for value in parts]
+    return result
+
+
+def _rewritten(schema: Mapping[str, Any], close: bool) -> dict[str, Any]:
+    """Return one schema without unknown formats and, if `close`, without additional properties."""
+    result = dict(schema)
     if "format" in schema and schema["format"] not in _FORMATS:
         del result["format"]
     names = schema.get("properties")

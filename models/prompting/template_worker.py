@@ -14,8 +14,10 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
+from types import GeneratorType
 from typing import Any
 
 import jinja2
@@ -50,11 +52,27 @@ class GenerationTag(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class Lenient(jinja2.Undefined):
+    """An undefined value that adds nothing to a text."""
+
+    def __add__(self, other: Any) -> Any:
+        return other
+
+    __radd__ = __add__
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """A sandbox in which templates may use lists as queues, as Kimi's do; all are made for one rendering."""
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return (type(obj) is list and attr in ("append", "pop")) or super().is_safe_attribute(
+            obj, attr, value
+        )
+
+
 def environment() -> ImmutableSandboxedEnvironment:
     """Return a Jinja environment with the settings, globals and filters that transformers documents."""
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag]
-    )
+    env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", GenerationTag])
     env.filters["tojson"] = _tojson  # Jinja's own filter escapes <, > and & for HTML
     env.globals["raise_exception"] = _raise
     env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -83,7 +101,14 @@ def answer(env: jinja2.Environment, cache: dict[str, jinja2.Template], line: byt
         if source not in cache:
             cache.clear()
             cache[source] = env.from_string(source)
-        return render(cache[source], request["variables"], request["limit"])
+        try:
+            return render(cache[source], request["variables"], request["limit"])
+        except (Refusal, TypeError, jinja2.UndefinedError):
+            lenient = env.overlay(undefined=Lenient).from_string(source)
+            for variables in adapted(json.loads(line.decode("utf-8", "surrogatepass"))["variables"]):
+                with suppress(Refusal, TypeError, jinja2.UndefinedError):
+                    return render(lenient, variables, request["limit"])
+            raise
     except jinja2.TemplateSyntaxError as e:
         return _error("syntax", f"line {e.lineno}: {e.message}")
     except Refusal as e:
@@ -97,6 +122,47 @@ def answer(env: jinja2.Environment, cache: dict[str, jinja2.Template], line: byt
     finally:
         if sys.platform != "win32":
             signal.alarm(0)
+
+
+def adapted(variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what else older templates may expect, one change after the other.
+
+    Tools as a list in any case, and as text in `functions`; one call in each message; arguments as text.
+    """
+    tools = variables.get("tools") or []
+    variables |= {"tools": tools, "functions": json.dumps(tools, ensure_ascii=False)}
+    yield variables
+    messages = variables.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(one, dict) for one in messages):
+        return
+    calls = [call for one in messages for call in one.get("tool_calls") or ()]
+    if calls:
+        yield {**variables, "messages": _one_call_each(messages)}
+        for call in calls:
+            function = call.get("function", call)
+            function["arguments"] = json.dumps(function.get("arguments"), ensure_ascii=False)
+        yield variables
+
+
+def _one_call_each(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return `messages` with a message for each call, followed by its result."""
+    result: list[dict[str, Any]] = []
+    waiting: list[dict[str, Any]] = []
+    for message in messages:
+        if message.get("role") != "tool":
+            result += waiting
+            waiting = [{**message, "tool_calls": [call]} for call in message.get("tool_calls") or ()]
+            result += [] if waiting else [message]
+            continue
+        wanted = message.get("tool_call_id")
+        found = next((one for one in waiting if one["tool_calls"][0].get("id") == wanted), None)
+        if found is None and waiting:
+            found = waiting[0]
+        if found is not None:
+            waiting.remove(found)
+            result.append(found)
+        result.append(message)
+    return result + waiting
 
 
 def main() -> None:
@@ -133,7 +199,11 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        list(value) if isinstance(value, GeneratorType) else value,  # what `map` returns
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
     )
 
 

@@ -18,13 +18,14 @@ class Exchange:
     """A request under way: `status`, `headers` and `body` fill up as the application sends them."""
 
     def __init__(
-        self, app: ASGIApp, method: str, path: str, body: bytes, headers: Mapping[str, str],
+        self, app: ASGIApp, method: str, path: str, body: bytes, headers: Mapping[str, str | None],
         client: tuple[str, int],
     ) -> None:  # fmt: skip
         self.status, self.headers, self.body = 0, dict[str, str](), b""
         self._request: Message | None = {"type": "http.request", "body": body, "more_body": False}
         self._left, self._changed = asyncio.Event(), asyncio.Event()
-        fields = {"host": "localhost", "content-type": "application/json", **headers}
+        given = {"host": "localhost", "content-type": "application/json", **headers}
+        fields = {name: value for name, value in given.items() if value is not None}
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
@@ -93,12 +94,14 @@ async def opened(
     path: str,
     body: Any = None,
     *,
-    headers: Mapping[str, str] | None = None,
+    headers: Mapping[str, str | None] | None = None,
     client: tuple[str, int] = UNIX,
+    method: str = "",
 ) -> AsyncIterator[Exchange]:
-    """A request that has been sent; the block may read on, or leave."""
+    """A request that has been sent; the block may read on, or leave. A header of None is left out."""
     data = b"" if body is None else json.dumps(body).encode()
-    exchange = Exchange(app, "GET" if body is None else "POST", path, data, headers or {}, client)
+    method = method or ("GET" if body is None else "POST")
+    exchange = Exchange(app, method, path, data, headers or {}, client)
     try:
         yield exchange
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,12 +14,15 @@ from toy import ToyVocab
 
 from edgespec.app.engine.completions import CompletionService
 from edgespec.app.engine.engine import ContextFullError
-from edgespec.app.engine.request import GenerationStats, Request, Step, StopReason
+from edgespec.app.engine.output import StopCriteria, StopReason
+from edgespec.app.engine.request import GenerationStats, Request, Step
 from edgespec.app.engine.scheduler import BusyError, Listener, QueueStats
 from edgespec.app.engine.worker import SerialWorker
 from edgespec.app.serve.application import APIS, AddRoutes, make_app
 from edgespec.app.serve.metrics import Metrics
 from edgespec.core import Reading, TokenLogprob
+from edgespec.models.prompting.output_events import OutputEvent, TextPiece
+from edgespec.models.simple import SimpleSummary
 
 MODEL, TOKEN = "fake", "t" * 32
 Script = Sequence[str | list[int] | tuple[str, list[int], int] | Exception | StopReason]
@@ -35,15 +39,28 @@ class FakeVocab(ToyVocab):
 
 
 class FakeEngine:
-    """Prompts are the messages' contents, one on each line."""
+    """Prompts are the messages' contents, one on each line. `asked`: the arguments of `chat_prompt`."""
 
     def __init__(self, context_length: int) -> None:
+        self.asked: list[tuple[list[Any], Any, Any, bool]] = []
         self.context_length = context_length
-        self.model = SimpleNamespace(vocab=FakeVocab(), chat_template=None)
+        vocab = FakeVocab()
+        summary = SimpleSummary("fake", vocab.size, "fake", 0)
+        self.model = SimpleNamespace(
+            vocab=vocab, chat_template=None, metadata={}, summary=summary, path=Path("fake.gguf")
+        )
         self.decision = SimpleNamespace(mode="balanced")
         self.resources = SimpleNamespace(watch=SimpleNamespace(latest=lambda: Reading(0.0)))
 
-    def chat_prompt(self, messages: Sequence[Mapping[str, Any]], tools: object = None) -> list[int]:
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: object = None,
+        variables: object = None,
+        *,
+        continues: bool = False,
+    ) -> list[int]:
+        self.asked.append((list(messages), tools, variables, continues))
         text = "\n".join(str(message["content"]) for message in messages)
         tokens = self.model.vocab.tokenize(text)
         if len(tokens) > 10 * self.context_length:
@@ -119,8 +136,8 @@ class FakeScheduler:
             self.idle.set()
 
     def _write(self, request: Request, stats: GenerationStats, listener: Listener) -> Exception | None:
-        vocab, held = self.engine.model.vocab, list[int]()
-        pause = threading.Event()
+        vocab, pause = self.engine.model.vocab, threading.Event()
+        criteria = StopCriteria(vocab.is_end, vocab.piece, request.stops, request.form)
         while not request.cancelled:
             for part in self.script:
                 if isinstance(part, Exception):
@@ -130,38 +147,46 @@ class FakeScheduler:
                     stats.stopped_by = "<stop>" if part == "stop" else None
                     continue
                 if isinstance(part, tuple):
-                    self._tell(request, stats, listener, *part)
+                    text, tokens, more = part
+                    self._tell(request, stats, listener, [TextPiece(text)] if text else [], tokens, more)
                     continue
                 tokens = vocab.tokenize(part) if isinstance(part, str) else list(part)
-                held += tokens
-                text = vocab.detokenize(held)
-                text = "" if text.endswith("\ufffd") else text
-                held = held if not text else []
-                self._tell(request, stats, listener, text, tokens)
+                over = any(criteria(token) for token in tokens)
+                self._tell(request, stats, listener, criteria.take()[0], tokens)
+                if over:
+                    stats.stop_reason, stats.stopped_by = criteria.reason or "end", criteria.stopped_by
+                    return None
             if not self.endless:
                 break
             pause.wait(0.001)
+        rest = criteria.finish(cut=stats.stop_reason not in ("end", "stop"))[0]
+        if rest:
+            self._tell(request, stats, listener, rest, [])
         return None
 
     def _tell(
-        self, request: Request, stats: GenerationStats, listener: Listener, text: str, tokens: list[int],
-        more: int = 0,
+        self, request: Request, stats: GenerationStats, listener: Listener, events: Sequence[OutputEvent],
+        tokens: list[int], more: int = 0,
     ) -> None:  # fmt: skip
         """One step: the only place that knows what a listener is sent."""
         wanted = request.sampling.logprobs is not None
         sent = [*tokens, *[self.engine.model.vocab.eos] * more] if wanted else []
         logprobs = [TokenLogprob(token, -0.5, ((token, -0.5), (97, float("-inf")))) for token in sent]
+        text = "".join(event.text for event in events if isinstance(event, TextPiece))
         stats.rounds += 1
         stats.text += text
         stats.tokens += tokens
         stats.logprobs += logprobs
-        listener.stepped(Step(text, tokens, logprobs))
+        listener.stepped(Step(text, tokens, logprobs, events=events))
 
 
 @contextmanager
-def fake_app(scheduler: FakeScheduler, more_apis: Sequence[AddRoutes] = ()) -> Iterator[ASGIApp]:
+def fake_app(
+    scheduler: FakeScheduler, more_apis: Sequence[AddRoutes] = (), *, strict: bool = False
+) -> Iterator[ASGIApp]:
     """The HTTP application on `scheduler`, which is closed with it."""
     metrics = Metrics(scheduler)
     with closing(CompletionService(scheduler, metrics)) as service:
-        yield make_app(service, metrics, [MODEL, "other"], token=TOKEN, apis=[*APIS, *more_apis])
+        apis = [*APIS, *more_apis]
+        yield make_app(service, metrics, [MODEL, "other"], token=TOKEN, strict=strict, apis=apis)
     scheduler.close()

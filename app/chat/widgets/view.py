@@ -15,6 +15,7 @@ from textual.widgets import Label, Static
 from edgespec.app.chat.attachments import folded
 from edgespec.app.chat.events import Ended
 from edgespec.app.chat.messages import BranchMessage
+from edgespec.app.chat.thoughts import parts, summary
 from edgespec.app.chat.widgets.markdown import MarkdownAnswer, Section
 from edgespec.app.terminal import clean, one_line
 
@@ -33,7 +34,7 @@ F6      changes the settings"""
 
 
 class MessageView(Vertical, can_focus=True):
-    """A message, its place among its siblings, and how it ended."""
+    """A message, its place among its siblings, and how it ended. Reasoning is a line until it is unfolded."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("e", "app.message('edit')", "Edit and branch"),
@@ -47,22 +48,28 @@ class MessageView(Vertical, can_focus=True):
     def __init__(self, item: BranchMessage) -> None:
         super().__init__(classes=item.role)
         self.item = item
-        self._drawn = len(item.text)
+        answer = parts(item.text)[1] if item.role == "assistant" else ""
+        self._drawn = len(answer)
         self._folded = True
         # Attributes, not queries: the last events may come when the app closes and the children are gone.
         self._branch = Label("", classes="branch", markup=False)
         self._question = Static("", classes="question", markup=False)
-        self.answer = MarkdownAnswer(item.text if item.role == "assistant" else "")
+        self._thought = Static("", classes="thought", markup=False)
+        self.answer = MarkdownAnswer(answer)
         self._outcome = Static("", classes="outcome", markup=False)
 
     def compose(self) -> ComposeResult:
         yield self._branch
-        yield self.answer if self.item.role == "assistant" else self._question
+        if self.item.role == "assistant":
+            yield self._thought
+            yield self.answer
+        else:
+            yield self._question
         yield self._outcome
 
     def on_mount(self) -> None:
         item = self.item
-        self._show_question()
+        self._show_folded()
         self._branch.update(f"branch {item.place} of {item.places}: Alt+← Alt+→ switch")
         self._branch.display = item.places > 1
         if item.role == "assistant" and item.state == "stopped" and not item.error:
@@ -72,7 +79,9 @@ class MessageView(Vertical, can_focus=True):
 
     def write(self) -> None:
         """Draw the text of the message that is not drawn yet."""
-        new = self.item.text[self._drawn :]
+        if self.item.text.startswith("<") and (not self._drawn or not self._folded):
+            self._show_folded()
+        new = parts(self.item.text)[1][self._drawn :]
         self._drawn += len(new)
         if self._outcome.has_class("-shown"):
             self._show_outcome("")
@@ -85,16 +94,28 @@ class MessageView(Vertical, can_focus=True):
             "context": "context full: /drop lists what can be left out, Ctrl+L starts a new conversation",
             "length": "",
         }
+        self._show_folded()
         self._show_outcome(clean(event.error) or endings.get(reason, ""), error=bool(event.error))
         await self.answer.end()
 
     def action_unfold(self) -> None:
         self._folded = not self._folded
-        self._show_question()
+        self._show_folded()
+
+    def _show_folded(self) -> None:
+        if self.item.role == "assistant":
+            self._show_thought()
+        else:
+            self._show_question()
+
+    def _show_thought(self) -> None:
+        thought, answer = parts(self.item.text)
+        self._thought.display = bool(thought)
+        line = summary(thought, not answer and self.item.state == "partial")
+        text = f"▸ {line}: Enter shows it" if self._folded else f"▾ {line}\n{thought}"
+        self._thought.update(clean(text) if thought else "")
 
     def _show_question(self) -> None:
-        if self.item.role == "assistant":
-            return
         text = self.item.text
         if self._folded:
             lines = folded(text).splitlines()

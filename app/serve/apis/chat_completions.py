@@ -25,6 +25,7 @@ from edgespec.app.serve.apis.encoding import (
 from edgespec.app.serve.apis.errors import ApiError, error_body
 from edgespec.app.serve.apis.schemas import ChatRequest, CompletionRequest
 from edgespec.app.serve.apis.streaming import STREAMS, Routes, ServedModel
+from edgespec.app.serve.apis.tools import custom_input
 from edgespec.core import TokenLogprob
 
 _DONE = "[DONE]"
@@ -47,6 +48,7 @@ class _Choice:
     """One choice of a response, as far as it is generated."""
 
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
     length: int = 0  # of the text
     calls: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -67,7 +69,7 @@ class ChatEncoder(Encoder):
 
     def __init__(self, vocab: Pieces, body: ChatRequest) -> None:
         self._vocab, self._model, self._logprobs = vocab, body.model, bool(body.logprobs)
-        self._include_usage = body.includes_usage
+        self._include_usage, self._custom = body.includes_usage, body.custom_tools
         self._choices = [_Choice() for _ in range(body.n or 1)]
         self._id, self._created = new_id("chatcmpl-"), int(time())
 
@@ -79,16 +81,27 @@ class ChatEncoder(Encoder):
         self._choices[index].add(text, logprobs)
         yield self._delta(index, {"content": text}, logprobs)
 
+    def reasoning(self, index: int, text: str) -> Iterator[ServerEvent]:
+        self._choices[index].reasoning.append(text)
+        yield self._delta(index, {"reasoning_content": text})
+
     def call(self, index: int, call: int, name: str) -> Iterator[ServerEvent]:
-        begun = {"id": new_id("call_"), "type": "function", "function": {"name": name, "arguments": ""}}
-        self._choices[index].calls.append({**begun, "function": {"name": name, "arguments": ""}})
+        yield from self._close(index)
+        kind, content = ("custom", "input") if name in self._custom else ("function", "arguments")
+        begun = {"id": new_id("call_"), "type": kind, kind: {"name": name, content: ""}}
+        self._choices[index].calls.append({**begun, kind: {"name": name, content: ""}})
         yield self._delta(index, {"tool_calls": [{"index": call, **begun}]})
 
     def arguments(self, index: int, call: int, text: str) -> Iterator[ServerEvent]:
-        self._choices[index].calls[call]["function"]["arguments"] += text
+        found = self._choices[index].calls[call]
+        if "custom" in found:  # JSON, until it is complete
+            found["custom"]["input"] += text
+            return
+        found["function"]["arguments"] += text
         yield self._delta(index, {"tool_calls": [{"index": call, "function": {"arguments": text}}]})
 
     def end(self, index: int, stats: GenerationStats) -> Iterator[ServerEvent]:
+        yield from self._close(index)
         self._choices[index].stats = stats
         yield self._delta(index, {}, finish=self._choices[index].finish)
         if (results := _results(self._choices)) is not None:
@@ -110,9 +123,18 @@ class ChatEncoder(Encoder):
             "usage": usage(_results(self._choices) or ()),
         }
 
+    def _close(self, index: int) -> Iterator[ServerEvent]:
+        """Complete the last call of a choice, if it is one of a custom tool."""
+        calls = self._choices[index].calls
+        if calls and (custom := calls[-1].get("custom")) is not None:
+            custom["input"] = text = custom_input(custom["input"])
+            yield self._delta(index, {"tool_calls": [{"index": len(calls) - 1, "custom": {"input": text}}]})
+
     def _whole(self, index: int, choice: _Choice) -> dict[str, Any]:
         text = "".join(choice.text)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = "".join(choice.reasoning)
         if choice.calls:
             message |= {"content": text or None, "tool_calls": choice.calls}
         return {
@@ -156,7 +178,13 @@ class CompletionEncoder(Encoder):
         self._include_usage = body.includes_usage
         self._each = body.n or 1
         self._choices = [_Choice() for _ in range(prompts * self._each)]
+        self._echoed = list(body.prompts) if body.echo else []
         self._id = new_id("cmpl-")
+
+    def begin(self) -> Iterator[ServerEvent]:
+        for index, choice in enumerate(self._choices if self._echoed else ()):
+            choice.add(text := self._echoed[index // self._each], None)
+            yield self._chunk([self._choice(index, text, None, None)])
 
     def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> Iterator[ServerEvent]:
         shown = self._shown(logprobs or (), self._choices[index].length)

@@ -12,7 +12,7 @@ from edgespec.app.engine.completions import Delta, Finished, ResponseStream
 from edgespec.app.engine.request import GenerationStats
 from edgespec.app.serve.apis.errors import ApiError, as_api_error, dumps
 from edgespec.core import TokenLogprob
-from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece
+from edgespec.models.prompting.output_events import Arguments, Called, ReasoningPiece, TextPiece
 
 _LOG = logging.getLogger("edgespec")
 
@@ -28,6 +28,13 @@ class Encoder(ABC):
     `call` the tool calls of a choice.
     """
 
+    media_type = "text/event-stream"
+    """The type of a stream. Server-sent events are kept alive by comments, which other types do not have."""
+
+    def frame(self, event: ServerEvent) -> bytes:
+        """Return the bytes of an event in a stream."""
+        return server_sent(event)
+
     def begin(self) -> Iterable[ServerEvent]:
         """Return what a stream sends before anything is generated."""
         return ()
@@ -35,6 +42,10 @@ class Encoder(ABC):
     @abstractmethod
     def text(self, index: int, text: str, logprobs: Sequence[TokenLogprob] | None) -> Iterable[ServerEvent]:
         """Add `text`; it is empty where only `logprobs`, those of the tokens since the last text, are new."""
+
+    def reasoning(self, index: int, text: str) -> Iterable[ServerEvent]:
+        """Add `text` to the reasoning before an answer."""
+        return ()
 
     def call(self, index: int, call: int, name: str) -> Iterable[ServerEvent]:
         """Begin a tool call."""
@@ -59,13 +70,13 @@ class Encoder(ABC):
 
 
 async def stream(responses: Sequence[ResponseStream], encoder: Encoder) -> AsyncIterator[bytes]:
-    """Encode `responses`, one after the other, as server-sent events. An error is the last of the events."""
+    """Encode `responses`, one after the other, as a stream of events. An error is the last of the events."""
     try:
         async for event in _events(responses, encoder):
-            yield server_sent(event)
+            yield encoder.frame(event)
     except ApiError as error:
         for event in encoder.fail(error):
-            yield server_sent(event)
+            yield encoder.frame(event)
 
 
 async def collect(responses: Sequence[ResponseStream], encoder: Encoder) -> Mapping[str, Any]:
@@ -101,6 +112,8 @@ def encode(item: Delta | Finished, encoder: Encoder, first: int = 0) -> Iterator
             case TextPiece(text):
                 yield from encoder.text(index, text, logprobs)
                 logprobs = None
+            case ReasoningPiece(text):
+                yield from encoder.reasoning(index, text)
             case Called(call, name):
                 yield from encoder.call(index, call, name)
             case Arguments(call, text):
@@ -150,7 +163,7 @@ def usage(results: Sequence[GenerationStats]) -> dict[str, Any]:
         "total_tokens": prompt + generated,
         "prompt_tokens_details": {"cached_tokens": max((one.cached_tokens for one in results), default=0)},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": sum(one.reasoning_tokens for one in results),
             "accepted_prediction_tokens": accepted,
             "rejected_prediction_tokens": drafted - accepted,
         },

@@ -1,4 +1,4 @@
-"""Errors in the format of the API that is used: Anthropic's under /v1/messages, else OpenAI's."""
+"""Errors in the format of an API: Anthropic's under /v1/messages, Ollama's under /api, else OpenAI's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgespec.app.engine.scheduler import BusyError, StoppingError
 from edgespec.core import EdgespecError
 
 _UNPAIRED = re.compile("[\ud800-\udfff]")
+_WANTED = "Input should be "
 _ANTHROPIC = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -68,6 +69,8 @@ def error_body(error: ApiError, path: str) -> dict[str, Any]:
     if path.startswith("/v1/messages"):
         kind = _ANTHROPIC.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
+    if path.startswith("/api/"):
+        return {"error": error.message}
     fields = {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}
     return {"error": fields}
 
@@ -80,15 +83,21 @@ def first_fault(errors: Sequence[Mapping[str, Any]], body: Any) -> ApiError:
     param = ""
     for part in path:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else part
-    if worst["type"] == "extra_forbidden":
-        message = f"Unrecognized request argument supplied: {param}"
-        return ApiError(400, message, param=param, code="unknown_parameter")
     if worst["type"] == "missing":
         message = f"Missing required parameter: {param}"
         return ApiError(400, message, param=param or None, code="missing_required_parameter")
-    reason = str(worst["msg"]).removeprefix("Value error, ")
+    # Of a union, every member that was tried says what it would have accepted.
+    found = [_reason(error) for error, place in zip(errors, paths, strict=True) if place == path]
+    wanted = [one.removeprefix(_WANTED) for one in found if one.startswith(_WANTED)]
+    reason = _WANTED + " or ".join(dict.fromkeys(wanted)) if wanted else found[0]
     message = f"Invalid {param}: {reason}" if param else reason
     return ApiError(400, message[:500], param=param or None, code="invalid_value")
+
+
+def _reason(error: Mapping[str, Any]) -> str:
+    if error["type"] == "union_tag_not_found":
+        return "its role or type is missing"
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def dumps(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from edgespec.app.engine.completions import (
@@ -17,8 +17,10 @@ from edgespec.app.engine.completions import (
     PreparedRequest,
     ResponseStream,
 )
+from edgespec.app.serve.apis.body import Body, UnknownFields
 from edgespec.app.serve.apis.encoding import Encoder, collect, stream
 from edgespec.app.serve.apis.errors import ApiError, dumps
+from edgespec.app.serve.apis.names import ModelNames
 
 KEEP_ALIVE_SECONDS = 15.0
 STREAMS: dict[int | str, dict[str, Any]] = {
@@ -37,11 +39,18 @@ class Routes(Protocol):
         self, path: str, *, responses: dict[int | str, dict[str, Any]] | None = None
     ) -> Callable[[Endpoint], Endpoint]: ...
 
+    def get(self, path: str) -> Callable[[Endpoint], Endpoint]: ...
 
-class GenerationBody(Protocol):
-    """The body of an HTTP request for a generation."""
+
+class NamedBody(Protocol):
+    """The body of an HTTP request that names the model."""
 
     model: str
+
+
+class GenerationBody(NamedBody, Protocol):
+    """The body of an HTTP request for a generation."""
+
     stream: bool | None
 
     def requests(self) -> list[GenerationRequest]:
@@ -58,21 +67,32 @@ class Json(Response):
 
 
 class ServedModel:
-    """The model that the endpoints serve, under each of `names`."""
+    """The model that the endpoints serve."""
 
-    def __init__(self, service: CompletionService, names: Sequence[str]) -> None:
-        self.service, self.names = service, list(names)
+    def __init__(self, service: CompletionService, names: ModelNames, unknown: UnknownFields) -> None:
+        self.service, self.names, self._unknown = service, names, unknown
 
-    def check_name(self, name: str) -> None:
-        """Raise ApiError for another model."""
-        if name not in self.names:
-            known = ", ".join(self.names)
+    def check_name(self, name: str) -> str:
+        """Return the name to answer with: the first one for "". Raises ApiError for another model."""
+        if (found := self.names.resolve(name)) is None:
+            known = ", ".join(self.names.listed)
             raise ApiError(
                 404,
                 f"The model {name[:200]!r} does not exist here. Available: {known}.",
                 param="model",
                 code="model_not_found",
             )
+        return found
+
+    def check_fields(self, body: Body, request: Request) -> None:
+        """Count the unknown fields of `body`. Raises ApiError for the first one if the server is strict."""
+        self._unknown.check(body, request.headers.get("user-agent", ""))
+
+    def accept(self, body: NamedBody, request: Request) -> None:
+        """Check the fields of `body`, and the name of its model, which is filled in if it is missing."""
+        if isinstance(body, Body):
+            self.check_fields(body, request)
+        body.model = self.check_name(body.model)
 
     async def respond(
         self,
@@ -81,12 +101,15 @@ class ServedModel:
         encoder: Callable[[Sequence[PreparedRequest]], Encoder],
     ) -> Response:
         """Generate what `body` asks for: a stream of events, or one JSON object."""
-        self.check_name(body.model)
+        self.accept(body, request)
         prepared = await self.prepare(body.requests, request)
         encoding = encoder(prepared)
         responses = self._submit(prepared, request)
         if body.stream:
-            return EventStream(stream(responses, encoding), responses)
+            events = stream(responses, encoding)
+            if encoding.media_type != EventStream.media_type:
+                return LineStream(events, responses, encoding.media_type)
+            return EventStream(events, responses)
         try:
             return Json(await while_connected(request, collect(responses, encoding)))
         finally:
@@ -120,8 +143,26 @@ class ServedModel:
         return responses
 
 
+class LineStream(StreamingResponse):
+    """A stream of lines of `responses`, which are closed with it, whatever ends it."""
+
+    def __init__(
+        self, lines: AsyncIterator[bytes], responses: Sequence[ResponseStream], media_type: str
+    ) -> None:
+        super().__init__(lines, media_type=media_type)
+        self._responses = responses
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _close(self._responses)
+
+
 class EventStream(EventSourceResponse):
     """Server-sent events of `responses`, which are closed with it, whatever ends it."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, events: AsyncIterator[bytes], responses: Sequence[ResponseStream]) -> None:
         super().__init__(

@@ -10,7 +10,7 @@ from edgespec.app.bench.agents import AgentScript, AgentStep, _report, agents_ta
 from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.request import GenerationStats
 from edgespec.models.gguf.model import LlamaOptions
-from edgespec.models.prompting.tool_calls import Arguments, Called
+from edgespec.models.prompting.output_events import Arguments, Called
 
 
 def test_conversations_grow_by_a_call_and_its_result_and_keep_the_first_call():

@@ -68,4 +68,4 @@ def test_the_page_names_what_there_is() -> None:
     from edgespec.app.serve.apis.encoding import Encoder
 
     named = re.findall(r"^\| `(\w+)\(", PAGE, re.MULTILINE)
-    assert {*named, "body"} == {name for name in vars(Encoder) if not name.startswith("_")}
+    assert {*named, "body", "media_type"} == {name for name in vars(Encoder) if not name.startswith("_")}

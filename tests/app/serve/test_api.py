@@ -123,16 +123,15 @@ def test_models(gpt: openai.OpenAI, claude: anthropic.Anthropic) -> None:
 
 
 FAULTS: list[tuple[dict[str, Any], str, str | None]] = [
-    ({"frobnicate": 1}, "frobnicate", "unknown_parameter"),
-    ({"functions": []}, "functions", "unknown_parameter"),
-    ({"reasoning_effort": "low"}, "reasoning_effort", "unknown_parameter"),
+    ({"functions": [{"name": "f"}]}, "functions", None),
+    ({"n": 17}, "n", "invalid_value"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
      "response_format.json_schema.schema", "missing_required_parameter"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
      "messages[0].content[0].type", "invalid_value"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
     ({"messages": []}, "messages", "invalid_value"),
-    ({"messages": None}, "messages", "invalid_value"),
+    ({"messages": None}, "messages", "missing_required_parameter"),
     ({"temperature": 2.1}, "temperature", "invalid_value"),
     ({"temperature": "1"}, "temperature", "invalid_value"),
     ({"n": 0}, "n", "invalid_value"),
@@ -202,14 +201,7 @@ def test_errors_of_the_framework_have_the_same_shape(server: Running) -> None:
             assert answer.json()["error"]["type"] == "invalid_request_error"
         answer = client.get("/v1/messages")
         assert (answer.status_code, answer.json()["type"]) == (405, "error")
-        answer = client.post(
-            "/v1/messages", json={"model": MODEL, "max_tokens": 1, "messages": COLOUR, "x": 1}
-        )
-        assert answer.json()["error"] == {
-            "type": "invalid_request_error",
-            "message": "Unrecognized request argument supplied: x",
-        }
-        answer = client.post("/v1/messages", json={"model": "claude", "max_tokens": 1, "messages": COLOUR})
+        answer = client.post("/v1/messages", json={"model": "other", "max_tokens": 1, "messages": COLOUR})
         assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 

@@ -19,11 +19,14 @@ from edgespec.app.engine.scheduler import BusyError
 from edgespec.app.serve.apis import encoding
 from edgespec.app.serve.apis.chat_completions import ChatEncoder
 from edgespec.app.serve.apis.errors import ApiError, as_api_error, dumps, error_body, first_fault
-from edgespec.app.serve.apis.messages import MessagesEncoder, MessagesRequest
-from edgespec.app.serve.apis.responses import ResponsesEncoder, ResponsesRequest
+from edgespec.app.serve.apis.messages import MessagesEncoder
+from edgespec.app.serve.apis.messages_body import MessagesRequest
+from edgespec.app.serve.apis.ollama import OllamaEncoder
+from edgespec.app.serve.apis.responses import ResponsesEncoder
+from edgespec.app.serve.apis.responses_body import ResponsesRequest
 from edgespec.app.serve.apis.schemas import ChatRequest, CompletionRequest
 from edgespec.core import EdgespecError, TokenLogprob
-from edgespec.models.prompting.tool_calls import Arguments, Called, TextPiece
+from edgespec.models.prompting.output_events import Arguments, Called, ReasoningPiece, TextPiece
 
 HI: Any = {"role": "user", "content": "hi"}
 TOOL: Any = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
@@ -131,7 +134,7 @@ CONVERSATION: list[dict[str, Any]] = [
     {"role": "system", "content": "S"},
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
-    {"role": "tool", "content": "R", "tool_call_id": "c"},
+    {"role": "tool", "content": "R", "tool_call_id": "c", "name": "f"},
     {"role": "user", "content": "so"},
 ]
 
@@ -206,9 +209,18 @@ def test_prompts_of_completions() -> None:
             prompts(wrong)
 
 
-def test_prefilled_answers_are_refused() -> None:
+def test_prefilled_answers_go_on_where_that_is_meant() -> None:
+    begun = [HI, {"role": "assistant", "content": "I"}]
+    assert messages(messages=begun).continues
+    assert chat(messages=begun, continue_final_message=True, add_generation_prompt=False).continues
+    assert not chat().continues
+    for wrong in ({"messages": begun}, {"continue_final_message": True}):
+        with pytest.raises(ValueError, match="continue_final_message"):
+            chat(**wrong)
+    with pytest.raises(ValueError, match="must be the opposite"):
+        chat(add_generation_prompt=False)
     with pytest.raises(ValueError, match="must end with"):
-        messages(messages=[HI, {"role": "assistant", "content": "I"}])
+        responses(input=begun)
 
 
 PARTS = [
@@ -288,6 +300,62 @@ def test_a_response_grows_as_its_events_say() -> None:
     assert empty.body["status"] == "incomplete"
 
 
+THOUGHT = [
+    Delta(0, [ReasoningPiece("2 and "), ReasoningPiece("2.")], [1, 2, 3], []),
+    Delta(0, [TextPiece("4"), Called(0, "f"), Arguments(0, "{}")], [4], []),
+]
+THOUGHT_STATS = GenerationStats(stop_reason="end", tokens=[1, 2, 3, 4], reasoning_tokens=3)
+
+
+def test_reasoning_in_a_chat_completion() -> None:
+    encoder = ChatEncoder(FakeVocab(), chat_body())
+    events = encoded(encoder, *THOUGHT, Finished(0, THOUGHT_STATS))
+    message = encoder.body["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("2 and 2.", "4")
+    sent = [event["choices"][0]["delta"] for event in events[:-1]]
+    assert "".join(delta.get("reasoning_content", "") for delta in sent) == "2 and 2."
+    assert encoder.body["usage"]["completion_tokens_details"]["reasoning_tokens"] == 3
+    plain = ChatEncoder(FakeVocab(), chat_body())
+    encoded(plain, *PARTS, Finished(0, GenerationStats()))
+    assert "reasoning_content" not in plain.body["choices"][0]["message"]
+
+
+def test_reasoning_in_an_anthropic_message() -> None:
+    message = MessagesEncoder("m", 9)
+    events = encoded(message, *THOUGHT, Finished(0, THOUGHT_STATS))
+    blocks = message.body["content"]
+    assert [block["type"] for block in blocks] == ["thinking", "text", "tool_use"]
+    assert blocks[0] == {"type": "thinking", "thinking": "2 and 2.", "signature": ""}
+    kinds = [event.get("delta", {}).get("type", event["type"]) for event in events]
+    assert kinds[:5] == [
+        "content_block_start", "thinking_delta", "thinking_delta", "signature_delta", "content_block_stop",
+    ]  # fmt: skip
+
+
+def test_reasoning_in_a_response() -> None:
+    body = ResponsesRequest.model_validate({"model": "m", "input": "x"})
+    response = ResponsesEncoder(FakeVocab(), body)
+    events = encoded(response, *THOUGHT, Finished(0, THOUGHT_STATS))
+    assert [item["type"] for item in response.body["output"]] == ["reasoning", "message", "function_call"]
+    assert response.body["output"][0]["content"] == [{"type": "reasoning_text", "text": "2 and 2."}]
+    assert response.body["usage"]["output_tokens_details"]["reasoning_tokens"] == 3
+    deltas = [event["delta"] for event in events if event["type"] == "response.reasoning_text.delta"]
+    assert "".join(deltas) == "2 and 2."
+    cut = ResponsesEncoder(FakeVocab(), body)
+    encoded(cut, THOUGHT[0], Finished(0, GenerationStats(stop_reason="length")))
+    assert [item["type"] for item in cut.body["output"]] == ["reasoning", "message"]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_reasoning_in_ollamas_lines(chat: bool) -> None:
+    encoder = OllamaEncoder("m", chat=chat)
+    events = encoded(encoder, *THOUGHT, Finished(0, THOUGHT_STATS))
+    parts = [event["message"] if chat else event for event in events]
+    assert "".join(part.get("thinking", "") for part in parts) == "2 and 2."
+    whole = encoder.body["message"] if chat else encoder.body
+    assert (whole["thinking"], whole["content" if chat else "response"]) == ("2 and 2.", "4")
+
+
 @pytest.mark.parametrize(
     ("reason", "calls", "expected"),
     [("end", False, "stop"), ("stop", False, "stop"), ("end", True, "tool_calls"),
@@ -362,8 +430,6 @@ def test_errors_as_answers() -> None:
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"x": 1}, "x"),
-        ({"messages": [{"role": "user", "content": "a", "y": 1}]}, "messages[0].y"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"content": "a"}]}, "messages[0]"),
         ({"messages": [{"role": "king", "content": "a"}]}, "messages[0]"),
@@ -396,3 +462,21 @@ def test_faults_are_found_in_the_request(change: dict[str, Any], param: str) -> 
 )
 def test_each_library_is_known_in_one_file(package: str, file: str) -> None:
     assert importers(package, ("app", "edgespec", "models", "quant")) == {file}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": 5}]}, "Input should be a valid string or a valid list"),
+        ({"stop": {}}, "Input should be a valid string or a valid list"),
+        ({"messages": [{"role": "tool", "content": [{"text": "x"}]}]}, "its role or type is missing"),
+        ({"temperature": "1"}, "Input should be a valid number"),
+    ],
+)
+def test_faults_name_the_field_and_all_that_it_may_be(change: dict[str, Any], reason: str) -> None:
+    body = {"model": "m", "messages": [HI], **change}
+    with pytest.raises(ValidationError) as caught:
+        ChatRequest.model_validate(body)
+    errors: Any = [{**error, "loc": ("body", *error["loc"])} for error in caught.value.errors()]
+    fault = first_fault(errors, body)
+    assert fault.message == f"Invalid {fault.param}: {reason}"

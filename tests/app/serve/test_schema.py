@@ -21,7 +21,9 @@ CHECKS = [
 PATHS = {
     "POST /v1/chat/completions", "POST /v1/completions", "POST /v1/responses", "POST /v1/messages",
     "POST /v1/messages/count_tokens", "GET /v1/models", "GET /v1/models/{name}", "POST /tokenize",
-    "POST /detokenize", "GET /health", "GET /metrics",
+    "POST /detokenize", "GET /health", "GET /metrics", "POST /completion", "POST /infill",
+    "POST /v1/embeddings", "POST /v1/rerank", "POST /api/chat", "POST /api/generate", "POST /api/show",
+    "POST /api/embed", "POST /api/embeddings", "GET /api/tags", "GET /api/ps", "GET /api/version",
 }  # fmt: skip
 
 
