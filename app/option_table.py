@@ -74,7 +74,7 @@ _ROWS = (
     SharedOption(
         "draft",
         "auto: whatever gains speed on this machine; none: plain decoding; suffix: repeated text only; or a "
-        "draft model with the same vocabulary (name, .gguf file or ONNX folder).",
+        "draft model with the same vocabulary or made for the model (name, .gguf file or ONNX folder).",
     ),
     SharedOption(
         "max_draft", "Most draft tokens per step; fewer are drafted where that pays.", lowest=0, highest=31

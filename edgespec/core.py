@@ -331,12 +331,14 @@ class CostlyDrafter(Protocol):
     """A drafter that takes time: a planner asks it only where that is expected to pay.
 
     `costs` has the seconds of its forward passes, `source` names it in drafts. `agreed` compares its own
-    choice with the target's tokens that it evaluated in its last prefill: (equal, compared).
+    choice with the target's tokens that it evaluated in its last prefill: (equal, compared). One pass drafts
+    `block_size` tokens.
     """
 
     source: str
     costs: CostCurve
     agreed: tuple[int, int]
+    block_size: int
 
     def lag(self, context: Sequence[int]) -> int:
         """Return how many tokens it would have to evaluate before its first draft token, at least one."""

@@ -57,9 +57,10 @@ class CostlyDrafting:
 
         The last `own` tokens of `context` are the target's, and `left` more may follow.
         """
-        outlook = _Outlook(prices, base.rows + limit, self.drafter.costs.seconds(1), self._level)
+        step = self.drafter.costs.seconds(1) if self.drafter.block_size == 1 else 0.0
+        outlook = _Outlook(prices, base.rows + limit, step, self._level)
         lag = self.drafter.lag(context)
-        entry = self._entry(context, own, left, lag, prices, outlook.step)
+        entry = self._entry(context, own, left, lag, prices)
         if entry is None or outlook.value(base.expected, base.reached, base.rows, entry) <= bar:
             self._level += _LEVEL_RATE / 10 * (LEVEL - self._level)  # or it would never be asked again
             return None
@@ -67,7 +68,8 @@ class CostlyDrafting:
         prefills = lag > _AHEAD
         self.planned = entry + outlook.step * (len(drawn.tokens) - 1)
         self._reading = self.drafter.costs.seconds(lag) if prefills else 0.0
-        self._steps = len(drawn.tokens) - prefills if lag <= 2 or prefills else 0
+        passes = -(-len(drawn.tokens) // self.drafter.block_size)
+        self._steps = passes - prefills if lag <= 2 or prefills else 0
         return drawn
 
     def observe(self, round_: Round, gain: float, price: float) -> None:
@@ -87,9 +89,7 @@ class CostlyDrafting:
         account.record(self._whole, gain)
         self._trial.observe(len(round_.tokens), gain + price * spent)
 
-    def _entry(
-        self, context: Sequence[int], own: int, left: int, lag: int, prices: Prices, step: float
-    ) -> float | None:
+    def _entry(self, context: Sequence[int], own: int, left: int, lag: int, prices: Prices) -> float | None:
         """Seconds until its first token, of which a prefill counts in part; None where it is not asked."""
         if self._trial.is_resting:
             return None
@@ -103,6 +103,7 @@ class CostlyDrafting:
         if own < _EVIDENCE or not account.affords(self._whole, fee):
             return None
         # Read once, of use for the rest of the text.
+        step = self.drafter.costs.seconds(1)
         return step + (reading - step) / max(1.0, min(left, _TYPICAL) / 4.0)
 
     def _draw(

@@ -38,6 +38,7 @@ class ModelDrafter:
     """
 
     source = MODEL
+    block_size = 1
 
     def __init__(
         self,

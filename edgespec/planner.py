@@ -49,12 +49,20 @@ class Chain:
         return best
 
 
-def best_case(costs: CostCurve, draft: CostCurve, acceptance: float = 0.9, most: int = 15) -> float:
-    """The speed relative to plain decoding if each token of a draft model were accepted with `acceptance`."""
+def best_case(
+    costs: CostCurve, draft: CostCurve, acceptance: float = 0.9, most: int = 15, block: int = 1
+) -> float:
+    """The speed relative to plain decoding if each token of a draft model were accepted with `acceptance`.
+
+    `block`: tokens that one of its passes drafts.
+    """
     sizes = range(1, min(most, costs.largest - 1) + 1)
     expected = expected_tokens([acceptance] * len(sizes))
-    seconds = (costs.seconds(costs.size(k + 1, costs.largest)) + k * draft.seconds(1) for k in sizes)
-    return max((expected[k] * costs.seconds(1) / s for k, s in zip(sizes, seconds, strict=True)), default=0.0)
+
+    def seconds(k: int) -> float:
+        return costs.seconds(costs.size(k + 1, costs.largest)) + -(-k // block) * draft.seconds(1)
+
+    return max((expected[k] * costs.seconds(1) / seconds(k) for k in sizes), default=0.0)
 
 
 class DraftBackoff:

@@ -55,7 +55,7 @@ class PlantedDrafts:
 
     @property
     def start(self) -> int:
-        """See MtpSequence."""
+        """See HeadSequence."""
         start: int = self._sequence.start
         return start
 
@@ -117,7 +117,7 @@ def measure_synthetic(
     Raises EdgespecError if the engine has no layer for multi-token prediction.
     """
     slot = engine.pool.slots[0]
-    if not hasattr(slot.drafting, "forget_guesses"):
+    if getattr(slot.drafting, "block_size", 0) != 1:
         raise EdgespecError(
             "--synthetic replaces the drafts of a prediction layer: choose a model that has one"
         )

@@ -18,10 +18,14 @@ from edgespec.core import EdgespecError, Progress
 from edgespec.costs import CostCurve
 from edgespec.machine.governor import Mode
 from edgespec.models.exact import exact_options
+from edgespec.models.gguf.assistant import AssistantModel
 from edgespec.models.gguf.check import check_gguf
+from edgespec.models.gguf.dspark import DsparkModel
+from edgespec.models.gguf.eagle3 import Eagle3Model
 from edgespec.models.gguf.heads import heads, is_head
+from edgespec.models.gguf.hidden import HeadModel, mismatch
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.mtp import MtpDrafter, MtpModel
+from edgespec.models.gguf.mtp import MtpModel
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.models.memory import unless_too_large
 from edgespec.models.onnx.model import OnnxOptions
@@ -40,6 +44,13 @@ from edgespec.models.runtime import (
 from edgespec.models.vocab import first_difference
 from edgespec.overlap import AHEAD, pays
 from edgespec.planner import best_case
+
+HEADS: dict[str, Callable[[Path, LlamaModel, Progress | None], HeadModel]] = {
+    "eagle3": Eagle3Model,
+    "gemma4-assistant": AssistantModel,
+    "dflash": DsparkModel,
+}
+"""By architecture: drafters that come with a model. Those of other architectures are MTP layers."""
 
 WORTH_LOADING = 1.1  # best case of a draft model, in plain decoding speeds: below, it is not worth its memory
 Note = Callable[[str], None]
@@ -178,24 +189,30 @@ def _head(
     progress: Progress | None,
     note: Note,
 ) -> DraftModel | None:
-    """Open a layer for multi-token prediction, unless its measured curve shows that it cannot pay."""
+    """Open a drafter that comes with the target, unless its measured curve shows that it cannot pay."""
     with ExitStack() as stack:
-        head = MtpModel(path, target, progress)
+        kind = HEADS.get(check_gguf(path).architecture, MtpModel)
+        if kind is not MtpModel and target.options.engine != "llama.cpp":
+            raise mismatch(path, target, "it reads inner states, which only the engine llama.cpp gives")
+        head = kind(path, target, progress)
         stack.callback(head.close)
+        if reason := _difference(target, head):
+            raise mismatch(path, target, reason)
         sequences = [
             head.sequence_for(slot.sequence) for slot in slots if isinstance(slot.sequence, LlamaSequence)
         ]
         sequences[0].forward([0])  # its first pass takes ten times as long, which is no figure to learn from
         sequences[0].rollback(0)
         costs = calibration.curve(sequences[0], note)
-        if best_case(target_costs, costs) < WORTH_LOADING:  # in an earlier run: a tenth of a second decides
+        known = best_case(target_costs, costs, block=head.block_size)
+        if known < WORTH_LOADING:  # in an earlier run: a tenth of a second decides
             costs = calibration.curve(sequences[0], note, fresh=True)
-        if _is_hopeless(path, target_costs, costs, note):
+        if _is_hopeless(path, target_costs, costs, note, head.block_size):
             return None
         stack.pop_all()
     for slot, one in zip(slots, sequences, strict=True):
         slot.drafting = one
-    return DraftModel(head, costs, head.threads, make=MtpDrafter)
+    return DraftModel(head, costs, head.threads, make=head.drafter)
 
 
 def _may_overlap(
@@ -218,8 +235,8 @@ def _difference(target: Model, draft: Model) -> str | None:
     return difference
 
 
-def _is_hopeless(path: Path, target_costs: CostCurve, costs: CostCurve, note: Note) -> bool:
-    best = best_case(target_costs, costs)
+def _is_hopeless(path: Path, target_costs: CostCurve, costs: CostCurve, note: Note, block: int = 1) -> bool:
+    best = best_case(target_costs, costs, block=block)
     if best < WORTH_LOADING:
         note(
             f"{path.name} is not loaded: even if nine of ten of its draft tokens were accepted, "

@@ -14,7 +14,7 @@ from edgespec.machine.governor import Mode
 from edgespec.models.hub.catalog import load_catalog
 from edgespec.models.hub.references import load_references
 from edgespec.models.hub.selection import default_model
-from edgespec.models.hub.store import all_folders, installed, is_onnx, resolve
+from edgespec.models.hub.store import installed, is_onnx, resolve
 
 if TYPE_CHECKING:
     from edgespec.app.engine.engine import Engine
@@ -61,8 +61,9 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
         small = resolve(spec.draft)
     notes: list[str] = []
     options, form = _tuned(target, spec.engine, progress, notes.append)
-    if spec.draft == "auto" and small is None and not is_onnx(target):
-        small = head_for(target, all_folders())
+    if spec.draft == "auto" and not is_onnx(target):
+        head = head_for(target, options.engine)
+        small = small if small and head == target else head or small  # one in the same file reads all tokens
     options = replace(options, context=spec.context)
     if spec.threads:
         options = options.with_threads(spec.threads, spec.threads)

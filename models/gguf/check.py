@@ -189,6 +189,19 @@ def read_arrays(path: Path, prefix: str) -> dict[str, npt.NDArray[Any]]:
         }
 
 
+def read_architecture(path: Path) -> str:
+    """Return the architecture of the file at `path` without reading the rest. Raises EdgespecError."""
+    with map_file(path) as data:
+        cursor = Cursor(path, data)
+        _, n_keys = _read_preamble(cursor)
+        for number in range(n_keys):
+            key = cursor.name("key", number, _MAX_KEY)
+            value = cursor.value(key)
+            if key == "general.architecture":
+                return str(value.scalar)
+    raise file_error(path, "has no key 'general.architecture'")
+
+
 def _read_preamble(cursor: Cursor) -> tuple[int, int]:
     """Return the number of tensors and of metadata keys."""
     head = cursor.data[:256]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,15 @@ class Ik(Backend):
         self._rows.append(np.ctypeslib.as_array(pointer, (count,)).copy())
         return True
 
-    def keep_rows(self, context: Handle) -> None:
+    def keep_rows(self, context: Handle, layers: Sequence[int] = ()) -> None:
+        if layers:
+            super().keep_rows(context, layers)
         if self.C.llama_supports_gpu_offload():
             raise EdgespecError("ik_llama.cpp gives no rows from a GPU: use the engine llama.cpp")
 
-    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
+    def rows(
+        self, context: Handle, start: int, count: int, width: int, layers: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
         found, self._rows = self._rows, []
         return np.concatenate(found or [np.zeros(0, np.float32)]).reshape(-1, width)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from ctypes import POINTER, c_bool, c_float, c_uint32
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edgespec.core import EdgespecError
 from edgespec.models.gguf import kernels
 from edgespec.models.gguf.native import Backend, Handle, LlamaOptions
 
@@ -25,6 +29,15 @@ _FLASH = {
     True: C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     False: C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+# Functions of llama-ext.h that llama_cpp_ext does not declare: their names in the ABIs of GCC and of MSVC.
+_KEEP_LAYER = (
+    "_Z30llama_set_embeddings_layer_inpP13llama_contextjb",
+    "?llama_set_embeddings_layer_inp@@YAXPEAUllama_context@@I_N@Z",
+)
+_LAYER = (
+    "_Z30llama_get_embeddings_layer_inpP13llama_contextj",
+    "?llama_get_embeddings_layer_inp@@YAPEAMPEAUllama_context@@I@Z",
+)
 
 
 class LlamaCpp(Backend):
@@ -55,12 +68,22 @@ class LlamaCpp(Backend):
         # With less room in a batch the first pass would end the process.
         params.n_rs_seq = max(0, min(snapshots, params.n_ubatch - 2))
 
-    def keep_rows(self, context: Handle) -> None:
-        # Unmasked: masked, a head's context returns the first rows of a batch, not those wanted.
-        extension.llama_set_embeddings_nextn(context, True, False)
+    def keep_rows(self, context: Handle, layers: Sequence[int] = ()) -> None:
+        for layer in layers:
+            _extension(_KEEP_LAYER, None, C.llama_context_p_ctypes, c_uint32, c_bool)(context, layer, True)
+        if not layers:
+            # Unmasked: masked, a head's context returns the first rows of a batch, not those wanted.
+            extension.llama_set_embeddings_nextn(context, True, False)
 
-    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
-        return np.ctypeslib.as_array(extension.llama_get_embeddings_nextn(context), (count, width))
+    def rows(
+        self, context: Handle, start: int, count: int, width: int, layers: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
+        pointers = [extension.llama_get_embeddings_nextn(context)]
+        if layers:
+            read = _extension(_LAYER, POINTER(c_float), C.llama_context_p_ctypes, c_uint32)
+            pointers = [read(context, layer) for layer in layers]
+        rows = [np.ctypeslib.as_array(one, (start + count, width))[start:] for one in pointers]
+        return np.concatenate(rows, axis=1) if layers else rows[0]
 
     def row(self, context: Handle, index: int, width: int) -> npt.NDArray[np.float32]:
         pointer = extension.llama_get_embeddings_nextn_ith(context, index)
@@ -81,3 +104,13 @@ class LlamaCpp(Backend):
 
     def token_attributes(self, model: Handle, token: int) -> int:
         return int(C.llama_vocab_get_attr(C.llama_model_get_vocab(model), token))
+
+
+@cache
+def _extension(names: tuple[str, ...], result: Any, *arguments: Any) -> Any:
+    """Return the function of the library that has one of `names`. Raises EdgespecError if there is none."""
+    for name in names:
+        if (function := getattr(C._lib, name, None)) is not None:
+            function.restype, function.argtypes = result, arguments
+            return function
+    raise EdgespecError(f"this llama.cpp has no function {names[0]}: install llama-cpp-python 0.3.36 again")

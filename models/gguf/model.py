@@ -17,6 +17,7 @@ from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.models.gguf.backends import library
 from edgespec.models.gguf.check import GgufSummary, check_gguf
 from edgespec.models.gguf.footprint import gguf_cache, refuse_cache_types, require_gguf_memory, running_state
+from edgespec.models.gguf.heads import DRAFTERS
 from edgespec.models.gguf.native import Handle, LlamaOptions
 from edgespec.models.gguf.native_cache import NativeCache, RowStore
 from edgespec.models.gguf.running_state import AnyLength, Blob, RunningState, most_bytes, wanted_snapshots
@@ -64,7 +65,7 @@ class LlamaModel:
             raise EdgespecError(f"{path.name} {reason}")
         self._model = self._load(progress)
         try:
-            if reason := self.library.refusal(self._model):
+            if reason := self._refusal():
                 raise EdgespecError(f"{path.name} {reason}")
             self.is_hybrid = self._is_hybrid()
             self.vocab = LlamaVocab(self.library, self._model)
@@ -203,14 +204,18 @@ class LlamaModel:
             final.append((sequence, new[early:], last))
         self._decode(final)
         rows = sum(last for _, _, last in requests)
-        pointer = self._C.llama_get_logits(self._slot(requests[0][0].id)[0])
+        logits = self._logits(self._slot(requests[0][0].id)[0], rows)
+        starts = np.cumsum([0, *(last for _, _, last in requests)])
+        return [logits[starts[i] : starts[i + 1]] for i in np.argsort(order)]
+
+    def _logits(self, context: Handle, rows: int) -> Logits:
+        """Return the logits of the last batch, of the `rows` that it was asked for."""
+        pointer = self._C.llama_get_logits(context)
         if not pointer:
             raise EdgespecError(
                 f"{self.library.name} returned no logits for {self.path.name}{self.library.last_log()}"
             )
-        logits = np.ctypeslib.as_array(pointer, (rows, self._output_size))
-        starts = np.cumsum([0, *(last for _, _, last in requests)])
-        return [logits[starts[i] : starts[i + 1]] for i in np.argsort(order)]
+        return np.ctypeslib.as_array(pointer, (rows, self._output_size))
 
     def _prefill(self, sequence: LlamaSequence, new: Sequence[int]) -> None:
         """Evaluate tokens whose logits are not wanted."""
@@ -235,16 +240,18 @@ class LlamaModel:
         batch.clear()
         for sequence, new, last in parts:
             context, native_id = self._slot(sequence.id)
-            batch.add(native_id, len(sequence.tokens), new, last)
+            batch.add(native_id, sequence.position, new, last)
         code: int = self._C.llama_decode(context, batch.struct)
         # ik_llama.cpp returns success for an aborted pass.
         cancelled = self._abort[0] != b"\0"
         if code == 0 and not cancelled:
+            start, width = 0, self.summary.number("embedding_length")
             for sequence, new, _ in parts:
-                if sequence.hidden is not None:
-                    rows = self.library.rows(context, len(new), self.summary.number("embedding_length"))
-                    sequence.hidden.append(len(sequence.tokens) + len(new) - len(rows), rows)
+                if (hidden := sequence.hidden) is not None:
+                    rows = self.library.rows(context, start, len(new), width, hidden.layers)
+                    hidden.append(len(sequence.tokens) + len(new) - len(rows), rows)
                 sequence.append(new)
+                start += len(new)
             return
         for sequence, _, _ in parts:
             sequence.recover()
@@ -288,6 +295,11 @@ class LlamaModel:
     def _load(self, progress: Callable[[float], bool] | None) -> Handle:
         return self.library.load(self.path, self.options, progress)
 
+    def _refusal(self) -> str | None:
+        if self.summary.architecture in DRAFTERS:
+            return "only drafts for the model it was made for: choose that one, and this with --draft"
+        return self.library.refusal(self._model)
+
     def _is_hybrid(self) -> bool:
         """Whether it has recurrent layers."""
         return bool(
@@ -311,6 +323,11 @@ class LlamaSequence:
     @property
     def tokens(self) -> Sequence[int]:
         return self._tokens
+
+    @property
+    def position(self) -> int:
+        """Where in the cache the next token belongs."""
+        return len(self._tokens)
 
     def forward(self, new: Sequence[int], last: int = 1) -> Logits:
         return self.model.forward([(self, new, last)])[0]

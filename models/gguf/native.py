@@ -111,6 +111,12 @@ class RowBatch(Batch):
         self._embd = np.zeros((capacity, width), np.float32)
         self.struct.embd = ctypes.cast(self._embd.ctypes.data, field_type(kind, "embd"))
 
+    def add_rows(self, sequence_id: int, position: int, rows: npt.NDArray[np.float32], last: int) -> None:
+        """Add tokens that have rows only."""
+        start = self.struct.n_tokens
+        self.add(sequence_id, position, [0] * len(rows), last)
+        self._embd[start : start + len(rows)] = rows
+
 
 class Backend(ABC):
     """An engine loaded in this process, with its log captured. Get it from `backends.library`.
@@ -151,14 +157,17 @@ class Backend(ABC):
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         """Remove all but the first `length` positions of a sequence; False if that is not supported."""
 
-    def keep_rows(self, context: Handle) -> None:
-        """Let passes keep the rows from before the output head, for `rows`. Raises EdgespecError."""
+    def keep_rows(self, context: Handle, layers: Sequence[int] = ()) -> None:
+        """Let passes keep the inputs of `layers` for `rows`, or else the rows from before the output head."""
         raise EdgespecError(f"{self.name} gives no rows for a prediction layer: use the engine llama.cpp")
 
-    def rows(self, context: Handle, count: int, width: int) -> npt.NDArray[np.float32]:
-        """Return these rows of the last batch, of `count` tokens: a view [rows, width].
+    def rows(
+        self, context: Handle, start: int, count: int, width: int, layers: Sequence[int] = ()
+    ) -> npt.NDArray[np.float32]:
+        """Return these rows of `count` tokens of the last batch, from its token `start` on.
 
-        They are those of all tokens or, with ik, of the last ones, for which logits were wanted.
+        They are [count, width], a view; those of several layers, next to each other, a copy. ik gives those
+        of the last tokens alone, for which logits were wanted.
         """
         raise NotImplementedError
 
@@ -223,13 +232,15 @@ class Backend(ABC):
         abort: ctypes.Array[Any],
         *,
         head: bool = False,
+        other: Handle = None,
     ) -> Handle:
         """Create a context of `model`. Its forward passes stop soon after the two-byte buffer `abort` is
         not "".
 
         `window`: size of the sliding window in positions, 0 if the model has none; `snapshots`: earlier
         states of recurrent layers to keep, where the engine can; `types`: of its tensors; `head`:
-        for the layer for multi-token prediction alone. Raises EdgespecError if there is not enough memory.
+        for the layer for multi-token prediction alone; `other`: the target's context, for a model that uses
+        tensors or the cache of its target. Raises EdgespecError if there is not enough memory.
         """
         C = self.C  # noqa: N806
         params = C.llama_context_default_params()
@@ -246,6 +257,8 @@ class Backend(ABC):
         self._adapt_context(params, options, window, snapshots)
         if head:
             params.ctx_type = C.LLAMA_CONTEXT_TYPE_MTP
+        if other is not None:
+            params.ctx_other = other
         context = C.llama_init_from_model(model, params)
         if not context:
             raise EdgespecError(

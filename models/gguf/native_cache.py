@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,21 +12,26 @@ import numpy.typing as npt
 from edgespec.models.gguf.native import Backend, Handle
 from edgespec.models.gguf.running_state import Blob
 
-_SLACK = 1 << 16  # bytes
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: the state of recurrent layers alone
 
 
 class RowStore(Protocol):
-    """Keeps rows from before the output head, for drafters that need them."""
+    """Keeps rows of a model for drafters that need them.
 
+    They are the inputs of `layers` next to each other, or else the rows from before the output head.
+    """
+
+    @property
+    def layers(self) -> Sequence[int]: ...
     def append(self, position: int, rows: npt.NDArray[np.float32]) -> None:
         """Add the rows [tokens, width] of tokens from `position` on: a view, valid until the next pass."""
 
     def cut(self, length: int) -> None:
         """Remove all but those of the first `length` tokens."""
 
-    def known_to(self, position: int) -> int:
-        """Return how many tokens that end before `position` have a known row on their left, one at least."""
+    @property
+    def first(self) -> int | None:
+        """The first token whose row on its left is known, None if none is."""
 
     def before(self, position: int, count: int) -> tuple[npt.NDArray[np.float32], bool]:
         """Return the rows left of each of `count` tokens from `position` on; whether the last is known."""
@@ -45,10 +50,7 @@ class NativeCache:
         C, flags = self._library.C, _PARTIAL if partial else 0  # noqa: N806
         context, native_id = self._slot()
         size = C.llama_state_seq_get_size_ext(context, native_id, flags)
-        # The state of ik_llama.cpp grows by some bytes per token, and new memory takes longer than the copy.
-        data = into.base if into is not None and into.base is not None else np.empty(0, np.uint8)
-        if len(data) < size:
-            data = np.empty(size + _SLACK, np.uint8)
+        data = into if into is not None and len(into) == size else np.empty(size, np.uint8)
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         written = C.llama_state_seq_get_data_ext(context, pointer, size, native_id, flags)
         return data[:written]

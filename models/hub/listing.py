@@ -31,7 +31,7 @@ _SECONDS = 10.0
 _DEFAULT = "Q4_K_M"
 # Files next to a model that are not models: image projectors, importance matrices, adapters, drafts, heads.
 _OTHER = re.compile(
-    r"mmproj|imatrix|(?:^|[/._-])(?:lora|adapter|draft|drafter|eagle3?|dflash)(?:[/._-]|$)|(?:^|/)mtp[/-]",
+    r"mmproj|imatrix|(?:^|[/._-])(?:lora|adapter|draft|drafter|eagle3?|dflash|dspark)(?:[/._-]|$)|(?:^|/)mtp[/-]",
     re.I,
 )
 

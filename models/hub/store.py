@@ -62,14 +62,6 @@ def model_folders() -> list[Path]:
     return [folder for folder in (bundled_folder(), models_folder()) if folder is not None]
 
 
-def all_folders() -> list[Path]:
-    """Return the folders of models, and those of pulled repositories in them."""
-    folders = model_folders()
-    with suppress(OSError):
-        folders += [path for folder in folders for path in sorted(folder.glob("*--*")) if path.is_dir()]
-    return folders
-
-
 def resolve(name_or_path: str) -> Path:
     """Return the .gguf file or ONNX folder for a catalog name, a path, or a name in a models folder.
 

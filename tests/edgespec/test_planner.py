@@ -479,6 +479,18 @@ def test_a_model_whose_cost_is_known_wrongly_makes_nothing_slower(
     assert sum(figures) / len(figures) >= 0.97
 
 
+def test_further_tokens_of_a_block_are_free() -> None:
+    """A drafter whose pass gives several tokens is priced by passes, one that gives one by tokens."""
+    costs, lengths = CostCurve({n: 0.3 * s for n, s in MACHINES["flat"].items()}), {}
+    for size in (1, 8):
+        drafter = ModelDrafter(ScriptedModel(lambda _: [4.0] + [0.0] * 9), 10_000)
+        drafter.block_size = size
+        drafter.draft([0] * 30, 1, lambda _: True)
+        one = make_planner(CostCurve(MACHINES["flat"]), Acceptance(), None, drafter, costs)
+        lengths[size] = len(one.propose([0] * 31, 40).tokens)
+    assert lengths[8] > lengths[1] > 0
+
+
 def test_the_model_is_asked_where_the_text_does_not_repeat() -> None:
     """And repetition goes on after its guesses."""
     repeated = random_text(LETTERS, 9, 30)
@@ -508,6 +520,7 @@ def test_best_case() -> None:
     assert best_case(flat, free, 1.0, most=2) == pytest.approx(3.0)
     assert best_case(flat, dear, 1.0) == pytest.approx(1.0)
     assert best_case(CostCurve({1: 1.0}), free) == 0.0  # nothing can be checked
+    assert best_case(flat, dear, 1.0, block=3) == pytest.approx(2.0)
     padded = CostCurve({1: 1.0, 2: 2.0, 3: 2.0, 4: 1.25})
     assert best_case(padded, free, 1.0, most=1) == pytest.approx(1.6)
     half, tenth = (CostCurve({n: share * s for n, s in MACHINES["flat"].items()}) for share in (0.5, 0.1))

@@ -69,6 +69,8 @@ class Writer:
             key = f"{self._prefix}.{name}"
             if isinstance(value, list):
                 self.out.add_array(key, value)
+            elif isinstance(value, bool):
+                self.out.add_bool(key, value)
             elif isinstance(value, float):
                 self.out.add_float32(key, value)
             else:

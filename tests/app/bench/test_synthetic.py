@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tiny_heads import write_assistant, write_dense, write_dspark, write_eagle3, write_gemma4
 from tiny_hybrids import write_qwen35
 
 from edgespec.app.bench.fixed_length import FixedLength
@@ -13,10 +14,10 @@ from edgespec.app.bench.synthetic import PlantedAnswers, PlantedDrafts, measure_
 from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.request import Request
 from edgespec.core import EdgespecError
-from edgespec.models.gguf.mtp import MtpSequence
+from edgespec.models.gguf.hidden import HeadSequence
 from edgespec.models.gguf.native import LlamaOptions
 
-OPTIONS = LlamaOptions(context=1024, threads=1, type_k="f32", type_v="f32")
+OPTIONS = LlamaOptions(context=1024, threads=1, type_k="f32", type_v="f32", flash_attention=False)
 
 
 def test_rates_fall_and_are_shares():
@@ -26,14 +27,27 @@ def test_rates_fall_and_are_shares():
             read_rates(wrong)
 
 
+def write_mtp(folder: Path) -> tuple[Path, Path]:
+    path = write_qwen35(folder / "model.gguf", heads=1)
+    return path, path
+
+
+def write_with_eagle3(folder: Path) -> tuple[Path, Path]:
+    return write_dense(folder / "model.gguf"), write_eagle3(folder / "head.gguf")
+
+
+def write_with_assistant(folder: Path) -> tuple[Path, Path]:
+    return write_gemma4(folder / "model.gguf"), write_assistant(folder / "head.gguf")
+
+
+@pytest.mark.parametrize("write", [write_mtp, write_with_eagle3, write_with_assistant])
 @pytest.mark.parametrize(("rates", "least", "most"), [((1.0, 1.0), 1.0, 1.0), ((0.5,), 0.3, 0.7)])
-def test_drafts_are_accepted_at_the_rates(tmp_path: Path, monkeypatch, rates, least, most):
+def test_drafts_are_accepted_at_the_rates(tmp_path: Path, monkeypatch, write, rates, least, most):
     monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     monkeypatch.setattr("edgespec.app.engine.calibration.save", lambda *_: None)
-    path = write_qwen35(tmp_path / "model.gguf", heads=1)
-    with open_engine(path, path, suffix=False, mode="performance", options=OPTIONS) as engine:
+    with open_engine(*write(tmp_path), suffix=False, mode="performance", options=OPTIONS) as engine:
         slot = engine.pool.slots[0]
-        assert isinstance(slot.drafting, MtpSequence)
+        assert isinstance(slot.drafting, HeadSequence)
         answer = measured_answer(engine, rates)
         assert least <= answer.acceptance <= most
         assert answer.drafted > 50
@@ -78,5 +92,7 @@ def test_a_report(tmp_path: Path, monkeypatch):
     assert report["prompts"] == 2
     assert report["differences"] == []
     refused = pytest.raises(EdgespecError, match="prediction layer")
-    with open_engine(path, mode="performance", options=OPTIONS) as engine, refused:
-        measure_synthetic(engine, prompts, 30, (0.9,))
+    dense = write_dense(tmp_path / "dense.gguf")
+    for target, head in ((path, None), (dense, write_dspark(tmp_path / "block.gguf"))):
+        with open_engine(target, head, mode="performance", options=OPTIONS) as engine, refused:
+            measure_synthetic(engine, prompts, 30, (0.9,))

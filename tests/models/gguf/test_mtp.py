@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from head_rounds import Rounds, check_rounds, random_text
 from tiny_hybrids import Qwen35, write_qwen35
 
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.check import check_gguf
 from edgespec.models.gguf.heads import head_for, heads, is_head
+from edgespec.models.gguf.hidden import WINDOW, HiddenRows
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions
-from edgespec.models.gguf.mtp import WINDOW, HiddenRows, MtpDrafter, MtpModel
+from edgespec.models.gguf.mtp import MtpModel
 from edgespec.quant.head import head_path, write_head
 
 OPTIONS = LlamaOptions(context=1024, threads=1, mtp=True)
@@ -29,10 +31,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def target(path: Path) -> Iterator[LlamaModel]:
     with LlamaModel(path, OPTIONS) as model:
         yield model
-
-
-def random_text(length: int, seed: int = 1) -> list[int]:
-    return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
 def reference(model: LlamaModel, head: MtpModel, text: list[int], k: int) -> list[np.ndarray]:
@@ -52,55 +50,17 @@ def reference(model: LlamaModel, head: MtpModel, text: list[int], k: int) -> lis
     return rows
 
 
-class Round:
-    """A target and its head, round by round, as the drafter drives them."""
-
-    def __init__(self, target: LlamaModel, head: MtpModel) -> None:
-        self.target = target.sequence()
-        self.head = head.sequence_for(self.target)
-        self.drafter = MtpDrafter(self.head, 1024)
-        self.logits: list[np.ndarray] = []
-        read = self.head.forward
-
-        def forward(new, last=1):
-            rows = read(new, last)
-            self.logits.append(rows[-1].copy())
-            return rows
-
-        self.head.forward = forward
-
-    def draft(self, text: list[int], k: int) -> list[int]:
-        self.logits.clear()
-        return list(self.drafter.draft(text, k, lambda so_far: len(so_far) < k).tokens)
-
-    def close(self) -> None:
-        self.head.close()
-        self.target.close()
-
-
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_drafts_are_those_of_the_reference(path, k):
     """After rounds in which any number of drafts was accepted."""
     options = replace(OPTIONS, sequences=2)
     with LlamaModel(path, options) as model, MtpModel(path, model) as head:
-        rounds, text, random = Round(model, head), random_text(45), np.random.default_rng(k)
-        rounds.target.forward(text[:-1])
-        for i in range(20):
-            draft = rounds.draft(text, k)
-            expected = reference(model, head, text, k)
-            for ours, theirs in zip(rounds.logits, expected, strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=2e-3)
-            assert draft == [int(row.argmax()) for row in expected]
-            accepted = i % (k + 1)
-            rounds.target.forward([*text[len(rounds.target.tokens) :], *draft], 1 + k)
-            text = [*text, *draft[:accepted], int(random.integers(0, 256))]
-            rounds.target.rollback(len(text) - 1)
-        rounds.close()
+        check_rounds(model, head, k, lambda text: reference(model, head, text, k))
 
 
 def test_a_long_prompt_is_read_from_its_window_on(path):
     with LlamaModel(path, OPTIONS) as model, MtpModel(path, model) as head:
-        rounds, text = Round(model, head), random_text(WINDOW + 100)
+        rounds, text = Rounds(model, head), random_text(WINDOW + 100)
         rounds.target.forward(text[:-1])
         assert rounds.drafter.lag(text) == WINDOW
         assert len(rounds.draft(text, 2)) == 2
@@ -150,7 +110,7 @@ def test_a_head_file_drafts_what_the_layer_drafts(path, plain, tmp_path):
         LlamaModel(plain, OPTIONS) as target,
         MtpModel(small, target) as head,
     ):
-        expected, rounds = Round(whole, native), Round(target, head)
+        expected, rounds = Rounds(whole, native), Rounds(target, head)
         for one in (expected, rounds):
             one.target.forward(text[:-1])
             one.draft(text, 1)
