@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from edgespec.machine.governor import Mode
 
 Theme = Literal["dark", "light", "contrast"]
+KvType = Literal["f16", "q8_0", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,20 @@ _ROWS = (
     SharedOption(
         "max_tokens", "Most tokens to generate; 0: until the context is full.", setting=True, lowest=0
     ),
-    SharedOption("context", "Context size in tokens; 0: as large as the model's.", setting=True, lowest=0),
+    SharedOption(
+        "context",
+        "Context size in tokens; 0: as large as the model's.",
+        setting=True,
+        lowest=0,
+        default="4096, or fewer where memory is short",
+    ),
+    SharedOption(
+        "kv_type",
+        "Numbers in the KV cache: f16; q8_0, which takes half the memory and changes the output a little; "
+        "auto: q8_0 only where memory is short.",
+        setting=True,
+        words=get_args(KvType),
+    ),
     SharedOption("theme", "Colors of the chat.", setting=True, words=get_args(Theme)),
     SharedOption(
         "personas", 'A table of system prompts by name: reviewer = "You review code."', setting=True
@@ -90,6 +104,12 @@ _ROWS = (
     SharedOption(
         "engine",
         "Runtime for GGUF files; auto: EDGESPEC_ENGINE, or the fastest one at the first use of a model.",
+    ),
+    SharedOption(
+        "lora",
+        "FILE[:SCALE]: apply a LoRA adapter, a GGUF file, to the model, not to its draft model; repeatable. "
+        "Needs llama.cpp.",
+        setting=True,
     ),
     SharedOption("parallel", "Most requests that are generated at the same time.", lowest=1, highest=64),
     SharedOption("queue", "Most requests that wait; more are refused.", lowest=0, highest=10_000),

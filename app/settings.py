@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from edgespec.app.option_table import OPTIONS, Theme
+from edgespec.app.option_table import OPTIONS, KvType, Theme
 from edgespec.core import EdgespecError
 from edgespec.files import write_whole
 from edgespec.machine.governor import Mode
@@ -33,6 +33,8 @@ class Settings:
     repetition_penalty: float = 1.0
     max_tokens: int = 0
     context: int = 4096
+    kv_type: KvType = "f16"
+    lora: list[str] = field(default_factory=list)
     theme: Theme = "dark"
     personas: Mapping[str, str] = field(default_factory=dict)
 
@@ -78,12 +80,20 @@ def changed(config: Settings, name: str, typed: str) -> Settings:
     """`config` with one setting as it was typed. Raises EdgespecError."""
     kind = type(getattr(config, name))
     value: Any = typed
-    if kind in (int, float):
+    if kind is list:
+        value = [part for one in typed.split(",") if (part := one.strip())]
+    elif kind in (int, float):
         try:
             value = kind(typed)
         except ValueError:
             raise EdgespecError(f"{name} must be {_KINDS[kind]}, not {typed!r}") from None
     return _checked(config, {name: value})
+
+
+def typed(config: Settings, name: str) -> str:
+    """A setting as one types it, for `changed`."""
+    value = getattr(config, name)
+    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def with_options(config: Settings, given: Mapping[str, Any]) -> Settings:
@@ -161,7 +171,7 @@ def _checked(config: Settings, data: Mapping[str, Any], where: str = "") -> Sett
     return config
 
 
-_KINDS = {str: "text", int: "a whole number", float: "a number"}
+_KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list of texts"}
 
 
 def _value(name: str, value: Any, where: str) -> Any:
@@ -174,7 +184,9 @@ def _value(name: str, value: Any, where: str) -> Any:
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    if type(value) is not type(default):
+    if type(value) is not type(default) or (
+        isinstance(value, list) and not all(isinstance(one, str) for one in value)
+    ):
         raise EdgespecError(f"{where}{name} must be {_KINDS[type(default)]}, not {value!r}")
     if lowest is not None and value < lowest:
         raise EdgespecError(f"{where}{name} is {value}: it must be {lowest} or more")

@@ -9,12 +9,14 @@ The figures are lower bounds: a model that would fit is never refused.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from edgespec.core import EdgespecError
 from edgespec.machine.sensors import memory_available
 
+T = TypeVar("T")
 SWITCH = "EDGESPEC_NO_MEMORY_CHECK"
 """Environment variable that disables the check unless it is empty or 0."""
 
@@ -40,6 +42,27 @@ def require_memory(name: str, weights: int, caches: int, logits: int, contexts: 
             f"{name} needs about {_rounded(needed, up=True)} of memory and {_rounded(free)} are free: "
             f"choose a smaller model or context, or set {SWITCH}=1 to load it anyway"
         )
+
+
+def first_that_fits(candidates: Iterable[T], require: Callable[[T], None]) -> T:
+    """Return the first of `candidates` that `require` accepts. Raises its TooLargeError for the first."""
+    errors: list[TooLargeError] = []
+    for candidate in candidates:
+        try:
+            require(candidate)
+        except TooLargeError as error:
+            errors.append(error)
+        else:
+            return candidate
+    raise errors[0]
+
+
+def shorter(name: str, wanted: int, context: int) -> str:
+    """Return the note that a model has a context of fewer tokens than `wanted`."""
+    return (
+        f"memory is short: {name} has a context of {context:,} instead of {wanted:,} tokens "
+        f"(--context {wanted} refuses that)"
+    )
 
 
 @contextmanager

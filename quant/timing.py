@@ -181,7 +181,9 @@ class _Timer:
         self.model = model
         self._effort, self._check = effort, check
         self._sequence = model.sequence()
-        self._text = [997 * i % self._sequence.vocab_size for i in range(effort.prompt)]
+        count = effort.prompt + max(effort.sizes)
+        self._text = [997 * i % self._sequence.vocab_size for i in range(count)]
+        self._at = 0  # where the next rows begin in it
         self._pass(16, last=1)  # what only the first pass pays for
 
     def prompt_length(self) -> int:
@@ -192,7 +194,7 @@ class _Timer:
     def time(self, options: Options, quantities: Sequence[int]) -> Figures:
         """One round: medians of a few passes for each of `quantities`, rows after a whole prompt."""
         self.model.set_threads(*options.thread_counts(compute_cores()))
-        figures = {}
+        figures, self._at = {}, 0  # all candidates evaluate the same tokens
         if PROMPT in quantities or len(self._sequence.tokens) != self.prompt:
             self._sequence.rollback(0)
             self._pass(2, last=1)  # the turn before was another model's: threads sleep, caches are full of it
@@ -207,12 +209,15 @@ class _Timer:
 
     def _again(self, rows: int) -> float:
         length = len(self._sequence.tokens)
-        seconds = self._pass(rows)
+        seconds = self._pass(rows, at=self._at)
+        # Other tokens next time: each selects other experts of a mixture.
+        self._at = (self._at + rows) % self._effort.prompt
         self._sequence.rollback(length)
         return seconds
 
-    def _pass(self, rows: int, last: int = 0) -> float:
+    def _pass(self, rows: int, last: int = 0, at: int = 0) -> float:
         self._check()
+        new = self._text[at : at + rows]
         start = perf_counter()
-        self._sequence.forward(self._text[:rows], last or rows)
+        self._sequence.forward(new, last or rows)
         return perf_counter() - start

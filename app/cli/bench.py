@@ -152,6 +152,8 @@ def json_(
     from edgespec.app.bench.peers import parse_peer
 
     peers = [parse_peer(text) for text in against or []]
+    if peers and spec.lora:
+        raise EdgespecError("--against gives llama-server the model alone: leave out --lora")
     tasks = extraction.extractions(read_suite(suite, per_task))
     with _load(spec) as engine:
         servers = versus.servers_of(engine, peers, modes)
@@ -180,6 +182,8 @@ def versus(
 
     if spec.exact:
         raise EdgespecError("versus compares speed: leave out --exact")
+    if spec.lora:
+        raise EdgespecError("versus gives llama-server the model alone: leave out --lora")
     peer = parse_peer(program)
     draw = _chart(chart)
     prompts = read_suite(suite, per_task)
@@ -234,7 +238,7 @@ def chat(as_json: JsonOption = False) -> None:
 def untouched(
     *,
     model: Annotated[str, option("model")] = "",
-    context: Annotated[int, option("context")] = 4096,
+    context: Annotated[int, option("context", default=4096)] = 4096,
     suite: SuiteOption = None,
     per_task: PerTaskOption = 2,
     max_tokens: AnswerTokensOption = 128,

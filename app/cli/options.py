@@ -20,7 +20,9 @@ from edgespec.core import EdgespecError
 from edgespec.sampling import Sampling
 
 GROUPS: Mapping[type, tuple[str, ...]] = {
-    EngineSpec: ("model", "draft", "max_draft", "exact", "context", "threads", "engine", "mode"),
+    EngineSpec: (
+        "model", "draft", "max_draft", "exact", "context", "kv_type", "threads", "engine", "lora", "mode",
+    ),
     Sampling: (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "frequency_penalty",
         "presence_penalty", "seed",
@@ -73,7 +75,11 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
         values = {name: given.pop(name) for name in names}
         if with_settings:
             config = _settings(values)
-            values |= {name: getattr(config, name) for name in names if _is_setting(name)}
+            values |= {
+                name: getattr(config, name)
+                for name in names
+                if _is_setting(name) and not _is_open(name, values[name], config)
+            }
         if EngineSpec in groups.values() and not given.get("server"):
             fetch_missing(values["model"])
             fetch_missing(values["draft"])
@@ -84,6 +90,12 @@ def grouped(function: Callable[..., None]) -> Callable[..., None]:
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def _is_open(name: str, given: object, config: Settings) -> bool:
+    """Whether neither an option nor the settings choose what an EngineSpec may leave open."""
+    untouched = given is None and getattr(config, name) == getattr(Settings(), name)
+    return untouched and getattr(EngineSpec(), name, "") is None
 
 
 def _is_setting(name: str) -> bool:

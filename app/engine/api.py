@@ -95,7 +95,7 @@ def load(
 ) -> LoadedModel:
     """Load a model: a catalog name, a .gguf file, the folder of an ONNX model; "": the largest that fits.
 
-    `options` are fields of `EngineSpec`: draft, max_draft, exact, context, threads, engine, mode. Raises
-    EdgespecError.
+    `options` are fields of `EngineSpec`: draft, max_draft, exact, context, kv_type, threads, engine, mode,
+    lora. Raises EdgespecError.
     """
     return LoadedModel(load_engine(EngineSpec(model=model, **options), progress or (lambda _: True)))

@@ -151,7 +151,9 @@ def _draft(
     # A trimmed draft has few logits, and many of its rows are only evaluated: room for as many as are
     # measured.
     summary = check_model(path)
-    options = options_for(path, replace(options, context=target.context_length))
+    options = options_for(path, replace(options, context=target.context_length, least_context=0))
+    if isinstance(options, LlamaOptions):
+        options = replace(options, adapters=())
     if isinstance(options, OnnxOptions):
         options = replace(options, providers=calibration.providers(summary))
     known = calibration.known_curve(summary, settled(path, options, progress, note))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
+from itertools import cycle, islice
 from typing import get_args
 
 from edgespec.acceptance import Acceptance
@@ -275,16 +276,17 @@ def keep_acceptance(target: Model, known: Acceptance) -> None:
 def _runner(sequence: ModelSequence) -> Callable[[int], None]:
     """Return a function that evaluates n rows after a few tokens, with all logits, and removes them again.
 
-    Rows of a text, and not of one token repeated: experts of a mixture differ by token.
+    The rows go on through a text from pass to pass: each token of a mixture selects other experts, whose
+    weights a repeated one would find in the processor's caches.
     """
     text = sequence.model.vocab.tokenize(_PANGRAMS)
-    text *= 1 + (8 + sequence.model.options.max_rows) // len(text)
     sequence.forward(text[:8])
+    tokens = cycle(text[8:])
 
     def run(rows: int) -> None:
         # A single row is never taken back, so that its cost is without that of a recurrent layer's state.
         held = len(sequence.tokens)
-        sequence.forward(text[8 : 8 + rows], rows)
+        sequence.forward(list(islice(tokens, rows)), rows)
         if rows > 1:
             sequence.rollback(held)
 

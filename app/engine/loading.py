@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from edgespec.app import settings
+from edgespec.app.option_table import KvType
 from edgespec.core import EdgespecError
 from edgespec.machine.governor import Mode
 from edgespec.models.hub.catalog import load_catalog
@@ -21,24 +22,28 @@ if TYPE_CHECKING:
     from edgespec.models.options import Options
 
 BackendChoice = Literal["auto", "llama.cpp", "ik"]
+_CONTEXT, _LEAST_CONTEXT = 4096, 1024  # tokens, where none are asked for: usually, and where memory is short
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
     """Which engine to load, as given by the options of commands (`app.option_table` describes each).
 
-    `mode` None is that of the settings. `parallel` is the number of requests generated at the same time.
+    `mode` None is that of the settings, `context` None 4096 or, where memory is short, fewer. `parallel` is
+    the number of requests generated at the same time.
     """
 
     model: str = ""
     draft: str = "auto"
     max_draft: int = 31
     exact: bool = False
-    context: int = 4096
+    context: int | None = None
+    kv_type: KvType = "f16"
     threads: int = 0
     engine: BackendChoice = "auto"
     mode: Mode | None = None
     parallel: int = 1
+    lora: list[str] = field(default_factory=list)
 
 
 def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = None) -> Engine:
@@ -52,21 +57,23 @@ def load_engine(spec: EngineSpec, progress: Callable[[float], bool] | None = Non
 
     if spec.exact and spec.engine == "ik":
         raise EdgespecError("--exact needs llama.cpp: leave out --engine ik")
+    if spec.lora and spec.engine == "ik":
+        raise EdgespecError("--lora needs llama.cpp: leave out --engine ik")
     name = spec.model or default_model()
     target = resolve(name)
+    if spec.lora and is_onnx(target):
+        raise EdgespecError(f"{target.name} is an ONNX model, which has no adapters here: leave out --lora")
     small: Path | None = None
     if spec.draft == "auto":
         small = partner(name)
     elif spec.draft not in ("none", "suffix"):
         small = resolve(spec.draft)
     notes: list[str] = []
-    options, form = _tuned(target, spec.engine, progress, notes.append)
+    options, form = _tuned(target, "llama.cpp" if spec.lora else spec.engine, progress, notes.append)
     if spec.draft == "auto" and not is_onnx(target):
         head = head_for(target, options.engine)
         small = small if small and head == target else head or small  # one in the same file reads all tokens
-    options = replace(options, context=spec.context)
-    if spec.threads:
-        options = options.with_threads(spec.threads, spec.threads)
+    options = _as_asked(target, options, spec, notes.append)
     loaded = open_engine(
         target,
         small and form_of(small, form),
@@ -108,11 +115,40 @@ def partner(name: str) -> Path | None:
     return next(iter(files), None)
 
 
+def _as_asked(target: Path, options: Options, spec: EngineSpec, note: Callable[[str], None]) -> Options:
+    """Return `options` with context, threads, cache and adapters of `spec`."""
+    from edgespec.models.gguf.check import check_gguf
+    from edgespec.models.gguf.footprint import has_small_cache
+    from edgespec.models.gguf.lora import parse_adapter
+    from edgespec.models.gguf.native import LlamaOptions
+
+    if spec.context is None:
+        options = replace(options, context=_CONTEXT, least_context=_LEAST_CONTEXT)
+    else:
+        options = replace(options, context=spec.context)
+    if spec.threads:
+        options = options.with_threads(spec.threads, spec.threads)
+    if not isinstance(options, LlamaOptions):
+        if spec.kv_type == "q8_0":
+            note(f"the KV cache of {target.name} has the type of its graph: --kv-type is not used")
+        return options
+    adapters = tuple(map(parse_adapter, spec.lora))
+    options = replace(options, adapters=adapters, auto_cache=spec.kv_type == "auto")
+    if spec.kv_type != "q8_0":
+        return options
+    if options.engine == "ik" and not has_small_cache(check_gguf(target), "ik"):
+        if spec.engine == "ik":
+            raise EdgespecError(f"ik has no q8_0 cache for {target.name}: leave out --engine ik")
+        options = replace(options, engine="llama.cpp")
+    return options.with_cache("q8_0")
+
+
 def _tuned(
     target: Path, engine: BackendChoice, progress: Callable[[float], bool] | None, note: Callable[[str], None]
 ) -> tuple[Options, str]:
     """Return the tuned settings of `target` if they are for `engine`, and its draft model's file name."""
     from edgespec.app.engine import calibration, first_use
+    from edgespec.models.gguf.backends import library
     from edgespec.models.gguf.check import check_gguf
     from edgespec.models.gguf.native import LlamaOptions
     from edgespec.models.onnx.check import check_onnx
@@ -125,7 +161,8 @@ def _tuned(
     summary = check_gguf(target)
     engine = _preferred() if engine == "auto" else engine
     found = calibration.tuned(summary)
-    if found is not None and engine in ("auto", found[0].engine):
+    fits = found is not None and engine in ("auto", found[0].engine)
+    if found is not None and fits and library(found[0].engine).refusal_of_file(summary) is None:
         return found
     if engine == "auto":
         return first_use.choose_engine(target, summary, progress, note) or LlamaOptions(), ""

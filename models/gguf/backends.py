@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgespec.machine.sensors import compute_cores
 from edgespec.models.gguf import kernels, trial
+from edgespec.models.gguf.lora import adapters_key
 from edgespec.models.gguf.native import Backend, BackendName, LlamaOptions
 
 # Iterations of libgomp's spin loop, each 40 to 140 cycles on x86-64 and one or two elsewhere. 1000 measured
@@ -68,6 +69,6 @@ def cost_key(options: LlamaOptions) -> tuple[object, ...]:
     """Return what the cost of a forward pass depends on, apart from the model."""
     return (
         library(options.engine).build, *options.thread_counts(compute_cores()), options.flash_attention,
-        options.type_k, options.type_v, options.repack, options.gpu_layers,
+        options.type_k, options.type_v, options.repack, options.gpu_layers, *adapters_key(options.adapters),
         *(["rows"] if options.rows and options.engine == "ik" else []),
     )  # fmt: skip

@@ -135,10 +135,10 @@ def check_gguf(path: Path) -> GgufSummary:
 def _checked(path: Path, _state: tuple[int, ...]) -> GgufSummary:
     with map_file(path) as data:
         cursor = Cursor(path, data)
-        n_tensors, n_keys = _read_preamble(cursor)
-        values = _read_metadata(cursor, n_keys)
+        n_tensors, n_keys = read_preamble(cursor)
+        values = read_metadata(cursor, n_keys)
         files = _files(cursor, values)
-        architecture, alignment = _check_general(cursor, values)
+        architecture, alignment = check_general(cursor, values)
         _check_hyperparameters(cursor, values, architecture)
         vocab_size = _check_tokenizer(cursor, values)
         tensors = read_tensors(cursor, n_tensors, alignment)
@@ -181,10 +181,10 @@ def read_arrays(path: Path, prefix: str) -> dict[str, npt.NDArray[Any]]:
     """Return the arrays of numbers in the metadata of the file at `path` whose keys begin with `prefix`."""
     with map_file(path) as data:
         cursor = Cursor(path, data)
-        _, n_keys = _read_preamble(cursor)
+        _, n_keys = read_preamble(cursor)
         return {
             key: np.frombuffer(data, kind, value.count, value.start).copy()
-            for key, value in _read_metadata(cursor, n_keys).items()
+            for key, value in read_metadata(cursor, n_keys).items()
             if key.startswith(prefix) and (kind := _NUMBERS.get(value.type))
         }
 
@@ -193,7 +193,7 @@ def read_architecture(path: Path) -> str:
     """Return the architecture of the file at `path` without reading the rest. Raises EdgespecError."""
     with map_file(path) as data:
         cursor = Cursor(path, data)
-        _, n_keys = _read_preamble(cursor)
+        _, n_keys = read_preamble(cursor)
         for number in range(n_keys):
             key = cursor.name("key", number, _MAX_KEY)
             value = cursor.value(key)
@@ -202,7 +202,7 @@ def read_architecture(path: Path) -> str:
     raise file_error(path, "has no key 'general.architecture'")
 
 
-def _read_preamble(cursor: Cursor) -> tuple[int, int]:
+def read_preamble(cursor: Cursor) -> tuple[int, int]:
     """Return the number of tensors and of metadata keys."""
     head = cursor.data[:256]
     if not head.startswith(b"GGUF"):
@@ -225,7 +225,8 @@ def _read_preamble(cursor: Cursor) -> tuple[int, int]:
     return n_tensors, n_keys
 
 
-def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
+def read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
+    """Return the metadata by key."""
     values: dict[str, GgufValue] = {}
     for number in range(n_keys):
         key = cursor.name("key", number, _MAX_KEY)
@@ -235,7 +236,7 @@ def _read_metadata(cursor: Cursor, n_keys: int) -> Mapping[str, GgufValue]:
     return values
 
 
-def _check_general(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[str, int]:
+def check_general(cursor: Cursor, values: Mapping[str, GgufValue]) -> tuple[str, int]:
     """Return the name of the architecture and the alignment of tensor data in bytes."""
     if (value := values.get("general.architecture")) is None:
         raise file_error(cursor.path, "has no key 'general.architecture'")
@@ -336,8 +337,8 @@ def _add_parts(files: tuple[Path, ...], values: Mapping[str, GgufValue], tensors
             raise file_error(path, f"part {number + 1} of {count} is missing", f"add {printable(file.name)}")
         with map_file(file) as data:
             part = Cursor(file, data)
-            n_tensors, n_keys = _read_preamble(part)
-            own = _read_metadata(part, n_keys)
+            n_tensors, n_keys = read_preamble(part)
+            own = read_metadata(part, n_keys)
             if (_number(own, "split.no"), _number(own, "split.count")) != (number, count):
                 raise file_error(file, f"is not part {number + 1} of {count} of this model")
             added = read_tensors(part, n_tensors, _alignment(part, own))

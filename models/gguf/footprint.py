@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from edgespec.core import EdgespecError
 from edgespec.models.gguf.check import GgufSummary
-from edgespec.models.gguf.native import Backend, LlamaOptions
+from edgespec.models.gguf.native import Backend, BackendName, LlamaOptions
 from edgespec.models.gguf.running_state import most_bytes, wanted_snapshots
-from edgespec.models.memory import require_memory
+from edgespec.models.memory import first_that_fits, require_memory, shorter
 
 _BITS = {"f16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "f32": 32.0}
 _CACHE_BLOCKS = {"q8_0": 32, "q4_0": 32}
@@ -29,21 +29,55 @@ def require_gguf_memory(name: str, summary: GgufSummary, options: LlamaOptions, 
     snapshots = wanted_snapshots(summary.architecture) if options.engine == "llama.cpp" else 0
     caches += options.sequences * (state * (1 + snapshots) + most_bytes(state))
     logits = options.max_rows * summary.vocab_size * 4
+    adapters = sum(one.path.stat().st_size for one in options.adapters)
     require_memory(
         name,
-        gguf_weights(summary, mtp=options.mtp),
+        gguf_weights(summary, mtp=options.mtp) + adapters,
         caches,
         logits,
         0 if shares_passes else options.sequences,
     )
 
 
-def refuse_cache_types(name: str, summary: GgufSummary, options: LlamaOptions, library: Backend) -> None:
-    """Raise EdgespecError for cache types on which an engine would abort."""
+def fitting(
+    name: str, summary: GgufSummary, options: LlamaOptions, library: Backend, note: Callable[[str], None]
+) -> LlamaOptions:
+    """Return `options` or, where memory is short, the largest smaller ones that they allow.
+
+    Then `note` receives a line. Raises TooLargeError if nothing fits.
+    """
+    candidates: list[LlamaOptions] = []
+    for one in options.smaller_contexts():
+        candidates.append(one)
+        if options.auto_cache and has_small_cache(summary, library.name):
+            candidates.append(one.with_cache("q8_0"))
+    found = first_that_fits(
+        candidates, lambda one: require_gguf_memory(name, summary, one, library.shares_passes)
+    )
+    if found.context != options.context:
+        note(shorter(name, options.context, found.context))
+    if found.type_k != options.type_k:
+        note(f"memory is short: the KV cache of {name} is of 8 bits, which changes its output a little")
+    return found
+
+
+def has_small_cache(summary: GgufSummary, engine: BackendName) -> bool:
+    """Whether the engine can keep the keys and values of this model in 8 bits."""
+    if engine == "ik" and summary.number("attention.sliding_window"):
+        return False  # its flash attention is wrong there, and without it the engine crashes
+    return all(size % _CACHE_BLOCKS["q8_0"] == 0 for size in _heads(summary))
+
+
+def _heads(summary: GgufSummary) -> tuple[int, int]:
+    """Return how many numbers the keys and the values of a head have."""
     number = summary.number
     size = number("embedding_length") // max(number("attention.head_count"), 1)
-    sizes = number("attention.key_length") or size, number("attention.value_length") or size
-    for numbers, kind in zip(sizes, (options.type_k, options.type_v), strict=True):
+    return number("attention.key_length") or size, number("attention.value_length") or size
+
+
+def refuse_cache_types(name: str, summary: GgufSummary, options: LlamaOptions, library: Backend) -> None:
+    """Raise EdgespecError for cache types on which an engine would abort."""
+    for numbers, kind in zip(_heads(summary), (options.type_k, options.type_v), strict=True):
         if kind not in library.cache_types:
             known = ", ".join(library.cache_types)
             raise EdgespecError(f"{library.name} has no {kind} cache: choose one of {known}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,6 +90,8 @@ class HeadModel(LlamaModel):
         """Open the drafter in `path` for `target`. Raises EdgespecError."""
         self._target = target
         self._served: list[LlamaSequence] = []  # whose rows are kept
+        # What changes the target is not the drafter's.
+        options = replace(options, rows=False, adapters=(), least_context=0)
         super().__init__(path, options, progress)
         width = self.summary.number("embedding_length_out") or self.summary.number("embedding_length")
         self._batch = PairBatch(self._batch.capacity, type(self._batch.struct), width)

@@ -98,6 +98,8 @@ class Ik(Backend):
         return None
 
     def refusal_of_file(self, summary: GgufSummary) -> str | None:
+        if "rope_freqs.weight" in summary.tensors:
+            return "has rotary frequencies of its own, which ik_llama.cpp ignores: use the engine llama.cpp"
         if not running_state(summary):
             return None
         if summary.architecture != "qwen35":

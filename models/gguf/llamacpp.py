@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Sequence
 from ctypes import POINTER, c_bool, c_float, c_uint32
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,15 @@ class LlamaCpp(Backend):
 
     def cut(self, context: Handle, sequence: int, length: int) -> bool:
         return bool(C.llama_memory_seq_rm(C.llama_get_memory(context), sequence, length, -1))
+
+    def load_adapter(self, model: Handle, path: Path) -> Handle:
+        return self.present(C.llama_adapter_lora_init(model, os.fsencode(path)), "LoRA adapter", path)
+
+    def apply_adapters(self, context: Handle, adapters: Sequence[tuple[Handle, float]]) -> None:
+        count = len(adapters)
+        handles = (C.llama_adapter_lora_p_ctypes * count)(*(handle for handle, _ in adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        C.llama_set_adapters_lora(context, handles, count, scales)
 
     def refusal(self, model: Handle) -> str | None:
         if C.llama_model_has_encoder(model):

@@ -7,36 +7,30 @@ A `LlamaModel` owns the weights; each of its `LlamaSequence`s is a LanguageModel
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
 from edgespec.core import Cancelled, EdgespecError, Logits
-from edgespec.models.gguf.backends import library
-from edgespec.models.gguf.check import GgufSummary, check_gguf
-from edgespec.models.gguf.footprint import gguf_cache, refuse_cache_types, require_gguf_memory, running_state
-from edgespec.models.gguf.heads import DRAFTERS
+from edgespec.models.gguf.footprint import gguf_cache, running_state
+from edgespec.models.gguf.lora import adapters_key
 from edgespec.models.gguf.native import Handle, LlamaOptions
 from edgespec.models.gguf.native_cache import NativeCache, RowStore
 from edgespec.models.gguf.running_state import AnyLength, Blob, RunningState, most_bytes, wanted_snapshots
-from edgespec.models.gguf.selftest import settle, warn
+from edgespec.models.gguf.selftest import warn
 from edgespec.models.gguf.vocab import LlamaVocab
+from edgespec.models.gguf.weights import LlamaWeights
 from edgespec.models.hub.store import file_sample
 
 __all__ = ["LlamaModel", "LlamaOptions", "LlamaSequence"]
 
 
-class LlamaModel:
+class LlamaModel(LlamaWeights):
     """The weights of one GGUF file, its vocabulary, and the KV caches of its sequences."""
 
     fixed_threads = False
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the CPU computes all of it."""
-        return not (self.options.gpu_layers and self._C.llama_supports_gpu_offload())
 
     def __init__(
         self,
@@ -50,23 +44,11 @@ class LlamaModel:
         Options that failed in a trial on this processor are replaced; then `note` receives a line. Raises
         EdgespecError if the file is damaged, unsupported or too large, Cancelled if stopped.
         """
-        self.path = path
-        self.summary: GgufSummary = check_gguf(path)
-        self.options = options = self._settle(options or LlamaOptions(), progress, note)
-        self.library = library(options.engine)
-        refuse_cache_types(path.name, self.summary, options, self.library)
-        self._C = self.library.C
-        if self.on_cpu:  # an accelerator's memory is not checked
-            self._require_memory()
         # One context, or if they share no passes, one per sequence, created by the first that needs it.
         self._contexts: dict[int, Handle] = {}
-        self._model: Handle = None
-        if reason := self.library.refusal_of_file(self.summary):
-            raise EdgespecError(f"{path.name} {reason}")
-        self._model = self._load(progress)
+        super().__init__(path, options or LlamaOptions(), progress, note)
+        options = self.options
         try:
-            if reason := self._refusal():
-                raise EdgespecError(f"{path.name} {reason}")
             self.is_hybrid = self._is_hybrid()
             self.vocab = LlamaVocab(self.library, self._model)
             self._input_size = self._output_size = self.vocab.size  # ids evaluated; logits of a row
@@ -84,22 +66,6 @@ class LlamaModel:
         self.threads: tuple[int, int] = get[0](context), get[1](context)
 
     @property
-    def chat_template(self) -> str | None:
-        """The Jinja source of the model's own chat template: untrusted text."""
-        template: bytes | None = self._C.llama_model_chat_template(self._model, None)
-        return template.decode("utf-8", "replace") if template else None
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """The scalars of the file's metadata: untrusted."""
-        return self.summary.metadata
-
-    @property
-    def build(self) -> str:
-        """Engine, version and instruction sets: see Backend."""
-        return self.library.build
-
-    @property
     def shares_passes(self) -> bool:
         """Whether all sequences are in one context. With recurrent layers AMX kernels would be wrong."""
         return self.library.shares_passes and not self.is_hybrid
@@ -111,7 +77,7 @@ class LlamaModel:
             self.build, options.type_k, options.type_v, options.flash_attention, self._streams,
             self.path.stat().st_size, summary.tokenizer_digest,
             sorted((name, one.offset) for name, one in summary.tensors.items()),
-            *(file_sample(file) for file in summary.files),
+            *(file_sample(file) for file in summary.files), *adapters_key(options.adapters),
         )  # fmt: skip
 
     @property
@@ -162,9 +128,7 @@ class LlamaModel:
         """Free all native memory. Sequences of this model must not be used afterwards."""
         while self._contexts:
             self._C.llama_free(self._contexts.popitem()[1])
-        if self._model is not None:
-            self._C.llama_model_free(self._model)
-        self._model = None
+        super().close()
 
     def __enter__(self) -> Self:
         return self
@@ -274,37 +238,18 @@ class LlamaModel:
         window = self.summary.number("attention.sliding_window")
         sequences = self.options.sequences if self.shares_passes else 1
         snapshots = wanted_snapshots(self.summary.architecture) if self.is_hybrid else 0
-        return self.library.new_context(
+        context = self.library.new_context(
             self._model, self.path, self.options, sequences, window, snapshots,
             self.summary.types.keys(), self._abort,
         )  # fmt: skip
+        if self._adapters:
+            self.library.apply_adapters(context, self._adapters)
+        return context
 
     def _release(self, sequence_id: int) -> None:
         if self._contexts:
             self._cache(sequence_id).cut(0)
             self._free_ids.append(sequence_id)
-
-    def _settle(
-        self, options: LlamaOptions, progress: Callable[[float], bool] | None, note: Callable[[str], None]
-    ) -> LlamaOptions:
-        return settle(self.path, options, progress, note)
-
-    def _require_memory(self) -> None:
-        require_gguf_memory(self.path.name, self.summary, self.options, self.library.shares_passes)
-
-    def _load(self, progress: Callable[[float], bool] | None) -> Handle:
-        return self.library.load(self.path, self.options, progress)
-
-    def _refusal(self) -> str | None:
-        if self.summary.architecture in DRAFTERS:
-            return "only drafts for the model it was made for: choose that one, and this with --draft"
-        return self.library.refusal(self._model)
-
-    def _is_hybrid(self) -> bool:
-        """Whether it has recurrent layers."""
-        return bool(
-            self._C.llama_model_is_recurrent(self._model) or self._C.llama_model_is_hybrid(self._model)
-        )
 
 
 class LlamaSequence:

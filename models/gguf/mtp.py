@@ -22,7 +22,7 @@ from edgespec.models.gguf.heads import STAND_INS, difference, head_prefixes
 from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, mismatch
 from edgespec.models.gguf.kept_ids import SpreadLogits, kept_ids
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
-from edgespec.models.gguf.native import BackendName, Handle
+from edgespec.models.gguf.native import BackendName, Handle, LlamaOptions
 
 
 class MtpDrafter(HeadDrafter):
@@ -45,7 +45,7 @@ class MtpModel(HeadModel):
         """Open the layer in `path`, which is the target's own file or a head file. Raises EdgespecError."""
         # A head file runs on llama.cpp, also for a target on another engine: only the rows are exchanged.
         engine: BackendName = "llama.cpp"
-        options = replace(target.options, engine=engine, mtp=True, rows=False, context=target.context_length)
+        options = replace(target.options, engine=engine, mtp=True, context=target.context_length)
         super().__init__(path, target, options, progress)
         try:
             self._spread: SpreadLogits | None = None
@@ -92,9 +92,8 @@ class MtpModel(HeadModel):
     def _load(self, progress: Callable[[float], bool] | None) -> Handle:
         return self._target._model if self._shared else super()._load(progress)
 
-    def _require_memory(self) -> None:
-        if not self._shared:
-            super()._require_memory()
+    def _fitting(self, note: Callable[[str], None]) -> LlamaOptions:
+        return self.options if self._shared else super()._fitting(note)
 
     def _new_context(self) -> Handle:
         context = self.library.new_context(

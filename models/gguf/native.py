@@ -23,6 +23,7 @@ import numpy.typing as npt
 from edgespec.core import Cancelled, EdgespecError
 from edgespec.machine.sensors import compute_cores
 from edgespec.models.gguf.check import GgufSummary
+from edgespec.models.gguf.lora import Adapter
 from edgespec.models.options import Options
 
 log = logging.getLogger("edgespec.llama")
@@ -43,7 +44,8 @@ class LlamaOptions(Options):
 
     `repack` converts weights to a layout for the processor's widest instructions while loading. `mtp` also
     loads the layers for multi-token prediction. `rows` makes contexts that can give the rows from before the
-    output head, where the engine must know that when it creates them.
+    output head, where the engine must know that when it creates them. `adapters` change the model's matrices.
+    `auto_cache`: keys and values of 8 bits where memory is short.
     """
 
     threads_batch: int = 0
@@ -55,6 +57,8 @@ class LlamaOptions(Options):
     mtp: bool = False
     rows: bool = False
     engine: BackendName = "llama.cpp"
+    adapters: tuple[Adapter, ...] = ()
+    auto_cache: bool = False
 
     def thread_counts(self, cores: int) -> tuple[int, int]:
         one_row = self.threads or cores
@@ -62,6 +66,11 @@ class LlamaOptions(Options):
 
     def with_threads(self, one_row: int, many_rows: int) -> LlamaOptions:
         return replace(self, threads=one_row, threads_batch=many_rows)
+
+    def with_cache(self, kind: CacheType) -> LlamaOptions:
+        """Return a copy with keys and values of this type; quantized values need flash attention."""
+        flash = self.flash_attention or None if kind in ("q8_0", "q4_0") else self.flash_attention
+        return replace(self, type_k=kind, type_v=kind, flash_attention=flash)
 
 
 class Batch:
@@ -178,6 +187,14 @@ class Backend(ABC):
     def snapshots(self, context: Handle) -> int:
         """Return how many earlier states of recurrent layers a context keeps."""
         return 0
+
+    def load_adapter(self, model: Handle, path: Path) -> Handle:
+        """Load a checked LoRA adapter, which lives as long as `model`. Raises EdgespecError."""
+        raise EdgespecError(f"{self.name} cannot load LoRA adapters: use the engine llama.cpp")
+
+    def apply_adapters(self, context: Handle, adapters: Sequence[tuple[Handle, float]]) -> None:
+        """Let the passes of `context` use these adapters, each with its scale."""
+        raise NotImplementedError
 
     def most_rows(self, types: Collection[str]) -> int:
         """Return the largest number of rows for which products with weights of `types` are correct."""

@@ -4,7 +4,7 @@ llama.cpp keeps `snapshots` earlier states of a sequence, for the architectures 
 decode of n rows the last min(snapshots, n - 1) rows can be taken back, once; a second time only after the
 next decode. `llama_memory_seq_rm` also returns True for more rows and after an aborted decode, where the
 state is then wrong, so that the number is kept here (measured on llama.cpp 0.3.36,
-tests/models/gguf/test_hybrid.py). Everything else takes a checkpoint: a copy of the recurrent layers' state
+tests/models/gguf/test_rollback.py). Everything else takes a checkpoint: a copy of the recurrent layers' state
 alone, since the keys and values below it stay in the cache.
 """
 

@@ -101,6 +101,8 @@ def settle(
     """
     if trial.trusting():
         return options
+    if options.adapters:
+        engines = ("llama.cpp",)
     summary, tick, failures = check_gguf(path), _tick(progress), list[str]()
     for engine in [options.engine, *(name for name in engines if name != options.engine)]:
         try:
@@ -144,7 +146,9 @@ def test(path: Path, options: LlamaOptions, start: Start, tick: Tick) -> ChildVe
     summary = check_gguf(path)
     trained = options.context or summary.context_length or _CONTEXT[1]
     context, rows = min(max(trained, _CONTEXT[0]), _CONTEXT[1]), min(_ROWS, options.batch)
-    tried = replace(options, context=context, sequences=1, max_rows=rows)
+    tried = replace(
+        options, context=context, least_context=0, auto_cache=False, sequences=1, max_rows=rows, adapters=()
+    )
 
     def attempt(model: Callable[[], Path], fds: Sequence[int], bound: float, size: int) -> ChildVerdict:
         def request() -> dict[str, Any]:

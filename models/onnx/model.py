@@ -17,7 +17,7 @@ import numpy.typing as npt
 from edgespec.core import Cancelled, EdgespecError, Logits
 from edgespec.machine.sensors import compute_cores
 from edgespec.models.hub.store import file_sample
-from edgespec.models.memory import require_memory
+from edgespec.models.memory import first_that_fits, require_memory, shorter
 from edgespec.models.onnx import providers
 from edgespec.models.onnx.check import OnnxSummary, check_onnx
 from edgespec.models.onnx.folder import GENERATION, read_json
@@ -85,15 +85,15 @@ class OnnxModel:
         if progress is not None and not progress(0.0):
             raise Cancelled
         self.vocab = OnnxVocab(self.summary)
-        self.context_length = min(options.context or self.summary.context_length, self.summary.context_length)
+        self.context_length = wanted = self._length(options)
         threads = options.threads or compute_cores()
         self.threads = (threads, threads)
         self._note = note
         self._order = list(options.providers or (providers.CPU,))
         if self.on_cpu:  # an accelerator's memory is not checked
-            weights = self.summary.tensor_bytes - self.summary.mapped_bytes
-            logits = options.max_rows * self.summary.vocab_size * 4
-            require_memory(self.summary.name, weights, options.sequences * self.cache_bytes, logits)
+            self.options = options = first_that_fits(options.smaller_contexts(), self._require_memory)
+            if self.context_length < wanted:
+                note(shorter(path.name, wanted, self.context_length))
         self._cancelled = False
         self._session: Any = None
         self._run_options: Any = None
@@ -138,6 +138,16 @@ class OnnxModel:
     def chat_template(self) -> str | None:
         """The Jinja source of the model's own chat template: untrusted text."""
         return chat_template(self.summary)
+
+    def _length(self, options: OnnxOptions) -> int:
+        return min(options.context or self.summary.context_length, self.summary.context_length)
+
+    def _require_memory(self, options: OnnxOptions) -> None:
+        """Set the context's length to that of `options`. Raises TooLargeError if it does not fit."""
+        self.context_length = self._length(options)
+        weights = self.summary.tensor_bytes - self.summary.mapped_bytes
+        logits = options.max_rows * self.summary.vocab_size * 4
+        require_memory(self.summary.name, weights, options.sequences * self.cache_bytes, logits)
 
     @property
     def metadata(self) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_attention import FULL_CACHES
 from tiny_onnx import write_tiny_onnx
 
 from edgespec.core import Cancelled, EdgespecError
@@ -32,10 +33,14 @@ Load = Callable[..., Model]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED]
 
 
-@pytest.fixture(scope="module", params=["llama.cpp", "ik", *TINY, *SLOW])
+ENGINES = ("llama.cpp", "ik")
+FAMILIES = [f"{name} on {engine}" for name in FULL_CACHES for engine in ENGINES]
+
+
+@pytest.fixture(scope="module", params=[*ENGINES, *FAMILIES, *TINY, *SLOW])
 def kind(request: pytest.FixtureRequest) -> str:
     """Each runtime in turn."""
-    if request.param == "ik":
+    if request.param.endswith("ik"):
         request.getfixturevalue("ik")
     return request.param
 
@@ -44,13 +49,21 @@ def kind(request: pytest.FixtureRequest) -> str:
 def path(kind: str, starter_path: Path, tmp_path_factory, exported) -> Path:
     if kind in TINY:
         return write_tiny_onnx(tmp_path_factory.mktemp("onnx") / kind, **TINY[kind])
+    if kind in FAMILIES:
+        return FULL_CACHES[kind.split()[0]](tmp_path_factory.mktemp("family") / "model.gguf")
     return exported(kind) if kind in EXPORTED else starter_path
 
 
 @pytest.fixture(scope="module")
 def load(kind: str, path: Path) -> Load:
     """Loads the kind's model with options that all kinds have."""
-    options = LlamaOptions(engine=kind) if kind in ("llama.cpp", "ik") else OnnxOptions()
+    options = OnnxOptions()
+    if kind in ENGINES:
+        options = LlamaOptions(engine=kind)
+    elif kind in FAMILIES:  # without flash attention and in float32, as far as the engine has that
+        engine = kind.split()[-1]
+        cache = "f32" if engine == "llama.cpp" else "f16"
+        options = LlamaOptions(engine=engine, flash_attention=False, type_k=cache, type_v=cache)
 
     def load(progress=None, **changes: int) -> Model:
         from dataclasses import replace
@@ -72,11 +85,13 @@ def close(kind: str) -> Callable[..., None]:
 
     That is less where both were short, which `native` says of the native engines.
     """
-    near = {"onnx-half": 0.1}.get(kind, 1e-3 if kind in TINY else 2.0)
+    near = {"onnx-half": 0.1}.get(kind, 2.0 if kind in EXPORTED else 1e-3)
+    if kind in FAMILIES and kind.endswith("ik"):
+        near = 0.02
 
     def close(rows: np.ndarray, others: np.ndarray, native: float = 2.0) -> None:
         assert (rows.argmax(axis=-1) == others.argmax(axis=-1)).all()
-        np.testing.assert_allclose(rows, others, atol=native if kind in ("llama.cpp", "ik") else near)
+        np.testing.assert_allclose(rows, others, atol=native if kind in ENGINES else near)
 
     return close
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cgroups import real_group
 from commands import EDGESPEC, one_line_error
 from tiny import write_tiny
+from tiny_attention import write_gemma3
 from tiny_onnx import write_tiny_onnx
 
 from edgespec.app.engine.assembly import open_engine
+from edgespec.app.engine.loading import EngineSpec, load_engine
+from edgespec.app.engine.request import Request
 from edgespec.core import EdgespecError
 from edgespec.models import memory
-from edgespec.models.gguf.check import GgufSummary
-from edgespec.models.gguf.footprint import gguf_cache, gguf_weights
+from edgespec.models.gguf.check import GgufSummary, check_gguf
+from edgespec.models.gguf.footprint import gguf_cache, gguf_weights, has_small_cache
 from edgespec.models.gguf.model import LlamaModel, LlamaOptions
 from edgespec.models.gguf.selftest import settle
 from edgespec.models.gguf.tensors import Tensor
@@ -203,7 +207,8 @@ def test_a_draft_model_that_does_not_fit_is_left_out(
     answers = iter([1 << 40, 1000])
     monkeypatch.setattr(memory, "memory_available", lambda: next(answers))
     draft = write_tiny(tmp_path / "draft.gguf", "llama", extra=3)
-    with open_engine(tiny_llama, draft, suffix=False) as engine:
+    options = LlamaOptions(least_context=64)  # for the target: a draft model has as much context
+    with open_engine(tiny_llama, draft, suffix=False, options=options) as engine:
         assert engine.draft is None
         assert any(
             note.startswith("decoding without a draft model: draft.gguf needs about 18 MB")
@@ -211,6 +216,82 @@ def test_a_draft_model_that_does_not_fit_is_left_out(
         )
     with pytest.raises(StopIteration):
         next(answers)
+
+
+NOTE = "memory is short: "
+
+
+@pytest.mark.parametrize(
+    ("free", "kv_type", "context", "cache", "words"),
+    [
+        (230, "f16", 4096, "f16", []),
+        (230, "auto", 4096, "f16", []),
+        (200, "f16", 2048, "f16", ["has a context of 2,048 instead of 4,096 tokens (--context 4096 refuses"]),
+        (200, "auto", 4096, "q8_0", ["is of 8 bits, which changes its output a little"]),
+        (155, "auto", 2048, "q8_0", ["context of 2,048", "of 8 bits"]),
+        (155, "f16", 1024, "f16", ["context of 1,024"]),
+    ],
+)
+def test_context_and_cache_are_smaller_where_memory_is_short(
+    starter_path, monkeypatch: pytest.MonkeyPatch, free, kv_type, context, cache, words
+) -> None:
+    monkeypatch.setattr(memory, "memory_available", lambda: free * 1_000_000)
+    spec = EngineSpec(model=str(starter_path), draft="none", kv_type=kv_type)
+    with load_engine(spec) as engine:
+        assert engine.context_length == context
+        assert engine.model.options.type_k == engine.model.options.type_v == cache
+        assert next(iter(engine.generate(Request([1, 2, 3], max_tokens=1)))).tokens
+        notes = [note for note in engine.notes if note.startswith(NOTE)]
+    assert len(notes) == len(words)
+    assert all(word in note and starter_path.name in note for word, note in zip(words, notes, strict=True))
+
+
+def test_what_was_asked_for_is_refused_where_memory_is_short(
+    starter_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "memory_available", lambda: 200_000_000)
+    spec = EngineSpec(model=str(starter_path), draft="none", context=4096)
+    with pytest.raises(TooLargeError, match="221 MB"):
+        load_engine(spec)
+    with load_engine(replace(spec, kv_type="q8_0")) as engine:
+        assert engine.model.options.type_v == "q8_0"
+        assert not any(note.startswith(NOTE) for note in engine.notes)
+    monkeypatch.setattr(memory, "memory_available", lambda: 120_000_000)
+    with pytest.raises(TooLargeError, match="221 MB"):
+        load_engine(replace(spec, context=None, kv_type="auto"))
+
+
+def test_a_small_cache_where_the_engine_has_one(ik, tmp_path, tiny_llama) -> None:
+    gemma, spec = write_gemma3(tmp_path / "gemma.gguf"), EngineSpec(draft="none", kv_type="q8_0")
+    with pytest.raises(EdgespecError, match=r"ik has no q8_0 cache for gemma\.gguf: leave out --engine ik"):
+        load_engine(replace(spec, model=str(gemma), engine="ik"))
+    with load_engine(replace(spec, model=str(gemma))) as engine:
+        assert engine.model.options.engine == "llama.cpp"
+        assert engine.model.options.type_k == "q8_0"
+    with pytest.raises(EdgespecError, match="16 numbers each"):
+        load_engine(replace(spec, model=str(tiny_llama)))
+    assert not has_small_cache(check_gguf(tiny_llama), "llama.cpp")
+
+
+def test_quantized_values_have_flash_attention() -> None:
+    assert LlamaOptions(flash_attention=False).with_cache("q8_0").flash_attention is None
+    assert LlamaOptions(flash_attention=False).with_cache("f16").flash_attention is False
+    assert LlamaOptions(flash_attention=True).with_cache("q8_0").flash_attention is True
+
+
+def test_an_onnx_context_is_smaller_where_memory_is_short(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, notes = write_tiny_onnx(tmp_path / "tiny"), list[str]()
+    with OnnxModel(folder, OnnxOptions(context=64)) as model:
+        each = model.cache_bytes // 64
+        needed = model.summary.tensor_bytes - model.summary.mapped_bytes + 2 * 32 * 257 * 4 + memory._BUFFERS
+    monkeypatch.setattr(memory, "memory_available", lambda: needed + 20 * each)
+    with OnnxModel(folder, OnnxOptions(context=64, least_context=16), note=notes.append) as model:
+        assert model.context_length == model.options.context == 16
+    assert notes == [
+        "memory is short: tiny has a context of 16 instead of 64 tokens (--context 64 refuses that)"
+    ]
+    with pytest.raises(TooLargeError):
+        OnnxModel(folder, OnnxOptions(context=64, least_context=32))
 
 
 def test_an_onnx_model_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
@@ -18,15 +19,29 @@ def byte_characters() -> list[str]:
 
 
 def write_tiny(
-    path: Path, architecture: str, *, replaced: tuple[int, str] | None = None, extra: int = 0
+    path: Path,
+    architecture: str,
+    *,
+    replaced: tuple[int, str] | None = None,
+    extra: int = 0,
+    keys: Mapping[str, str | float | int] | None = None,
+    frequencies: float = 0.0,
 ) -> Path:
-    """A one-layer model over bytes with an end token; `replaced` renames a token, `extra` adds some."""
+    """A one-layer model over bytes with an end token; `replaced` renames a token, `extra` adds some.
+
+    `keys`: further metadata under the architecture's name. `frequencies` of rotation are divided by it.
+    """
     out = gguf.GGUFWriter(path, architecture)
     out.add_context_length(256)
     out.add_embedding_length(WIDTH)
     out.add_block_count(1)
     out.add_layer_norm_rms_eps(1e-5)
     vocabulary = add_vocabulary(out, extra, replaced)
+    for key, value in (keys or {}).items():
+        kinds = {str: out.add_string, float: out.add_float32, int: out.add_uint32}
+        kinds[type(value)](f"{architecture}.{key}", value)
+    if frequencies:
+        out.add_tensor("rope_freqs.weight", np.full(8, frequencies, np.float32))
     random = np.random.default_rng(7)
 
     def tensor(name: str, *shape: int, value: float | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,12 @@ LFM2_350M = Lfm2(16, 1024, 4608, 16, 8, (2, 5, 8, 10, 12, 14))
 class Writer:
     """A GGUF file of one architecture over bytes, with an end token and `extra` tokens."""
 
-    def __init__(self, path: Path, architecture: str, extra: int = 0, dtype: Any = np.float32) -> None:
+    def __init__(
+        self, path: Path, architecture: str, extra: int = 0, dtype: Any = np.float32, without: str = ""
+    ) -> None:
+        """`without`: leave out the tensors whose names, without that of their layer, are so."""
         self.out = gguf.GGUFWriter(path, architecture)
-        self._prefix, self._dtype = architecture, dtype
+        self._prefix, self._dtype, self._without = architecture, dtype, without
         self._random = np.random.default_rng(7)
         self.vocab = add_vocabulary(self.out, extra)
 
@@ -77,7 +81,9 @@ class Writer:
                 self.out.add_uint32(key, value)
 
     def tensor(self, name: str, *shape: int, value: float | None = None) -> None:
-        """Add a tensor [rows, columns] of `value`, else of normal numbers."""
+        """Add a tensor [..., rows, columns] of `value`, else of normal numbers."""
+        if re.sub(r"^blk\.\d+\.", "", name) == self._without:
+            return
         if value is None:
             data = self._random.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
         else:
@@ -94,6 +100,12 @@ class Writer:
         self.tensor(f"{block}ffn_up.weight", ff, width)
         self.tensor(f"{block}ffn_down.weight", width, ff)
 
+    def experts(self, block: str, width: int, ff: int, count: int) -> None:
+        self.tensor(f"{block}ffn_gate_inp.weight", count, width)
+        self.tensor(f"{block}ffn_gate_exps.weight", count, ff, width)
+        self.tensor(f"{block}ffn_up_exps.weight", count, ff, width)
+        self.tensor(f"{block}ffn_down_exps.weight", count, width, ff)
+
 
 def write_qwen35(
     path: Path,
@@ -101,10 +113,9 @@ def write_qwen35(
     *,
     heads: int = 0,
     tied: bool = False,
-    without: str = "",
     **options: Any,
 ) -> Path:
-    """Write a Qwen3.5, with `heads` layers for multi-token prediction, `without` the tensors of a name."""
+    """Write a Qwen3.5, with `heads` layers for multi-token prediction."""
     s, out = shape, Writer(path, "qwen35", **options)
     third = s.rotary // 6
     out.keys({
@@ -146,8 +157,7 @@ def write_qwen35(
                 "ssm_out.weight": ((s.width, value), None),
             }
             for name, (size, number) in recurrent.items():
-                if name != without:
-                    out.tensor(block + name, *size, value=number)
+                out.tensor(block + name, *size, value=number)
         if i >= s.layers:
             out.tensor(f"{block}nextn.eh_proj.weight", s.width, 2 * s.width)
             out.norms(f"{block}nextn.", s.width, "enorm", "hnorm", "shared_head_norm")
@@ -155,22 +165,31 @@ def write_qwen35(
     return path
 
 
-def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, without: str = "", **options: Any) -> Path:
-    """Write an LFM2, `without` the tensors of a name."""
-    s, out = shape, Writer(path, "lfm2", **options)
+def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, experts: int = 0, **options: Any) -> Path:
+    """Write an LFM2, in all layers but the first with `experts`."""
+    s, out = shape, Writer(path, "lfm2moe" if experts else "lfm2", **options)
     head = s.width // s.heads
     out.keys({
         **_shape(s), "rope.freq_base": 1e6, "shortconv.l_cache": 3,
         "vocab_size": out.vocab,
     })  # fmt: skip
+    if experts:
+        out.keys({
+            "expert_count": experts, "expert_used_count": 2, "leading_dense_block_count": 1,
+            "expert_feed_forward_length": 32, "expert_gating_func": 2,
+        })  # fmt: skip
     out.tensor("token_embd.weight", out.vocab, s.width)
     out.norms("", s.width, "token_embd_norm")  # the norm before the output
     for i in range(s.layers):
         block = f"blk.{i}."
         out.norms(block, s.width, "attn_norm", "ffn_norm")
-        out.feed_forward(block, s.width, s.ff)
+        if experts and i:
+            out.experts(block, s.width, 32, experts)
+            out.tensor(f"{block}exp_probs_b.bias", experts, value=0.0)
+        else:
+            out.feed_forward(block, s.width, s.ff)
         if i in s.attention:
-            _attention(out, block, s.width, head * s.kv)
+            attention(out, block, s.width, head * s.kv, s.width)
             out.norms(block, head, "attn_q_norm", "attn_k_norm")
         else:
             for name, size in (
@@ -178,14 +197,18 @@ def write_lfm2(path: Path, shape: Lfm2 = Lfm2(), *, without: str = "", **options
                 ("shortconv.in_proj", (3 * s.width, s.width)),
                 ("shortconv.out_proj", (s.width, s.width)),
             ):
-                if name != without:
-                    out.tensor(f"{block}{name}.weight", *size)
+                out.tensor(f"{block}{name}.weight", *size)
     finish(out.out)
     return path
 
 
-def write_granite(path: Path, shape: Granite = Granite(), *, without: str = "", **options: Any) -> Path:
-    """Write a Granite 4 hybrid, `without` the tensors of a name."""
+def write_lfm2moe(path: Path, **options: Any) -> Path:
+    """Write an LFM2 with a mixture of experts."""
+    return write_lfm2(path, experts=8, **options)
+
+
+def write_granite(path: Path, shape: Granite = Granite(), **options: Any) -> Path:
+    """Write a Granite 4 hybrid."""
     s, out = shape, Writer(path, "granitehybrid", **options)
     inner = 2 * s.width
     out.keys({
@@ -200,9 +223,9 @@ def write_granite(path: Path, shape: Granite = Granite(), *, without: str = "", 
         out.norms(block, s.width, "attn_norm", "ffn_norm")
         out.feed_forward(block, s.width, s.ff)
         if i in s.attention:
-            _attention(out, block, s.width, s.width // s.heads * s.kv)
+            attention(out, block, s.width, s.width // s.heads * s.kv, s.width)
         else:
-            _mamba2(out, block, s.width, inner, s.state, s.ssm_heads, without)
+            _mamba2(out, block, s.width, inner, s.state, s.ssm_heads)
     finish(out.out)
     return path
 
@@ -224,6 +247,29 @@ def write_mamba2(path: Path, *, layers: int = 2, width: int = 64, state: int = 1
     return path
 
 
+def write_falcon_h1(path: Path, shape: Granite = Granite(layers=2), **options: Any) -> Path:
+    """Write a Falcon-H1, whose layers have attention and Mamba-2 side by side."""
+    s, out = shape, Writer(path, "falcon-h1", **options)
+    inner, head = 2 * s.width, s.width // s.heads
+    out.keys({
+        **_shape(s), "attention.head_count_kv": s.kv, "rope.freq_base": 1e6, "rope.dimension_count": head,
+        "attention.key_length": head, "attention.value_length": head,
+        "ssm.conv_kernel": 4, "ssm.inner_size": inner, "ssm.state_size": s.state,
+        "ssm.time_step_rank": s.ssm_heads, "ssm.group_count": 1, "vocab_size": out.vocab,
+    })  # fmt: skip
+    out.tensor("token_embd.weight", out.vocab, s.width)
+    out.norms("", s.width, "output_norm")
+    for i in range(s.layers):
+        block = f"blk.{i}."
+        out.norms(block, s.width, "attn_norm")
+        out.tensor(f"{block}ffn_norm", s.width, value=1.0)
+        out.feed_forward(block, s.width, s.ff)
+        attention(out, block, s.width, head * s.kv, s.width)
+        _mamba2(out, block, s.width, inner, s.state, s.ssm_heads)
+    finish(out.out)
+    return path
+
+
 def _shape(s: Lfm2) -> dict[str, Any]:
     return {
         "block_count": s.layers, "context_length": 32768, "embedding_length": s.width,
@@ -233,20 +279,17 @@ def _shape(s: Lfm2) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _attention(out: Writer, block: str, width: int, keys: int) -> None:
-    out.tensor(f"{block}attn_q.weight", width, width)
+def attention(out: Writer, block: str, width: int, keys: int, queries: int) -> None:
+    out.tensor(f"{block}attn_q.weight", queries, width)
     out.tensor(f"{block}attn_k.weight", keys, width)
     out.tensor(f"{block}attn_v.weight", keys, width)
-    out.tensor(f"{block}attn_output.weight", width, width)
+    out.tensor(f"{block}attn_output.weight", width, queries)
 
 
-def _mamba2(
-    out: Writer, block: str, width: int, inner: int, state: int, heads: int, without: str = ""
-) -> None:
+def _mamba2(out: Writer, block: str, width: int, inner: int, state: int, heads: int) -> None:
     out.tensor(f"{block}ssm_in.weight", 2 * inner + 2 * state + heads, width)
     out.tensor(f"{block}ssm_conv1d.weight", inner + 2 * state, 4)
-    if without != "ssm_conv1d.bias":
-        out.tensor(f"{block}ssm_conv1d.bias", inner + 2 * state)
+    out.tensor(f"{block}ssm_conv1d.bias", inner + 2 * state)
     out.tensor(f"{block}ssm_dt.bias", heads, value=0.5)
     out.tensor(f"{block}ssm_a", heads, 1, value=-0.3)
     out.tensor(f"{block}ssm_d", heads, 1)
@@ -254,4 +297,7 @@ def _mamba2(
     out.tensor(f"{block}ssm_out.weight", width, inner)
 
 
-HYBRIDS = {"qwen35": write_qwen35, "lfm2": write_lfm2, "granitehybrid": write_granite, "mamba2": write_mamba2}
+HYBRIDS = {
+    "qwen35": write_qwen35, "lfm2": write_lfm2, "lfm2moe": write_lfm2moe, "granitehybrid": write_granite,
+    "falcon-h1": write_falcon_h1, "mamba2": write_mamba2,
+}  # fmt: skip

@@ -42,7 +42,9 @@ class SettingsScreen(ModalScreen[settings_file.Settings | None]):
                     with Horizontal(classes="setting"):
                         yield Label(name, markup=False)
                         yield LineInput(
-                            one_line(str(getattr(self._settings, name))), id=f"set-{name}", compact=True
+                            one_line(settings_file.typed(self._settings, name)),
+                            id=f"set-{name}",
+                            compact=True,
                         )
                     yield Static(about + words, classes="about", markup=False)
             yield Static("", id="wrong", markup=False)
@@ -58,7 +60,7 @@ class SettingsScreen(ModalScreen[settings_file.Settings | None]):
                 if name == "personas":
                     continue
                 typed = self.query_one(f"#set-{name}", Input).value
-                if typed != one_line(str(getattr(settings, name))):
+                if typed != one_line(settings_file.typed(settings, name)):
                     settings = settings_file.changed(settings, name, typed)
                     changes[name] = getattr(settings, name)
             if settings.persona:

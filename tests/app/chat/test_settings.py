@@ -70,6 +70,8 @@ def test_what_is_saved_is_loaded_and_comments_stay(folder: Path) -> None:
         ("top_k = true", "top_k must be a whole number"),
         ("max_tokens = -1", "0 or more"),
         ("theme = 'pink'", "unknown theme 'pink' (valid: dark, light, contrast)"),
+        ("lora = 'a.gguf'", "lora must be a list of texts, not 'a.gguf'"),
+        ("lora = [1]", "lora must be a list of texts"),
         ("mode = 1", "unknown mode 1 (valid: auto"),
         ("personas = 3", "[personas] must be a table with a text for each name"),
         ("x = ", "is not TOML"),
@@ -118,12 +120,15 @@ async def test_the_form_saves_and_applies_at_once(folder: Path, tmp_path: Path) 
         assert not folder.exists()
         app.screen.query_one("#set-temperature", Input).value = "0.1"
         app.screen.query_one("#set-theme", Input).value = "light"
+        app.screen.query_one("#set-lora", Input).value = "a.gguf:0.5, b.gguf,"
         await pilot.press("enter")
         await until(pilot, lambda: "Settings in" not in shown(app))
         assert app.theme == "textual-light"
         assert app.session.sampling is not None
         assert app.session.sampling.temperature == 0.1
-    assert settings_file.load() == settings_file.Settings(temperature=0.1, theme="light")
+    assert settings_file.load() == settings_file.Settings(
+        temperature=0.1, theme="light", lora=["a.gguf:0.5", "b.gguf"]
+    )
 
 
 async def test_themes_rotate_and_high_contrast_is_black_and_white(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from commands import EDGESPEC, edgespec, one_line_error
 from tiny import write_tiny
+from tiny_lora import write_lora
+from tiny_onnx import write_tiny_onnx
 
 
 def test_version_and_help():
@@ -268,3 +270,28 @@ def test_bench_refuses_a_bad_suite(tmp_path: Path, starter_path, content, word):
     if content is not None:
         suite.write_text(content)
     one_line_error(edgespec("bench", "-m", str(starter_path), "--suite", str(suite)), word)
+
+
+def test_run_with_an_adapter(tiny_llama, tmp_path):
+    adapter = write_lora(tmp_path / "a.gguf", tiny_llama)
+    arguments = ["run", "-m", str(tiny_llama), "a b c", "--raw", "--max-tokens", "12", "--json"]
+    texts = [
+        json.loads(edgespec(*arguments, *options).stdout)["text"]
+        for options in ((), ("--lora", f"{adapter}:0"), ("--lora", str(adapter)))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    for options, words in (
+        (("--lora", str(tmp_path / "none.gguf")), ("none.gguf", "does not exist")),
+        (("--lora", str(tiny_llama)), (tiny_llama.name, "is not a LoRA adapter")),
+        (("--lora", f"{adapter}:nan"), ("invalid scale",)),
+        (("--lora", str(adapter), "--engine", "ik"), ("--lora needs llama.cpp",)),
+    ):
+        one_line_error(edgespec(*arguments, *options), *words)
+
+
+def test_other_runtimes_refuse_adapters(tmp_path):
+    folder = write_tiny_onnx(tmp_path / "onnx", attention="shared")
+    done = edgespec("run", "-m", str(folder), "--lora", "a.gguf", "a b c")
+    one_line_error(done, "is an ONNX model", "--lora")
+    done = edgespec("bench", "versus", "llama-server=/bin/true", "--lora", "a.gguf")
+    one_line_error(done, "leave out --lora")

@@ -60,12 +60,20 @@ def test_options_come_before_settings_and_settings_before_defaults(
         heard.update(spec=spec, sampling=sampling, settings=settings)
 
     (tmp_path / "config.toml").write_text(
-        'model = "mine"\ntop_k = 7\ncontext = 512\nmode = "saver"\nmax_tokens = 9'
+        'model = "mine"\ntop_k = 7\ncontext = 512\nmode = "saver"\nmax_tokens = 9\nlora = ["a"]'
     )
     invoke(command, "--top-k", "0", "--max-tokens", "8")
-    assert heard["settings"] == Settings("saver", "mine", top_k=0, context=512, max_tokens=8)
-    assert heard["spec"] == EngineSpec(context=512, mode="saver")  # the setting is not for a server's models
+    assert heard["settings"] == Settings("saver", "mine", top_k=0, context=512, max_tokens=8, lora=["a"])
+    assert heard["spec"] == EngineSpec(
+        context=512, mode="saver", lora=["a"]
+    )  # the setting is not for a server's models
     assert heard["sampling"] == Sampling(0.7, 0, 0.95)
+    (tmp_path / "config.toml").write_text("")
+    invoke(command)
+    assert heard["spec"].context is None  # the engine chooses
+    invoke(command, "--context", "4096")
+    assert heard["spec"].context == 4096
+    (tmp_path / "config.toml").write_text('model = "mine"')
     invoke(command, "-m", "other")
     assert heard["spec"].model == "other"
     assert heard["settings"].model == "mine"

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from cgroups import tree
+from tiny_attention import write_qwen3moe
 
 from edgespec.acceptance import Acceptance
 from edgespec.app.engine import calibration
@@ -410,3 +411,22 @@ def test_each_quota_has_curves_and_settings_of_its_own(
     assert keys("300000 200000") == found[-1]
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1}, raising=False)
     assert keys("max 100000")[0] not in [costs for costs, *_ in found]
+
+
+def test_costs_are_measured_on_varied_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts differ by token, so that one repeated token would read the same few again and again."""
+    passes: list[list[int]] = []
+
+    def forward(self: LlamaSequence, new: Sequence[int], last: int = 1) -> Any:
+        passes.append(list(new))
+        return self.model.forward([(self, new, last)])[0]
+
+    monkeypatch.setattr(LlamaSequence, "forward", forward)
+    path = write_qwen3moe(tmp_path / "moe.gguf")
+    with LlamaModel(path, LlamaOptions(context=256, threads=1)) as model:
+        calibration.curve(model.sequence(), lambda _: None)
+    _, *timed = passes
+    for rows in (1, 2, 4):
+        same = [tuple(new) for new in timed if len(new) == rows]
+        assert len({*same}) > len(same) // 2
+    assert all(len({*new}) > len(new) // 2 for new in timed)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import write_tiny
 
 from edgespec.app.engine import calibration, first_use
 from edgespec.app.engine.loading import EngineSpec, load_engine
@@ -129,3 +130,12 @@ def test_the_environment_chooses_an_engine(
         EdgespecError, match=r"unknown EDGESPEC_ENGINE .vllm. \(valid: auto, llama\.cpp, ik\)"
     ):
         load_engine(EngineSpec(str(starter_path), "suffix", 7, context=128))
+
+
+def test_an_engine_that_was_chosen_before_but_refuses_the_file_is_not_used(
+    ik: BackendName, tmp_path: Path
+) -> None:
+    path = write_tiny(tmp_path / "model.gguf", "llama", frequencies=4.0)
+    calibration.keep_tuned(check_gguf(path), LlamaOptions(engine=ik))
+    with load_engine(EngineSpec(str(path), "none")) as engine:
+        assert engine.model.options.engine == "llama.cpp"  # type: ignore[union-attr]

@@ -1,30 +1,36 @@
-"""Engines on models with recurrent layers: the text is that of plain decoding, prefixes are reused."""
+"""Engines on every kind of cache: the text is that of plain decoding, prefixes are reused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tiny import write_tiny
+from tiny_attention import FULL_CACHES
 from tiny_hybrids import HYBRIDS, write_qwen35
+from tiny_lora import write_lora
 
 from edgespec.app.bench.fixed_length import FixedLength
 from edgespec.app.engine.assembly import open_engine
 from edgespec.app.engine.engine import Engine
 from edgespec.app.engine.marks import marks
 from edgespec.app.engine.request import GenerationStats, Request
+from edgespec.models.gguf.lora import Adapter
 from edgespec.models.gguf.native import LlamaOptions
 from edgespec.sampling import Sampling
 
-# An fp32 cache, so that rounding does not decide between two tokens.
-OPTIONS = LlamaOptions(context=2048, threads=1, type_k="f32", type_v="f32")
+# All in float32, which flash attention is not, so that rounding decides neither tokens nor experts.
+OPTIONS = LlamaOptions(context=2048, threads=1, type_k="f32", type_v="f32", flash_attention=False)
+WRITERS = {**HYBRIDS, **FULL_CACHES}
 
 
-@pytest.fixture(scope="module", params=[*HYBRIDS, "qwen35 with a head"])
+@pytest.fixture(scope="module", params=[*WRITERS, "qwen35 with a head"])
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     path = tmp_path_factory.mktemp("hybrid") / "model.gguf"
     head = request.param.endswith("head")
-    write_qwen35(path, heads=1) if head else HYBRIDS[request.param](path)
+    write_qwen35(path, heads=1) if head else WRITERS[request.param](path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
         patch.setattr("edgespec.app.engine.calibration.save", lambda *_: None)
@@ -63,6 +69,26 @@ def test_text_with_a_seed(engine):
         plain = answered(engine, prompt, sampling=sampling, speculate=False)
         fast = answered(engine, prompt, sampling=sampling, controller=lambda chain: FixedLength(6, chain))
         assert fast.tokens == plain.tokens
+
+
+@pytest.mark.parametrize("name", FULL_CACHES)
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, seed=5)])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_text_with_a_draft_model(name, sampling, adapted, tmp_path, monkeypatch):
+    monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
+    monkeypatch.setattr("edgespec.app.engine.calibration.save", lambda *_: None)
+    target = FULL_CACHES[name](tmp_path / "target.gguf")
+    draft = write_tiny(tmp_path / "draft.gguf", "llama")
+    adapters = (Adapter(write_lora(tmp_path / "lora.gguf", target)),) if adapted else ()
+    options = replace(OPTIONS, adapters=adapters)
+    with open_engine(target, draft, suffix=False, mode="performance", options=options) as engine:
+        assert engine.model.options.adapters == adapters
+        assert engine.drafters.draft.model.options.adapters == ()
+        for prompt in prompts(engine):
+            plain = answered(engine, prompt, sampling=sampling, speculate=False)
+            fast = answered(engine, prompt, sampling=sampling, controller=lambda chain: FixedLength(5, chain))
+            assert fast.tokens == plain.tokens
+            assert fast.drafted > 0
 
 
 def test_the_planner_drafts(engine):
