@@ -18,7 +18,7 @@ RUNTIME = {"models/gguf/llamacpp.py"}
 
 
 def level(name: str) -> int:
-    """How high a module stands: 0 for edgespec itself, -1 for what is not ours."""
+    """The level of a module: 0 for edgespec itself, -1 for what is not ours."""
     if top(name) != "edgespec":
         return -1
     part = name.split(".")[1:2]

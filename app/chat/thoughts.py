@@ -31,5 +31,5 @@ def parts(text: str) -> tuple[str, str]:
 
 
 def summary(thought: str, thinking: bool) -> str:
-    """Return the line that stands for reasoning."""
+    """Return the line shown in place of reasoning."""
     return f"{'thinking' if thinking else 'reasoning'}: {len(thought.split()):,} words"

@@ -47,7 +47,7 @@ class NamedCall:
 class TaggedCall:
     """NAME `after`, and `key` KEY `quote` ... `value` VALUE `close` for each argument.
 
-    Strings are written as they are, other values as JSON. `close` may contain {key}. `typed` is what stands
+    Strings are written as they are, other values as JSON. `close` may contain {key}. `typed` is what is
     between `quote` and `value` for strings and for other values.
     """
 
@@ -100,7 +100,7 @@ class Syntax:
     `open`, distinguishes a call from text. If `alone`, calls replace text instead of following it. Without
     `many` there is at most one. `taught`: the templates do not support tools, so the prompt must describe
     them (`tool_calls.instructions`). With `headers`, calls are messages whose header names the function
-    (`reasoning.Thoughts`). `extra` is a mark that may stand before calls, `text` one that stands before text.
+    (`reasoning.Thoughts`). `extra` is a mark that may come before calls, `text` one that comes before text.
     """
 
     family: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Thoughts:
-    """Reasoning stands between `open` and `close`, before the answer or wherever a part of it may begin.
+    """Reasoning is between `open` and `close`, before the answer or wherever a part of it may begin.
 
     `dropped` are other marks that are not text. With `headers`, an answer is a sequence of messages, each
     with a header up to `body` that shows what it is; `open` is then what the header of reasoning contains.

@@ -27,7 +27,7 @@ def emulated(cpu: str, program: Path, tmp_path: Path, arguments: list[str]) -> s
     """Standard output of the program on that processor.
 
     PyInstaller's loader starts the program again to have its libraries found, and would leave the emulator by
-    that: it is told that it did, and where they are.
+    that: it is notes that it did, and where they are.
     """
     executable = str(program / "edgespec")
     environment = {

@@ -1,4 +1,4 @@
-"""Calibration finds how often guesses stand, and reads back only what it wrote."""
+"""Calibration finds how often drafts stand, and reads back only what it wrote."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_change_is_followed_however_much_was_seen_before() -> None:
     assert acceptance.probability("a", 0.9) == pytest.approx(0.1, abs=0.09)
 
 
-def test_confidences_are_told_apart() -> None:
+def test_confidences_are_reported_apart() -> None:
     rng, acceptance = random.Random(1), Acceptance()
     for _ in range(8000):
         confidence = rng.random()
@@ -64,7 +64,7 @@ def test_confidences_are_told_apart() -> None:
         assert acceptance.probability("a", confidence) == pytest.approx(confidence**3, abs=0.13)
 
 
-def test_drafters_are_told_apart() -> None:
+def test_drafters_are_reported_apart() -> None:
     acceptance = taught([("good", 0.5, True), ("bad", 0.5, False)] * 200)
     assert acceptance.probability("good", 0.5) > 0.9
     assert acceptance.probability("bad", 0.5) < 0.1
@@ -72,7 +72,7 @@ def test_drafters_are_told_apart() -> None:
 
 @relaxed
 @given(seen, sources, confidences)
-def test_a_probability_is_one_and_each_guess_moves_it_the_right_way(
+def test_a_probability_is_one_and_each_draft_moves_it_the_right_way(
     observations: list[tuple[str, float, bool]], source: str, confidence: float
 ) -> None:
     for accepted in (True, False):

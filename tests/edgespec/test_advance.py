@@ -139,7 +139,7 @@ def test_planners_and_rounds_know_what_others_have_in_the_batch():
     ]
 
 
-def test_without_sharing_nothing_is_guessed():
+def test_without_sharing_nothing_is_drafted():
     texts = [text_of([1, 2] * 8, 9), text_of([3, 4] * 8, 9)]
     rounds = [advance(texts, together) for _ in range(3)]
     assert not any(round_.draft.tokens for turn in rounds for round_ in turn if round_)
@@ -164,8 +164,8 @@ def test_all_texts_with_room_have_as_many_tokens_in_a_pass(asked, rows):
         advance(running, forward, rows, sharing=shared)
 
 
-def test_rows_without_guesses_are_padded_at_a_first_round_too():
-    """Four rows cost less than two, and a text whose prompt was read before guesses nothing yet."""
+def test_rows_without_drafts_are_padded_at_a_first_round_too():
+    """Four rows cost less than two, and a text whose prompt was read before drafts nothing yet."""
     costs = CostCurve({1: 1.0, 2: 2.0, 4: 1.0})
     read, other = text_of([1, 2], 40), text_of([3, 4], 40)
     for text in (read, other):
@@ -177,7 +177,7 @@ def test_rows_without_guesses_are_padded_at_a_first_round_too():
     ]
 
 
-def test_a_prompt_that_is_read_beside_them_counts():
+def test_a_prompt_that_is_read_next_to_them_counts():
     """Four rows cost less than two, but with those of the prompt it would be six."""
     costs = CostCurve({1: 1.0, 2: 2.0, 3: 3.0, 4: 0.5, 6: 50.0})
     texts, shared = [text_of([1, 2], 40), text_of([3, 4], 40)], BatchPlanner(lambda: costs)
@@ -217,7 +217,7 @@ def test_what_must_not_be_dropped_raises_the_rows_of_all():
     assert [round_ and round_.draft.rows for round_ in rounds] == [2] * 3
 
 
-def test_a_long_prompt_is_read_piece_by_piece_beside_others():
+def test_a_long_prompt_is_read_piece_by_piece_next_to_others():
     long, short = text_of([1] * 50, 5), text_of([1, 2], 20)
     rounds: list[Sequence[Round | None]] = [advance([long, short], together, 12, 16) for _ in range(4)]
     assert [len(r[0].tokens) if r[0] else 0 for r in rounds] == [0, 0, 0, 1]
@@ -261,7 +261,7 @@ def test_what_the_pass_raises_leaves_every_text_as_it_was():
 
 
 def test_the_planner_drafts_less_where_others_fill_the_batch():
-    """Rows are free up to eight: alone a text drafts them all, beside six others it leaves them theirs."""
+    """Rows are free up to eight: alone a text drafts them all, with six others it leaves them theirs."""
     costs = CostCurve({n: 0.010 if n <= 8 else 0.010 * n / 4 for n in range(1, 17)})
     acceptance = Acceptance()
     drafted = {}

@@ -58,7 +58,7 @@ def test_no_other_number_is_expected_to_bring_more(found, reading, seconds, most
     curve = CostCurve(seconds)
     offers, bounds = [], []
     for has, least, more, low in found:
-        has = has[: max(0, min(most - 1, more))] if low == 1 else []  # at a prompt's end nothing is guessed
+        has = has[: max(0, min(most - 1, more))] if low == 1 else []  # at a prompt's end nothing is drafted
         offers.append(offer(*has, least=min(least, len(has))))
         bounds.append((low, low + more))
     bounds += [(n, n) for n in reading]
@@ -90,7 +90,7 @@ def test_what_must_not_be_dropped_is_kept():
     assert sharing().rows(offers, room(offers), 8, 0) == 3
 
 
-def test_rows_beside_a_prompt_cost_what_it_has_not_in_them():
+def test_rows_next_to_a_prompt_cost_what_it_has_not_in_them():
     """What is read side by side with the others' rows need not be read after them."""
     seconds = {1: 1.0, 2: 1.1, 4: 1.9, 8: 3.5, 16: 6.9, 32: 13.6}
     offers = [offer(0.7)]

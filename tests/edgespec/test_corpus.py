@@ -95,7 +95,7 @@ def test_counts_are_exact_where_only_a_sample_is_read(followed_by, random):
 
 
 @pytest.mark.parametrize("times", [98, 99, 100, 101, 110, 140])
-def test_a_follower_is_a_guess_from_a_tenth_on(times):
+def test_a_follower_is_a_draft_from_a_tenth_on(times):
     documents = [[7, 8, 9]] * times + [[7, 8, 1000 + i] for i in range(1000 - times)]
     expected = ((9,), (times / 1000,), 2) if times >= 100 else ((), (), 2)
     assert make(documents).continuation([7, 8], 1) == expected

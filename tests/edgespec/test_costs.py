@@ -178,7 +178,7 @@ def test_drift_seen_at_one_size_alone_moves_every_size() -> None:
     )
 
 
-def test_a_size_measured_wrong_is_mended() -> None:
+def test_a_size_measured_wrong_is_corrected() -> None:
     rng, curve = random.Random(1), CostCurve({**CLIFFS, 8: 40.0})
     for _ in range(800):
         n = rng.choice([1, 2, 4, 8])

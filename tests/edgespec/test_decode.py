@@ -1,4 +1,4 @@
-"""Lossless (a): whatever is guessed, the text is the one plain decoding gives, and the caches stay exact."""
+"""Lossless (a): whatever is drafted, the text is the one plain decoding gives, and the caches stay exact."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class Stop:
 
 
 class Watched:
-    """Passes a drafter's guesses on, and checks what the loop asks of it."""
+    """Passes a drafter's drafts on, and checks what the loop asks of it."""
 
     def __init__(self, drafter: Drafter, target: LanguageModel, end: int) -> None:
         self._drafter, self._target, self._end = drafter, target, end
@@ -209,7 +209,7 @@ def test_sampled_text_is_plain_decodings(
     assert context == prompt + plain(prompt, count, sampling)
 
 
-def test_right_guesses_are_kept_and_wrong_ones_cost_no_token() -> None:
+def test_right_drafts_are_kept_and_wrong_ones_cost_no_token() -> None:
     rounds = run([1, 2, 3], DRAFTERS["oracle"](), [4], 20)
     assert [len(r.tokens) for r in rounds] == [1, 5, 5, 5, 4]
     assert {source for r in rounds for source in r.draft.sources} == {"scripted"}
@@ -311,7 +311,7 @@ def test_a_stopped_forward_leaves_the_cache_exact(
 
 
 @pytest.mark.parametrize("where", ["drafter", "done", "sampler", "draft model"])
-def test_a_failure_beside_the_target_leaves_its_cache_exact(where: str) -> None:
+def test_a_failure_next_to_the_target_leaves_its_cache_exact(where: str) -> None:
     target, context = ScriptedModel(SCRIPT), [1, 2, 3]
     drafter = DRAFTERS["oracle"]()
     done: Callable[[int], bool] = Stop()

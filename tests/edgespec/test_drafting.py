@@ -1,4 +1,4 @@
-"""A draft model guesses what it says it guesses, reads nothing twice, and decides before it draws."""
+"""A draft model drafts what it says it drafts, reads nothing twice, and decides before it draws."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_what_is_far_behind_starts_afresh_at_the_window(window: int) -> None:
 
 
 def test_a_window_of_the_text_gives_the_draft_of_that_window() -> None:
-    script = noise_script(VOCAB, seed=3, memory=50)  # what was not read changes what is guessed
+    script = noise_script(VOCAB, seed=3, memory=50)  # what was not read changes what is drafted
     context = [t % 5 for t in range(300)]
     draft = drafted(ModelDrafter(ScriptedModel(script), 1000, window=10), context, 4)
     assert draft.tokens == drafted(ModelDrafter(ScriptedModel(script), 1000), context[-10:], 4).tokens
@@ -157,7 +157,7 @@ def test_an_edit_before_the_window_begins_is_read_afresh() -> None:
 def test_lag_is_what_is_read_and_capacity_is_kept(
     edits: list[tuple[int, list[int], int]], capacity: int, window: int
 ) -> None:
-    """Whatever is edited: the model reads `lag` tokens, all but the last ones it guessed follow the text."""
+    """Whatever is edited: the model reads `lag` tokens, all but the last ones it drafted follow the text."""
     model = ScriptedModel(SCRIPT, capacity=capacity)  # raises when it is exceeded
     drafter = ModelDrafter(model, capacity, window=window)
     context = [1]

@@ -16,7 +16,7 @@ def test_an_installation_takes_what_the_project_offers(extra: str) -> None:
     assert any(f'extra == "{extra}"' in one for one in requires("edgespec") or ())
 
 
-def test_a_frozen_program_is_not_told_to_run_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_is_not_reported_to_run_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     assert "pip install" not in how_to_get("ik", " now")
     assert "README" in how_to_get("ik")

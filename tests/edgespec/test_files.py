@@ -35,7 +35,7 @@ def test_an_exception_leaves_the_old_file_alone(tmp_path: Path, error: type[Base
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
-def test_only_the_owner_reads_it_unless_told_otherwise(tmp_path: Path) -> None:
+def test_only_the_owner_reads_it_unless_reported_otherwise(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_whole(tmp_path / "private", b"")

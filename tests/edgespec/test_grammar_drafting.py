@@ -151,14 +151,14 @@ def test_what_is_forced_takes_no_round_of_its_own() -> None:
     assert text == plain
     assert len(rounds) < 0.7 * len(slow)
     for round_ in rounds:
-        told = round_.draft.sources.count(GRAMMAR)
-        assert round_.draft.sources == (GRAMMAR,) * told
+        notes = round_.draft.sources.count(GRAMMAR)
+        assert round_.draft.sources == (GRAMMAR,) * notes
         certain = [*(one == 1.0 for one in round_.draft.confidence), False].index(False)
         assert round_.accepted >= certain
     assert any(round_.accepted for round_ in rounds)
 
 
-def test_what_is_forced_after_a_guess_is_drafted_with_it() -> None:
+def test_what_is_forced_after_a_draft_is_drafted_with_it() -> None:
     plain, _ = answer(GRAMMARS["list"], Sampling(), None)
     text, rounds = answer(GRAMMARS["list"], Sampling(), lambda: (known(plain, 4), None))
     assert text == plain
@@ -191,12 +191,12 @@ def test_drafts_of_how_values_begin_must_have_been_accepted() -> None:
     lead, drafts = grammar.lead(20), []
     for accepted in (0, 0, 1, 1, 1):
         grammar.lead(20)
-        drafts.append(len(grammar.completed(lead, guess(A, A), 20).tokens) - len(lead.tokens))
+        drafts.append(len(grammar.completed(lead, draft(A, A), 20).tokens) - len(lead.tokens))
         grammar.observe((A if accepted else B,))
     assert drafts == [2, 0, 0, 0, 2]
     for _ in range(5):
         grammar.lead(20)
-        grammar.completed(lead, guess(A, A), 20)
+        grammar.completed(lead, draft(A, A), 20)
         grammar.observe((B,))
     assert not grammar.trusts_values
     for _ in range(40):  # none was made, and what is known fades
@@ -246,7 +246,7 @@ def state_after(grammar: str, text: str = "") -> GrammarState:
     return state
 
 
-def guess(*tokens: int, sampled: int = 0, padding: int = 0) -> Draft:
+def draft(*tokens: int, sampled: int = 0, padding: int = 0) -> Draft:
     """A draft; the first tokens are point masses, the last `sampled` ones of several."""
     probs = None
     if sampled:
@@ -262,13 +262,13 @@ A, B, X = VOCAB.tokenize("a")[0], VOCAB.tokenize("b")[0], VOCAB.tokenize("\n")[0
 @pytest.mark.parametrize(
     ("draft", "kept"),
     [
-        (guess(A, B), (A, B)),
-        (guess(A, X, B), (A,)),
-        (guess(X, A), ()),
-        (guess(A, X, B, sampled=2), (A, X)),  # dropped, it would be replaced from p and not from the residual
-        (guess(A, X, B, sampled=1), (A,)),
-        (guess(VOCAB.eos, A), ()),
-        (guess(VOCAB.eos, A, sampled=2), (VOCAB.eos,)),
+        (draft(A, B), (A, B)),
+        (draft(A, X, B), (A,)),
+        (draft(X, A), ()),
+        (draft(A, X, B, sampled=2), (A, X)),  # dropped, it would be replaced from p and not from the residual
+        (draft(A, X, B, sampled=1), (A,)),
+        (draft(VOCAB.eos, A), ()),
+        (draft(VOCAB.eos, A, sampled=2), (VOCAB.eos,)),
     ],
 )
 def test_a_draft_is_cut_where_the_grammar_refuses_it(draft: Draft, kept: tuple[int, ...]) -> None:
@@ -313,7 +313,7 @@ class Fixed(Drafter):
 
 
 def test_no_batch_is_larger_than_its_gain() -> None:
-    """Where a row costs as much as a pass, and a guess is none too sure, what would follow it waits."""
+    """Where a row costs as much as a pass, and a draft is none too sure, what would follow it waits."""
     steep = CostCurve({n: float(n) for n in range(1, 33)})
     text = '{"name": "abc'
     for confidence, more in ((0.1, False), (1.0, True)):

@@ -85,7 +85,7 @@ def test_what_models_do_to_each_other_is_measured(shared):
     assert threading.active_count() == before
 
 
-def test_a_model_that_fails_beside_another_is_an_error():
+def test_a_model_that_fails_next_to_another_is_an_error():
     def fails() -> None:
         if threading.current_thread() is not threading.main_thread():
             raise EdgespecError("no room")
@@ -143,7 +143,7 @@ def test_what_was_drafted_ahead_is_not_read_again() -> None:
     )
 
 
-def test_a_wrong_guess_is_thrown_away() -> None:
+def test_a_wrong_draft_is_thrown_away() -> None:
     drafter = ModelDrafter(ScriptedModel(SCRIPT), 1000)
     drafter.begin_ahead([1, 2, 3], 6)
     drafter._ahead.join()
@@ -178,8 +178,8 @@ def test_a_pass_that_fails_ahead_fails_nothing_else(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, seed=3)])
-@pytest.mark.parametrize("guesses", [SCRIPT, OTHER])
-def test_texts_are_those_of_plain_decoding(sampling: Sampling, guesses, monkeypatch) -> None:
+@pytest.mark.parametrize("drafts", [SCRIPT, OTHER])
+def test_texts_are_those_of_plain_decoding(sampling: Sampling, drafts, monkeypatch) -> None:
     """A draft model that agrees, and one that never does."""
     before = threading.active_count()
     begun: list[int] = []
@@ -200,7 +200,7 @@ def test_texts_are_those_of_plain_decoding(sampling: Sampling, guesses, monkeypa
         planner.stop_ahead()
         return context
 
-    drafting = ScriptedModel(guesses)
+    drafting = ScriptedModel(drafts)
     drafter = ModelDrafter(drafting, 1000)
     ahead = make_planner(FREE.copy(), Acceptance(), None, drafter, CHEAP.copy(), 7, ahead=4)
     assert text(ahead) == text(make_planner(FREE.copy(), Acceptance()))

@@ -1,7 +1,7 @@
 """The planner against texts, machines and drafters that are made up, and its drafts through the real loop.
 
-A closed loop needs no model: the text is known, a drafted token stands if it is the text's, and a round takes
-what a made cost curve says. `figure` is how fast that was, in plain decoding speeds.
+A closed loop needs no model: the text is known, a drafted token is accepted if it is the text's, and a
+round takes what a made cost curve says. `figure` is how fast that was, in plain decoding speeds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Guesser:
         )
         return Draft(tokens, (self._confidence,) * len(tokens), (SUFFIX,) * len(tokens))
 
-    def extend(self, guessed: Text, limit: int) -> Draft:
+    def extend(self, before: Text, limit: int) -> Draft:
         return Draft()
 
 
@@ -70,7 +70,7 @@ def figure(rounds: Sequence[Round], seconds: Seconds) -> float:
 
 
 def clairvoyant(text: Text, seconds: Seconds) -> float:
-    """The figure of whoever knows how much of each of the suffix drafter's guesses will stand."""
+    """The figure of whoever knows how much of each of the suffix drafter's drafts will stand."""
     drafter, size = SuffixDrafter(), len(text)
     right = [0] * size
     for at in range(START + 1, size - 1):
@@ -80,8 +80,8 @@ def clairvoyant(text: Text, seconds: Seconds) -> float:
     cheapest = {k: min(took(seconds, n) for n in range(k + 1, most + 1)) for k in range(1, most)}
     rest = [0.0] * (size + 1)
     for at in range(size - 1, START - 1, -1):
-        guesses = range(1, min(right[at], most - 1) + 1)
-        rest[at] = min([one + rest[at + 1], *(cheapest[k] + rest[at + k + 1] for k in guesses)])
+        drafts = range(1, min(right[at], most - 1) + 1)
+        rest[at] = min([one + rest[at + 1], *(cheapest[k] + rest[at + k + 1] for k in drafts)])
     return one * (size - START) / rest[START]
 
 
@@ -132,7 +132,7 @@ def test_where_rows_cost_in_proportion_hardly_anything_is_drafted() -> None:
     assert figure(rounds, MACHINES["steep"]) >= 0.985
 
 
-def test_what_no_drafter_guesses_is_decoded_plainly() -> None:
+def test_what_no_drafter_drafts_is_decoded_plainly() -> None:
     nothing = make_planner(CostCurve(MACHINES["flat"]), Acceptance())
     assert nothing.propose([1, 2, 1, 2], 9) == Draft()
     assert planner(MACHINES["flat"]).propose([1, 2, 3, 4], 9) == Draft()
@@ -154,7 +154,7 @@ def test_repetition_is_nearly_as_fast_as_foresight(machine: str, period: int) ->
 @pytest.mark.parametrize("machine", ["cliffs", "blocks", "flat"])
 @pytest.mark.parametrize("text", [copied(1, 60, 0.02), interrupted(1, 6), interrupted(1, 4)], ids=str)
 def test_broken_repetition_pays_too(machine: str, text: Text) -> None:
-    """The foresight compared with knows where each guess will break; nobody can."""
+    """The foresight compared with knows where each draft will break; nobody can."""
     seconds = MACHINES[machine]
     reached = figure(decode(text, planner(seconds), seconds), seconds)
     assert reached > 1.1
@@ -267,27 +267,27 @@ def test_a_round_teaches_what_the_target_took() -> None:
 @pytest.mark.parametrize(
     ("tokens", "heard"), [([7], 1), ([2, 7], 2), ([7, 3, 1], 1), ([2, 7, 1, 2], 2), ([2, 3, 1, 2], 4)]
 )
-def test_guesses_are_heard_up_to_the_first_wrong_one(tokens: list[int], heard: int) -> None:
-    """What comes after it was guessed for another text, even if the model's draft made the round longer."""
-    told: list[bool] = []
+def test_drafts_are_heard_up_to_the_first_wrong_one(tokens: list[int], heard: int) -> None:
+    """What comes after it was drafted for another text, even if the model's draft made the round longer."""
+    notes: list[bool] = []
 
     class Told(Acceptance):
         def observe(self, source: str, confidence: float, accepted: bool) -> None:
-            told.append(accepted)
+            notes.append(accepted)
 
     one = make_planner(CostCurve(MACHINES["flat"]), Told(), SuffixDrafter())
     draft = one.propose([1, 2, 3] * 5 + [1], 9)
     one.observe(Round(tuple(tokens), draft, len(tokens) - 1, 0.3, 0.0, 0.3))
-    assert len(told) == heard
-    assert all(told[:-1])
-    assert told[-1] == (tokens == [2, 3, 1, 2])
+    assert len(notes) == heard
+    assert all(notes[:-1])
+    assert notes[-1] == (tokens == [2, 3, 1, 2])
 
 
 # Wrong beliefs.
 
 
 @pytest.mark.parametrize("wrong", ["half", "free eight", "slow", "fast"])
-def test_a_wrong_curve_is_mended(wrong: str) -> None:
+def test_a_wrong_curve_is_corrected(wrong: str) -> None:
     """After a text or two, which may be slower, it decodes as one that knew."""
     seconds = MACHINES["cliffs"]
     believed = {
@@ -308,7 +308,7 @@ def test_a_wrong_curve_is_mended(wrong: str) -> None:
 
 @pytest.mark.parametrize("believed", [True, False])
 @pytest.mark.parametrize("machine", ["cliffs", "blocks", "flat"])
-def test_wrong_acceptance_is_mended(machine: str, believed: bool) -> None:
+def test_wrong_acceptance_is_corrected(machine: str, believed: bool) -> None:
     """Guesses of the suffix drafter are compared with every token, so even one not trusted is heard."""
     seconds, acceptance = MACHINES[machine], Acceptance()
     for _ in range(2000):
@@ -321,8 +321,8 @@ def test_wrong_acceptance_is_mended(machine: str, believed: bool) -> None:
     assert figure(decode(noise, planner(seconds, acceptance=acceptance), seconds), seconds) >= 0.97
 
 
-def test_guesses_not_made_are_learned_from() -> None:
-    """Where guessing never pays the suffix drafter's chances are learned all the same."""
+def test_drafts_not_made_are_learned_from() -> None:
+    """Where drafting never pays the suffix drafter's chances are learned all the same."""
     acceptance, text = Acceptance(), random_text(1000, 1)
     for confidence, right in ((0.55, True), (0.85, False)):
         suffix = Guesser(text, lambda _, right=right: right, confidence)
@@ -403,7 +403,7 @@ def test_a_model_that_is_wrong_is_soon_left_alone(machine: str, confidence: floa
 
 
 def test_a_model_is_asked_as_far_as_it_is_sure() -> None:
-    """Half of its guesses hold and it knows: far fewer are made at a time than of sure ones."""
+    """Half of its drafts hold and it knows: far fewer are made at a time than of sure ones."""
 
     def drafted(confidence: float) -> float:
         rng = random.Random(1)
@@ -492,7 +492,7 @@ def test_further_tokens_of_a_block_are_free() -> None:
 
 
 def test_the_model_is_asked_where_the_text_does_not_repeat() -> None:
-    """And repetition goes on after its guesses."""
+    """And repetition goes on after its drafts."""
     repeated = random_text(LETTERS, 9, 30)
     text = [t for i in range(40) for t in (*repeated, (7 * i) % LETTERS)]
     rounds, _ = with_model("flat", 0.05, lambda _: True, 0.8, text=text, suffix=True)
@@ -530,7 +530,7 @@ def test_best_case() -> None:
 # Caution.
 
 
-def test_long_guesses_are_earned() -> None:
+def test_long_drafts_are_earned() -> None:
     caution = DraftBackoff()
     start = caution.longest
     caution.observe(start, start, 5.0, 0.0)
@@ -539,7 +539,7 @@ def test_long_guesses_are_earned() -> None:
         caution.observe(caution.longest, 0, -1.0, 0.0)
     assert 1 <= caution.longest < start
     low = caution.longest
-    caution.observe(1, 1, 0.5, 0.0)  # a short guess that held says nothing of long ones
+    caution.observe(1, 1, 0.5, 0.0)  # a short draft that held says nothing of long ones
     assert caution.longest in (low, 2 * low)
 
 
@@ -555,7 +555,7 @@ def test_losses_raise_what_a_plan_must_promise(rounds: list[tuple[int, int, floa
         assert caution.longest >= 1
         assert caution.margin >= rest
         if gain < -0.1:
-            assert caution.margin >= before - 0.01  # a little is forgiven in a round without a guess
+            assert caution.margin >= before - 0.01  # a little is forgiven in a round without a draft
         elif gain >= 0.0:
             assert caution.margin <= before
     for _ in range(2000):
@@ -760,7 +760,7 @@ def sampled(
     prompt: Sequence[int] = PROMPT,
     written: int = 3,
 ) -> tuple[Counter[tuple[int, ...]], Counter[tuple[str, ...]]]:
-    """TEXTS sampled texts, drafts drawn from q and the suffix drafter's guesses among them."""
+    """TEXTS sampled texts, drafts drawn from q and the suffix drafter's drafts among them."""
     found, sources = Counter[tuple[int, ...]](), Counter[tuple[str, ...]]()
     q, sampler = Sampling(1.0, seed=2), Sampler(Sampling(1.0, seed=1))
     model = ModelDrafter(ScriptedModel(draft_script), 1000, q, is_end=lambda token: token == end)

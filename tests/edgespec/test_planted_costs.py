@@ -54,7 +54,7 @@ PLANTED: dict[str, Callable[[Seconds], dict[str, Any]]] = {
     "missing": lambda seconds: file({1: 1.0}, seconds[1]),
     "in proportion": lambda seconds: file({n: float(n) for n in seconds}, seconds[1]),
     "all alike": lambda seconds: file(dict.fromkeys(seconds, 1.0), seconds[1]),
-    # As a first start beside three busy loops kept them.
+    # As a first start next to three busy loops kept them.
     "busy": lambda _: {"pace": 7.97, "slope": 0.0, "most": 32, "shape": {"1": 1.0}},
     "busy, three sizes": lambda _: {
         "pace": 7.97, "slope": 0.0, "most": 32, "shape": {"1": 1.0, "2": 1.2, "3": 106.5},

@@ -18,7 +18,7 @@ from edgespec.retrieval import CORPUS, SUFFIX, CorpusDrafter, MatchStep, SuffixA
 
 relaxed = settings(max_examples=250, deadline=None, derandomize=True)
 texts = st.integers(0, 4).flatmap(lambda letters: st.lists(st.integers(0, letters), max_size=60))
-guesses = st.lists(st.integers(0, 5), max_size=6)
+drafts = st.lists(st.integers(0, 5), max_size=6)
 ALL = 1 << 20
 
 
@@ -40,15 +40,15 @@ def followers(text: Sequence[int], end: Sequence[int]) -> tuple[int, list[int]]:
 
 
 @relaxed
-@given(texts, guesses)
-def test_the_walk_follows_the_longest_match(text: list[int], guessed: list[int]) -> None:
-    """At every step the longest end of (text, guessed, walked) that was continued, and one continuation."""
-    end = [*text, *guessed]
-    steps = itertools.islice(automaton_of(text).walk(guessed), 12)
+@given(texts, drafts)
+def test_the_walk_follows_the_longest_match(text: list[int], drafted: list[int]) -> None:
+    """At every step the longest end of (text, drafted, walked) that was continued, and one continuation."""
+    end = [*text, *drafted]
+    steps = itertools.islice(automaton_of(text).walk(drafted), 12)
     for step in itertools.chain(steps, [None]):
         match, found = followers(text, end)
         if step is None:
-            assert not found or len(end) == len(text) + len(guessed) + 12
+            assert not found or len(end) == len(text) + len(drafted) + 12
             return
         assert step.match == match
         assert step.token in found
@@ -57,14 +57,14 @@ def test_the_walk_follows_the_longest_match(text: list[int], guessed: list[int])
 
 
 @relaxed
-@given(texts, guesses)
-def test_shares_are_plain_counts(text: list[int], guessed: list[int]) -> None:
+@given(texts, drafts)
+def test_shares_are_plain_counts(text: list[int], drafted: list[int]) -> None:
     """Where every suffix counts: the most frequent continuation, of equals the latest, and its share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "_CHAIN", ALL)
         automaton = automaton_of(text)
-    end = [*text, *guessed]
-    for step in itertools.islice(automaton.walk(guessed), 8):
+    end = [*text, *drafted]
+    for step in itertools.islice(automaton.walk(drafted), 8):
         match, found = followers(text, end)
         best = max(reversed(found), key=found.count)
         assert step == MatchStep(best, match, found.count(best) / len(found))
@@ -79,9 +79,9 @@ def test_shares_are_plain_counts_in_long_texts(letters: int, monkeypatch: pytest
         rng, automaton = random.Random(seed), SuffixAutomaton()
         for _ in range(150):
             automaton.append(rng.randrange(letters))
-            guessed = [rng.randrange(letters) for _ in range(rng.randrange(5))]
-            step = next(automaton.walk(guessed), None)
-            match, found = followers(automaton.tokens, [*automaton.tokens, *guessed])
+            drafted = [rng.randrange(letters) for _ in range(rng.randrange(5))]
+            step = next(automaton.walk(drafted), None)
+            match, found = followers(automaton.tokens, [*automaton.tokens, *drafted])
             if step is None:
                 assert not found
                 continue
@@ -126,7 +126,7 @@ def test_a_repeating_text_is_continued_for_ever(period: int) -> None:
 def test_nothing_is_known_of_a_text_without_repetition() -> None:
     assert list(automaton_of([]).walk()) == list(automaton_of([]).walk([1, 2])) == []
     assert list(automaton_of(range(50)).walk()) == list(automaton_of(range(50)).walk([99])) == []
-    # What was guessed need not have occurred: its end counts.
+    # What was drafted need not have occurred: its end counts.
     assert [s.token for s in automaton_of(range(5)).walk([99, 2])] == [3, 4]
 
 
@@ -194,18 +194,18 @@ def test_a_context_that_grows_is_read_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @relaxed
-@given(texts, guesses, st.integers(-2, 6))
-def test_extending_goes_on_after_what_was_guessed(text: list[int], guessed: list[int], limit: int) -> None:
+@given(texts, drafts, st.integers(-2, 6))
+def test_extending_goes_on_after_what_was_drafted(text: list[int], drafted: list[int], limit: int) -> None:
     drafter = SuffixDrafter()
     drafter.read(text)
     first = drafter.extend((), limit)
     assert first == SuffixDrafter().propose(text, max(limit, 0))
-    more = drafter.extend(guessed, limit)
+    more = drafter.extend(drafted, limit)
     assert len(more.tokens) <= max(limit, 0)
     assert more.tokens == tuple(
-        step.token for step in itertools.islice(automaton_of(text).walk(guessed), max(limit, 0))
+        step.token for step in itertools.islice(automaton_of(text).walk(drafted), max(limit, 0))
     )
-    # Going on after its own guess is guessing further.
+    # Going on after its own draft is drafting further.
     assert (
         drafter.extend((), 9).tokens
         == first.tokens + drafter.extend(first.tokens, 9 - len(first.tokens)).tokens
@@ -257,7 +257,7 @@ def test_the_corpus_goes_on_where_the_text_knows_nothing() -> None:
     assert draft.sources == (CORPUS,) * 5
     assert draft.probs is None
     assert all(0.0 < c < 1.0 for c in draft.confidence)
-    assert list(draft.confidence) == sorted(draft.confidence)  # the match grows with every guess
+    assert list(draft.confidence) == sorted(draft.confidence)  # the match grows with every draft
     assert corpus.limits == [5]
 
 

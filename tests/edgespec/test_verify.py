@@ -208,7 +208,7 @@ WHOLE = Sampled(Sampling(0.8))
 
 
 def point_mass(path: Path, limit: int) -> Draft:
-    """Drafted tokens without q: drawn at random, so good guesses, bad and impossible ones are among them."""
+    """Drafted tokens without q: drawn at random, so good, bad and impossible ones are among them."""
     return Draft(RATIO(path, limit).tokens, (1.0,) * limit)
 
 
@@ -218,10 +218,10 @@ def texts(draft: Drafting, sampling: Sampling, count: int, grammar: bool = False
     for _ in range(count):
         sampler.path = start = ()
         while len(start) < LENGTH:
-            guess = draft(start, LENGTH - len(start) - 1)
-            rows = [target_row(start + guess.tokens[:i]) for i in range(len(guess.tokens) + 1)]
-            verdict = rules.verify(guess, rows, sampler, lambda token: False)
-            start += (*guess.tokens[: verdict.accepted], verdict.next)
+            one = draft(start, LENGTH - len(start) - 1)
+            rows = [target_row(start + one.tokens[:i]) for i in range(len(one.tokens) + 1)]
+            verdict = rules.verify(one, rows, sampler, lambda token: False)
+            start += (*one.tokens[: verdict.accepted], verdict.next)
             assert sampler.path == start
         found[start] += 1
     return found
@@ -404,10 +404,10 @@ def test_the_walk_ends_with_the_generation(end: int) -> None:
         asked.append(token)
         return len(asked) == end
 
-    guess = (1, 2, 3)
+    one = (1, 2, 3)
     rows = np.full((4, 6), -9.0, np.float32)
-    rows[range(4), (*guess, 4)] = 9.0
-    verdict = rules.verify(Draft(guess, (1.0,) * 3), rows, Sampler(Sampling()), done)
+    rows[range(4), (*one, 4)] = 9.0
+    verdict = rules.verify(Draft(one, (1.0,) * 3), rows, Sampler(Sampling()), done)
     assert asked == [1, 2, 3, 4][:end]
     assert verdict == rules.Verdict(end - 1, asked[-1], True)
 

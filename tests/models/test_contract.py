@@ -123,7 +123,7 @@ def test_rounds_of_any_size_give_what_one_pass_gives(model, sequence, close):
 
 
 def test_rows_depend_on_all_that_came_before(model, sequence):
-    """A cache that forgot its beginning, or told positions wrongly, would pass the other tests."""
+    """A cache that forgot its beginning, or notes positions wrongly, would pass the other tests."""
     tokens = (model.vocab.tokenize(TEXT) * 20)[:200]
     first = sequence.forward(tokens)[0].copy()
     sequence.rollback(0)

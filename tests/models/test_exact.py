@@ -1,4 +1,4 @@
-"""Exact mode: which batches are equal to single rows, and answers that no guess can change."""
+"""Exact mode: which batches are equal to single rows, and answers that no draft can change."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_exact_answers_are_plain_decodings(starter_path: Path) -> None:
     with open_engine(starter_path, exact=True, options=LlamaOptions(context=2048)) as engine:
         assert any("bit-identical" in note for note in engine.notes)
         for prompt in read_suite(None, 1)[:PROMPTS]:
-            plain, guessed = (answer(engine, prompt, 96, Sampling(), speculate=yes) for yes in (False, True))
-            assert guessed.tokens == plain.tokens
-            drafted += guessed.drafted
+            plain, fast = (answer(engine, prompt, 96, Sampling(), speculate=yes) for yes in (False, True))
+            assert fast.tokens == plain.tokens
+            drafted += fast.drafted
     assert drafted > 0
 
 

@@ -74,19 +74,19 @@ def test_a_model_agrees_with_itself_and_not_with_its_past(starter):
         theirs.close()
 
 
-def test_progress_is_told_and_may_stop_it():
-    rows, told = np.zeros((100, 3), np.float32), list[float]()
+def test_progress_is_reported_and_may_stop_it():
+    rows, notes = np.zeros((100, 3), np.float32), list[float]()
 
     def stop(fraction: float) -> bool:
-        told.append(fraction)
-        return len(told) < 2
+        notes.append(fraction)
+        return len(notes) < 2
 
     with pytest.raises(Cancelled):
         compare(scripted(rows), scripted(rows), windows(list(range(100))), stop)
-    assert told == [0.25, 0.5]
+    assert notes == [0.25, 0.5]
 
 
-def test_speeds_are_told_for_every_model_and_leave_what_was_held():
+def test_speeds_are_reported_for_every_model_and_leave_what_was_held():
     models = {name: ScriptedModel(noise_script(50)) for name in ("one", "two")}
     found = speeds(models, seconds=0.0)
     assert found.keys() == models.keys()

@@ -27,7 +27,7 @@ def quantized(matrix: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np
 
 
 def write(folder: Path, table: np.ndarray, head: np.ndarray, bits: int) -> np.ndarray:
-    """A model with no layers, logits = table[ids] @ head, and the numbers its head stands for."""
+    """A model with no layers, logits = table[ids] @ head, and the numbers its head represents."""
     codes, scales, numbers = quantized(head, bits)
     weights = {"table": table, "codes": codes, "scales": scales, "spare": np.ones(5000, np.float32)}
     how = {"K": WIDTH, "N": VOCAB, "bits": bits, "block_size": BLOCK}

@@ -61,14 +61,14 @@ def test_the_folder_appears_with_what_was_written(tmp_path, source, monkeypatch)
 def test_progress_is_what_the_exporter_says(tmp_path, source, monkeypatch):
     say = "(work / 'progress').write_text('0.5 halfway there')\ntime.sleep(1)\n"
     fake(monkeypatch, copies(tmp_path) + say)
-    told = set()
+    notes = set()
 
     def hear(what: str, fraction: float) -> bool:
-        told.add((what, fraction))
+        notes.add((what, fraction))
         return True
 
     export_onnx(source, tmp_path / "out", 4, progress=hear)
-    assert ("halfway there", 0.5) in told
+    assert ("halfway there", 0.5) in notes
 
 
 @pytest.mark.parametrize(

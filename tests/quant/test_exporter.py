@@ -54,13 +54,13 @@ def tiny_checkpoint(folder: Path, *, tied: bool) -> Path:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_gguf_becomes_a_folder_that_answers_alike(tmp_path, source, bits):
-    told = []
+    steps = []
     out = export_onnx(
-        find_source(str(source)), tmp_path / "out", bits, progress=lambda *step: not told.append(step)
+        find_source(str(source)), tmp_path / "out", bits, progress=lambda *step: not steps.append(step)
     )
     assert {"model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"} <= names(out)
     assert names(tmp_path) == {"out"}
-    assert max(fraction for _, fraction in told) > 0.9
+    assert max(fraction for _, fraction in steps) > 0.9
     found = assess(source, out, TEXT)
     assert found.same_tokens
     assert found.agreement.top1 > (0.4 if bits == 4 else 0.9)  # a random model agrees in one of 258

@@ -57,7 +57,7 @@ def test_checking_counts_at_the_batch_size_that_brings_most():
     cheap_fours = {PROMPT: 0.01, 1: 0.04, 4: 0.04, 8: 0.32}
     none = {PROMPT: 0.01, 1: 0.04}
     assert score(cheap_fours) / score(none) == pytest.approx(2.952**0.35)
-    assert score(STEEP) == pytest.approx(score(none))  # not guessing is always possible
+    assert score(STEEP) == pytest.approx(score(none))  # not drafting is always possible
 
 
 def test_ratios_are_taken_within_a_round_so_that_drift_does_not_count():
@@ -97,7 +97,7 @@ def test_outcomes_say_what_was_chosen_and_why_the_others_were_not():
     ]
     assert [one.score for one in trials] == [pytest.approx(1.5 / factor) for factor in others.values()]
     assert [one.options.threads for one in trials] == [0, 1, 2, 3]
-    # The best was disturbed in two rounds of three; what ran beside it gained nothing.
+    # The best was disturbed in two rounds of three; what ran at the same time gained nothing.
     (unclear,) = judged(best, rated[:1], [FLAT, times(2), times(2)], [[FLAT] * 3])
     assert unclear.outcome == "unclear: not faster undisturbed"
     never = judged(best, rated, [FLAT] * 3, rounds, never="it lies")
@@ -188,7 +188,7 @@ def test_quick_leaves_out_steps(scripted, tiny_llama):
     assert report.best.options.engine == "llama.cpp"
 
 
-def test_engines_that_do_not_run_the_model_are_told_with_their_reason(scripted, tiny_llama):
+def test_engines_that_do_not_run_the_model_are_reported_with_their_reason(scripted, tiny_llama):
     scripted(lambda options: 1.0, ik="ik is not installed: do this")
     report = tune(tiny_llama, quick=True)
     skipped = next(one for one in report.trials if one.setting == "ik")
@@ -225,9 +225,9 @@ def test_thread_counts(monkeypatch, cores, logical, counts):
 
 def test_a_race_times_everything_on_real_models(engine, tiny_llama):
     path = tiny_llama
-    told: list[tuple[str, float]] = []
+    steps: list[tuple[str, float]] = []
     options = LlamaOptions(context=128, engine=engine)
-    with TimingBench(SHORT, 2, lambda *one: told.append(one) or True) as bench:
+    with TimingBench(SHORT, 2, lambda *one: steps.append(one) or True) as bench:
         variants = {
             "a": Candidate(path, options),
             "b": Candidate(path, replace(options, flash_attention=False)),
@@ -247,8 +247,8 @@ def test_a_race_times_everything_on_real_models(engine, tiny_llama):
         bench.close(but=variants["c"])
         assert set(bench._timers) == {variants["a"].model()}
     assert not bench._timers
-    assert {name for name, _ in told} == set("abc")
-    assert [share for _, share in told] == sorted(share for _, share in told)
+    assert {name for name, _ in steps} == set("abc")
+    assert [share for _, share in steps] == sorted(share for _, share in steps)
 
 
 def test_threads_are_those_of_the_setting(tiny_llama):
@@ -316,7 +316,7 @@ def test_draft_forms_are_those_made_of_exactly_this_file(tmp_path, tiny_llama):
     assert draft_forms(source) == [source]
 
 
-def test_the_fastest_form_is_chosen_and_its_best_case_told(tmp_path, tiny_llama, monkeypatch):
+def test_the_fastest_form_is_chosen_and_its_best_case_reported(tmp_path, tiny_llama, monkeypatch):
     monkeypatch.setattr(tuning, "QUICK", SHORT)
     source = Path(shutil.copy(tiny_llama, tmp_path / "d.gguf"))
     made = requantize(source, draft_path(source, "q8_0"), "q8_0")
@@ -402,7 +402,7 @@ def test_a_damaged_entry_is_not_there(folder, tiny_llama, damage):
     assert calibration.tuned(summary) is None
 
 
-def test_something_is_told_once_and_again_after_tuning(folder, tiny_llama):
+def test_something_is_reported_once_and_again_after_tuning(folder, tiny_llama):
     summary = check_gguf(tiny_llama)
     key = calibration.tuned_key(summary)
     assert [calibration.first_time(key) for _ in range(3)] == [True, False, False]
@@ -410,7 +410,7 @@ def test_something_is_told_once_and_again_after_tuning(folder, tiny_llama):
     assert calibration.first_time(key)
 
 
-def test_what_cannot_be_remembered_is_not_told_every_time(folder):
+def test_what_cannot_be_remembered_is_not_reported_every_time(folder):
     folder.write_text("a file where the folder should be")
     assert not calibration.first_time("key")
 

@@ -82,7 +82,7 @@ class FakeScheduler:
     """Writes `script` for every request, one request after the other.
 
     A str is a step of that text, a list a step of those tokens, whose text is held back until it is whole; a
-    tuple is text, tokens, and how many log probabilities come beside those of the tokens. An Exception ends
+    tuple is text, tokens, and how many log probabilities come with those of the tokens. An Exception ends
     the response with that error. The last part may be a reason to stop. With `endless` the script is repeated
     until the request is cancelled.
     """

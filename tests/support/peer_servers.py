@@ -81,7 +81,7 @@ self.final(4, stop_type="eos", timings={"draft_n": 3, "draft_n_accepted": 2, "ca
 
 
 def peer(folder: Path, answer: str = WELL, main: str = "serve()") -> Path:
-    """A program that is started like llama-server and answers as told."""
+    """A program that is started like llama-server and answers as notes."""
     program = folder / "peer"
     text = dedent(HEAD).format(python=sys.executable, answer=indent(dedent(answer), " " * 8), main=main)
     program.write_text(text)

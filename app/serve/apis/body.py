@@ -81,7 +81,7 @@ class UnknownFields:
     def __init__(self, count: Callable[[str], None], *, strict: bool = False) -> None:
         """`count` is called with the path of each ignored field, `messages[].name`."""
         self._count, self._strict = count, strict
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
 
     def check(self, body: Body, user_agent: str) -> None:
         """Log each field once for each client. Raises ApiError if `strict` and there is an unknown field."""
@@ -92,10 +92,10 @@ class UnknownFields:
             field = printable(_INDEX.sub("[]", path), 100)
             self._count(field)
             found = _PRODUCT.match(user_agent)
-            told = (field, printable(found[0], 60) if found else "a client without a name")
-            if told not in self._told and len(self._told) < _MOST_LINES:
-                self._told.add(told)
-                _LOG.warning("edgespec: ignored the unknown field %s of %s", *told)
+            field_and_client = (field, printable(found[0], 60) if found else "a client without a name")
+            if field_and_client not in self._logged and len(self._logged) < _MOST_LINES:
+                self._logged.add(field_and_client)
+                _LOG.warning("edgespec: ignored the unknown field %s of %s", *field_and_client)
 
 
 def _unknown(body: Body, path: str = "") -> Iterator[str]:

@@ -87,7 +87,7 @@ class _About:
 
     def entry(self, name: str) -> dict[str, Any]:
         summary = self._summary
-        told = (
+        description = (
             f"{summary.architecture} {summary.parameters} {summary.tensor_bytes} {summary.tokenizer_digest}"
         )
         return {
@@ -95,7 +95,7 @@ class _About:
             "model": name,
             "modified_at": self._since,
             "size": summary.tensor_bytes,
-            "digest": sha256(told.encode()).hexdigest(),
+            "digest": sha256(description.encode()).hexdigest(),
             "details": self._family(),
         }
 

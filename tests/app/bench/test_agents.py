@@ -18,9 +18,9 @@ def test_conversations_grow_by_a_call_and_its_result_and_keep_the_first_call():
     assert [message["role"] for message in script.messages(0, 0)] == ["system", "user"]
     script.note(0, 0, [Called(0, "list_files"), Arguments(0, '{"fol'), Arguments(0, 'der": "src"}')])
     script.note(0, 0, [Called(0, "search"), Arguments(0, "{}")])
-    *_, call, told = script.messages(0, 1)
+    *_, call, notes = script.messages(0, 1)
     assert call["tool_calls"][0]["function"] == {"name": "list_files", "arguments": {"folder": "src"}}
-    assert "src/parser.py" in told["content"]
+    assert "src/parser.py" in notes["content"]
     assert script.messages(1, 0)[1] != script.messages(0, 0)[1]
     assert script.messages(8, 0) == script.messages(0, 0)  # there are eight tasks
 

@@ -42,7 +42,7 @@ def test_prompts_with_a_text_take_the_schemas_in_turn():
         extractions([Prompt("chat", "1", TEXT)])
 
 
-def test_every_answer_keeps_to_its_schema_with_and_without_guessing(starter_path):
+def test_every_answer_keeps_to_its_schema_with_and_without_drafting(starter_path):
     asked = extractions([Prompt("rag", str(i), TEXT) for i in range(3)])
     with open_engine(starter_path, options=LlamaOptions(context=2048)) as engine:
         report = measure_json(engine, asked)

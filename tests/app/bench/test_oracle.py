@@ -42,7 +42,7 @@ def test_nothing_is_shorter(suffix: list[int], model: list[int], step: float) ->
     assert shortest(curve, suffix, model, step) == pytest.approx(by_trying(curve, suffix, model, step))
 
 
-def test_without_right_guesses_it_is_plain_decoding() -> None:
+def test_without_right_drafts_it_is_plain_decoding() -> None:
     assert shortest(CostCurve(CURVE), [0] * 11) == pytest.approx(10.0)
     assert shortest(CostCurve(CURVE), [0]) == 0.0
 

@@ -84,7 +84,7 @@ def everything_in(folder: Path) -> bytes:
 # --- the commands ---
 
 
-def test_from_files_to_guesses(starter, texts):
+def test_from_files_to_drafts(starter, texts):
     """From files to the tokens of the starter model and their continuation."""
     assert (
         edgespec("add", ROOT / "README.md", texts / "one.txt").stdout == "added 2, unchanged 0, skipped 0\n"

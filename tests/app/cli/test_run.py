@@ -47,10 +47,10 @@ def test_an_answer_keeps_to_a_schema(file):
     assert done.returncode == 0, done.stderr
     Draft202012Validator(CITY).validate(json.loads(done.stdout))
     plain = edgespec(*ASK, "--schema", file(CITY), "--max-draft", "0", "--json")
-    told = json.loads(plain.stdout)
-    assert told["text"] + "\n" == done.stdout
-    assert told["drafted"] == 0
-    assert "tool_calls" not in told
+    notes = json.loads(plain.stdout)
+    assert notes["text"] + "\n" == done.stdout
+    assert notes["drafted"] == 0
+    assert "tool_calls" not in notes
 
 
 def test_an_answer_that_is_cut_says_so(file):
@@ -77,9 +77,9 @@ def test_a_call_is_a_line_of_json(file):
 
 def test_calls_in_json(file):
     done = edgespec(*ASK, "--tool", file([WEATHER, NOTE]), "--tool-choice", "note", "--json")
-    told = json.loads(done.stdout)
-    assert [call["name"] for call in told["tool_calls"]] == ["note"]
-    assert told["text"] == ""
+    notes = json.loads(done.stdout)
+    assert [call["name"] for call in notes["tool_calls"]] == ["note"]
+    assert notes["text"] == ""
 
 
 def test_a_model_may_answer_in_words(file):

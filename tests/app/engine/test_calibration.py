@@ -126,7 +126,7 @@ def test_a_huge_file_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     assert sum(read) < 1 << 20
 
 
-def test_what_stands_in_the_way_is_not_an_error(folder: Path) -> None:
+def test_what_is_accepted_in_the_way_is_not_an_error(folder: Path) -> None:
     """A folder or a circle of links where the file should be, a file where the folder should be."""
     calibration.save("costs", "abc", GOOD)
     path = the_file(folder)

@@ -41,10 +41,10 @@ class Sensors:
 @pytest.fixture
 def sensors(monkeypatch) -> Iterator[Sensors]:
     """Instead of this machine's: asked 50 times a second."""
-    told = Sensors()
-    monkeypatch.setattr(resources, "SensorMonitor", lambda: SensorMonitor({"told": told}, interval=0.02))
-    yield told
-    told.fault = None
+    notes = Sensors()
+    monkeypatch.setattr(resources, "SensorMonitor", lambda: SensorMonitor({"notes": notes}, interval=0.02))
+    yield notes
+    notes.fault = None
 
 
 @pytest.fixture

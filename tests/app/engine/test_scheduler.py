@@ -250,7 +250,7 @@ def test_a_conversation_that_left_its_slot_comes_back_from_disk(starter_path, tm
     assert list(tmp_path.rglob("*.state")) == []
 
 
-def test_a_lasting_shelf_is_found_again_and_forgets_when_told(starter_path, tmp_path):
+def test_a_lasting_shelf_is_found_again_and_forgets_when_reported(starter_path, tmp_path):
     with open_engine(starter_path, options=LlamaOptions(context=1024)) as engine:
         engine.pool.snapshots = PromptCache(folder=tmp_path, lasting=True)
         prompt = prompt_of(engine, "Apples fall. " * 120)

@@ -32,7 +32,9 @@ DEEP = {
 
 
 @pytest.mark.parametrize("path", BODIES)
-async def test_unknown_fields_are_counted_and_told_once(path: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unknown_fields_are_counted_and_reported_once(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     change, place = DEEP[path]
     body, agent = BODIES[path] | {"novelty": {"a": 1}} | change, {"user-agent": "some-agent/1.2"}
     with caplog.at_level(logging.WARNING, "edgespec"), fake_app(FakeScheduler()) as app:
@@ -115,7 +117,7 @@ def test_names_of_the_model(name: str, answered: str | None) -> None:
     assert ModelNames(["a-1.5b", "second", "local/*"]).resolve(name) == answered
 
 
-async def test_another_model_is_not_found_and_the_served_names_are_told() -> None:
+async def test_another_model_is_not_found_and_the_served_names_are_reported() -> None:
     with fake_app(FakeScheduler()) as app:
         for path, body in BODIES.items():
             answer = await fetch(app, path, body | {"model": "gpt-4o"})

@@ -1,4 +1,4 @@
-"""Joules are told where they were measured from end to end, and nowhere else."""
+"""Joules are notes where they were measured from end to end, and nowhere else."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_counter_that_went_back_is_no_energy_though_it_grows_beyond() -> None:
     assert measure(Reading(float(t), joules=j) for t, j in enumerate(joules)).joules is None
 
 
-def test_a_counter_that_stands_still_is_no_energy() -> None:
+def test_a_counter_that_is_accepted_still_is_no_energy() -> None:
     assert measure(Reading(float(t), joules=5.0) for t in range(10)).joules is None
 
 

@@ -144,14 +144,14 @@ def test_what_cannot_be_is_refused_until_three_good_samples(
     source = Script(good, bad, bad, good, good, bad, good, good, good, good)
     bench = Bench(odd=source, memory=Script({"memory_free": 7}))
     assert bench.sample().celsius == 50.0
-    told = []
+    notes = []
     for _ in range(9):
         reading = bench.sample()
-        told.append(reading.celsius)
+        notes.append(reading.celsius)
         assert reading.memory_free == 7
         assert ("odd" in bench.watch.troubles) == (reading.celsius is None)
         assert all(text and "\n" not in text for text in bench.watch.troubles.values())
-    assert told == [None] * 7 + [50.0] * 2
+    assert notes == [None] * 7 + [50.0] * 2
     assert len(warnings()) == 1
     assert warnings()[0].startswith("ignoring sensor odd: ")
 
@@ -185,17 +185,17 @@ def test_a_rise_that_lasts_is_followed_at_the_second_sample() -> None:
     assert bench.celsius(5) == [50.0, 50.0, 50.0, 50.0, 80.0]
 
 
-def test_a_temperature_that_stands_still_under_changing_load_is_frozen(
+def test_a_temperature_that_is_accepted_still_under_changing_load_is_frozen(
     warnings: Callable[[], list[str]],
 ) -> None:
     loads = Script(*({"load": 0.1 + 0.8 * (i // 20 % 2)} for i in range(100)))
     bench = Bench(load=loads, t=temperatures(*[45.0] * 65, 46.0, 46.0, 47.0, 47.0))
-    told = bench.celsius(70)
-    assert told[:59] == [45.0] * 59
+    notes = bench.celsius(70)
+    assert notes[:59] == [45.0] * 59
     assert (
-        told[59:67] == [None] * 8
+        notes[59:67] == [None] * 8
     )  # frozen at the 60th, alive at the 66th, believed at its third sign of life
-    assert told[67:] == [46.0, 47.0, 47.0]
+    assert notes[67:] == [46.0, 47.0, 47.0]
     assert len(warnings()) == 1
     assert "is stuck at 45" in warnings()[0]
 

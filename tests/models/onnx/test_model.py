@@ -46,7 +46,7 @@ def plain(tmp_path_factory) -> Path:
 
 
 def written(engine: Engine, prompt: list[int], speculate: bool, sampling: Sampling) -> GenerationStats:
-    """Five guesses a round, whether they pay or not."""
+    """Five drafts a round, whether they pay or not."""
     engine.forget()
     fixed = partial(FixedLength, 5) if speculate else None
     return answered(engine, Request(prompt, sampling, max_tokens=60, speculate=speculate, controller=fixed))
@@ -63,19 +63,19 @@ PROMPT = [ord(c) - 33 for c in "abcabcabcabcabdabcabc"]
         ("gguf", "shared"), ("gguf", "plain"), ("shared", "gguf"),
     ],
 )  # fmt: skip
-def test_a_text_is_the_same_whoever_guesses(shared, plain, tiny_llama, target, draft, sampling, monkeypatch):
+def test_a_text_is_the_same_whoever_drafts(shared, plain, tiny_llama, target, draft, sampling, monkeypatch):
     monkeypatch.setattr("edgespec.app.engine.assembly.WORTH_LOADING", 0.0)
     paths = {"shared": shared, "plain": plain, "gguf": tiny_llama, None: None}
     options = LlamaOptions(context=128) if target == "gguf" else OnnxOptions(context=128)
     with open_engine(paths[target], paths[draft], suffix=draft is None, options=options) as engine:
         assert (engine.draft is None) == (draft is None)
         alone = written(engine, PROMPT, False, sampling)
-        guessed = written(engine, PROMPT, True, sampling)
+        fast = written(engine, PROMPT, True, sampling)
     assert alone.drafted == 0
-    assert guessed.drafted > 0
-    assert guessed.tokens == alone.tokens
+    assert fast.drafted > 0
+    assert fast.tokens == alone.tokens
     if (target, draft) == ("shared", "shared") and sampling.temperature == 0:
-        assert guessed.accepted == guessed.drafted  # it knows what it would say
+        assert fast.accepted == fast.drafted  # it knows what it would say
 
 
 def test_several_texts_at_once_each_in_a_cache_of_its_own(shared):
@@ -244,10 +244,10 @@ def test_tune_times_every_provider_and_doctor_tells(shared, monkeypatch):
     monkeypatch.setattr("edgespec.models.onnx.providers.offered", lambda: ["QNNExecutionProvider", CPU])
     monkeypatch.setattr("edgespec.app.engine.calibration.offered", lambda: [CPU])
     result = CliRunner().invoke(main.app, ["doctor", "-m", str(shared), "--json"])
-    told = json.loads(result.stdout)["onnx"]
-    assert told["QNN"] == "not used: no driver"
-    assert told["CPU"] == "used"
-    assert told["CoreML"].startswith("not available")
+    listed = json.loads(result.stdout)["onnx"]
+    assert listed["QNN"] == "not used: no driver"
+    assert listed["CPU"] == "used"
+    assert listed["CoreML"].startswith("not available")
 
 
 @pytest.mark.usefixtures("_own_cache")

@@ -48,7 +48,7 @@ def test_its_rows_are_those_of_the_model_as_it_is(tmp_path: Path, attention, mon
 
 
 def test_one_row_costs_one_row_of_memory(tmp_path: Path):
-    """A prompt of 128 tokens is read at once; the buffer for logits has room for the rows of a guess."""
+    """A prompt of 128 tokens is read at once; the buffer for logits has room for the rows of a draft."""
     with OnnxModel(write_tiny_onnx(tmp_path / "tiny"), OnnxOptions(max_rows=4)) as model:
         sequence = model.sequence()
         sequence.forward(list(range(128)))

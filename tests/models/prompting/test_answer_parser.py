@@ -165,7 +165,7 @@ def test_an_answer_is_parsed_the_same_however_it_comes(
 
 
 @every_family
-def test_a_name_is_told_as_soon_as_its_arguments_begin(syntax: Syntax) -> None:
+def test_a_name_is_reported_as_soon_as_its_arguments_begin(syntax: Syntax) -> None:
     parser = AnswerParser(syntax, channels(syntax))
     if isinstance(syntax.form, TaggedCall):
         start, rest = syntax.start + syntax.open + syntax.form.head("get"), syntax.form.key + "a"
@@ -177,7 +177,7 @@ def test_a_name_is_told_as_soon_as_its_arguments_begin(syntax: Syntax) -> None:
     assert parser.feed(rest)[:1] == [Called(0, "get")]
 
 
-def test_arguments_are_told_at_once() -> None:
+def test_arguments_are_reported_at_once() -> None:
     parser = AnswerParser(HERMES)
     parser.feed('<tool_call>{"name": "get", "arguments": {')
     assert parser.feed('"a": ') == [Arguments(0, '"a": ')]
@@ -189,7 +189,7 @@ def test_arguments_are_told_at_once() -> None:
     assert parser.feed("</parameter>\n</function>") == [Arguments(0, '"}')]
 
 
-def test_text_is_told_at_once() -> None:
+def test_text_is_reported_at_once() -> None:
     parser = AnswerParser(HERMES, None, TOOLS)
     assert parser.feed("one ") == [TextPiece("one")]
     assert parser.feed("two<") == [TextPiece(" two")]
@@ -258,9 +258,9 @@ def test_text_is_held_back_only_while_it_may_be_a_call() -> None:
         ('{"name": "A', "da"), ('{"', "age"), ("```python\np", "r"), ("[", "1"), ("<t", "d"), ("`", "x"),
     ]:  # fmt: skip
         parser = AnswerParser(HERMES, None, TOOLS)
-        told = texts([event for c in text for event in parser.feed(c)])
+        notes = texts([event for c in text for event in parser.feed(c)])
         more = texts(parser.feed(last + '"'))
-        assert (told + more).startswith((text + last)[: len(text) + 1])
+        assert (notes + more).startswith((text + last)[: len(text) + 1])
     parser = AnswerParser(HERMES, None, TOOLS)
     assert parser.feed(CALL) == []
     assert parser.feed(" is") == [TextPiece(CALL + " is")]
@@ -287,7 +287,7 @@ def test_what_a_limit_cuts() -> None:
 
 
 @pytest.mark.parametrize("thoughts", ALL_THOUGHTS, ids=lambda one: one.open.strip())
-def test_reasoning_is_told_apart(thoughts: Thoughts) -> None:
+def test_reasoning_is_reported_apart(thoughts: Thoughts) -> None:
     if thoughts.headers:
         start, body = thoughts.headers[0], thoughts.body
         opened, first = start, f" {thoughts.open}{body}"
@@ -386,7 +386,7 @@ def test_calls_with_any_arguments_are_read_as_they_were_written(
         for _, arguments in calls
         for key, value in arguments.items()
     }
-    # A schema tells strings from JSON; a name with both kinds would leave that open.
+    # A schema distinguishes strings from JSON; a name with both kinds would leave that open.
     calls = [
         (name, {k: v for k, v in arguments.items() if isinstance(v, str) == ("type" in properties[k])})
         for name, arguments in calls

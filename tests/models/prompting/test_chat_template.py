@@ -330,7 +330,7 @@ def test_marks_leave_no_trace_in_escaped_text(shown: str, content: str) -> None:
     messages = [{"content": content}]
     pieces = ChatTemplate(source, control_tokens=CONTROL).render(messages)
     assert owned(pieces) == 0
-    if r"\udfff" not in content:  # or else the marks cannot be told from it, and stay
+    if r"\udfff" not in content:  # or else the marks cannot be notes from it, and stay
         assert "".join(pieces) == plain(source, messages)
 
 

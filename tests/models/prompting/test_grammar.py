@@ -153,13 +153,13 @@ def test_what_is_forced_is_what_the_masks_leave(schema: dict[str, Any], seed: in
     for _ in range(20):
         if state.finished:
             return
-        guess = choose.choice(allowed(state))
-        after = state.forced(50, (guess,))
-        assert state.forced(2, (guess,)) == after[:2]
-        if VOCAB.is_end(guess):
+        draft = choose.choice(allowed(state))
+        after = state.forced(50, (draft,))
+        assert state.forced(2, (draft,)) == after[:2]
+        if VOCAB.is_end(draft):
             assert after == ()
             return
-        state.accept(guess)
+        state.accept(draft)
         for token in after:
             assert allowed(state) == [token]
             state.accept(token)

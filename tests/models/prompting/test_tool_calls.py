@@ -1,4 +1,4 @@
-"""Tools: how they are read, and how a model without a place for them is told of them."""
+"""Tools: how they are read, and how a model without a place for them is notes of them."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def test_what_is_no_tool_is_refused(tools: Any, message: str) -> None:
 
 
 def test_a_model_that_knows_no_tools_is_taught() -> None:
-    told = instructions(TOOLS)
+    notes = instructions(TOOLS)
     for tool in TOOLS:
-        assert json.dumps(tool.parameters) in told
-    assert HERMES.trigger in told
+        assert json.dumps(tool.parameters) in notes
+    assert HERMES.trigger in notes
     calls = [function("get", arguments={"n": 1}), function("get", arguments='{"n": 2}')]
     messages = folded(
         [
@@ -65,7 +65,7 @@ def test_a_model_that_knows_no_tools_is_taught() -> None:
         TOOLS,
     )
     assert [m["role"] for m in messages] == ["system", "user", "assistant", "user"]
-    assert messages[0]["content"] == f"Be brief.\n\n{told}"
+    assert messages[0]["content"] == f"Be brief.\n\n{notes}"
     parser = AnswerParser(GENERIC)
     assert [*parser.feed(messages[2]["content"]), *parser.finish()] == [
         Called(0, "get"),
@@ -74,13 +74,13 @@ def test_a_model_that_knows_no_tools_is_taught() -> None:
         Arguments(1, '{"n": 2}'),
     ]
     assert messages[3]["content"] == "<tool_response>\n7\n</tool_response>"
-    assert folded([{"role": "user", "content": "Hi"}], TOOLS)[0] == {"role": "system", "content": told}
+    assert folded([{"role": "user", "content": "Hi"}], TOOLS)[0] == {"role": "system", "content": notes}
     assert folded([{"role": "user", "content": "Hi"}], []) == [{"role": "user", "content": "Hi"}]
 
 
 def test_a_template_that_has_calls_but_no_tools_keeps_its_calls() -> None:
     messages = [{"role": "assistant", "content": "", "tool_calls": [function("get", arguments={})]}]
-    told, *rest = folded(messages, TOOLS, DEEPSEEK)
+    notes, *rest = folded(messages, TOOLS, DEEPSEEK)
     assert rest == messages
-    assert DEEPSEEK.trigger in told["content"]
-    assert HERMES.trigger not in told["content"]
+    assert DEEPSEEK.trigger in notes["content"]
+    assert HERMES.trigger not in notes["content"]
