@@ -12,6 +12,7 @@ import numpy.typing as npt
 from edgespec.models.gguf.native import Backend, Handle
 from edgespec.models.gguf.running_state import Blob
 
+_SLACK = 1 << 16  # bytes
 _PARTIAL = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: the state of recurrent layers alone
 
 
@@ -50,7 +51,10 @@ class NativeCache:
         C, flags = self._library.C, _PARTIAL if partial else 0  # noqa: N806
         context, native_id = self._slot()
         size = C.llama_state_seq_get_size_ext(context, native_id, flags)
-        data = into if into is not None and len(into) == size else np.empty(size, np.uint8)
+        # The state of ik_llama.cpp grows by some bytes per token, and new memory takes longer than the copy.
+        data = into.base if into is not None and into.base is not None else np.empty(0, np.uint8)
+        if len(data) < size:
+            data = np.empty(size + _SLACK, np.uint8)
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         written = C.llama_state_seq_get_data_ext(context, pointer, size, native_id, flags)
         return data[:written]
