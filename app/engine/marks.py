@@ -15,12 +15,13 @@ def marks(prompt: Sequence[int], is_control: Callable[[int], bool]) -> list[int]
 
     Chat templates separate messages by control tokens. The end of the first message is that of the system
     prompt, which other conversations share. The end of the last one, before the answer: templates that drop
-    earlier reasoning leave the text there. Further ones lie at doubling distances from the end of the prompt.
+    earlier reasoning leave the text there; without control tokens, the end of the prompt. Further ones lie at
+    doubling distances from the end of the prompt.
     """
     control = {token for token in set(prompt) if is_control(token)}
     places = [i for i, token in enumerate(prompt) if token in control]
     ends = [i for i, after in pairwise([*places, len(prompt) + _NEAR]) if after - i >= _NEAR]
-    ends = [end for end in ends if end >= _SHORT]
+    ends = [end for end in ends or [len(prompt) - 1] if end >= _SHORT]
     found = {*ends[:1], *ends[-1:]}
     distance = _FIRST_DISTANCE
     while (limit := len(prompt) - distance) >= _SHORT:

@@ -120,4 +120,4 @@ def test_marks_of_a_prompt():
     assert distances == sorted(distances, reverse=True)
     assert len(found) <= 8
     assert marks([1] * 10, lambda token: token == 9) == []
-    assert marks([1] * 2000, lambda token: token == 9) == [2000 - 1024, 2000 - 512]
+    assert marks([1] * 2000, lambda token: token == 9) == [2000 - 1024, 2000 - 512, 1999]
