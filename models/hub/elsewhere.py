@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from edgespec.machine.paths import expanded
 from edgespec.models.split import part_paths
 
@@ -37,15 +35,16 @@ class OtherModel:
 
 def other_models() -> list[OtherModel]:
     """Return the models of other programs on this machine, by name. Unreadable folders count as empty."""
-    found = [*_ollama(), *_files()]
+    found = [one for program, folders in _folders().items() for one in _models(program, folders)]
     return sorted({one.name: one for one in found}.values(), key=lambda one: one.name)
 
 
 def other_model(name: str) -> OtherModel | None:
     """Return the model with this name, None if there is none."""
-    if name.partition(":")[0] not in _PROGRAMS:
+    program = name.partition(":")[0]
+    if program not in _PROGRAMS:
         return None
-    return next((one for one in other_models() if one.name == name), None)
+    return next((one for one in _models(program, _folders()[program]) if one.name == name), None)
 
 
 def belongs_to_other(path: Path) -> bool:
@@ -58,6 +57,8 @@ _PROGRAMS = ("ollama", "lmstudio", "llama.cpp", "gpt4all", "jan", "huggingface")
 
 def _folders() -> dict[str, list[Path]]:
     """Return the folders to read by program, with what the environment and pointer files name first."""
+    import platformdirs  # slow, and needed for these names alone
+
     home = Path.home()
     data = platformdirs.user_data_path(appauthor=False, roaming=False).absolute()
     cache = platformdirs.user_cache_path(appauthor=False).absolute()
@@ -93,18 +94,20 @@ def _pointer(path: Path) -> Path | None:
     return None
 
 
-def _files() -> Iterator[OtherModel]:
-    """Yield the .gguf files of all programs but Ollama; a split model as its first part."""
-    folders = _folders()
-    for program in _PROGRAMS[1:]:
-        for folder in folders[program]:
-            for path in _walk(folder):
-                parts = part_paths(path)
-                if path.suffix != ".gguf" or _NOT_MODELS.search(path.stem) or (parts and parts[0] != path):
-                    continue
-                with suppress(OSError):
-                    size = sum(part.stat().st_size for part in parts or (path,))
-                    yield OtherModel(f"{program}:{_label(program, path.relative_to(folder))}", path, size)
+def _models(program: str, folders: list[Path]) -> Iterator[OtherModel]:
+    for folder in folders:
+        yield from _ollama(folder) if program == "ollama" else _files(program, folder)
+
+
+def _files(program: str, folder: Path) -> Iterator[OtherModel]:
+    """Yield the .gguf files in the folder of a program; a split model as its first part."""
+    for path in _walk(folder):
+        parts = part_paths(path)
+        if path.suffix != ".gguf" or _NOT_MODELS.search(path.stem) or (parts and parts[0] != path):
+            continue
+        with suppress(OSError):
+            size = sum(part.stat().st_size for part in parts or (path,))
+            yield OtherModel(f"{program}:{_label(program, path.relative_to(folder))}", path, size)
 
 
 def _label(program: str, path: Path) -> str:
@@ -131,22 +134,21 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(here, name)
 
 
-def _ollama() -> Iterator[OtherModel]:
+def _ollama(folder: Path) -> Iterator[OtherModel]:
     """Yield Ollama's models. A manifest has the digest of the model's file, which is named after it."""
-    for folder in _folders()["ollama"]:
-        for path in _walk(folder / "manifests"):
-            parts = path.relative_to(folder / "manifests").parts
-            blob = _model_layer(path)
-            if blob is None or len(parts) < 3:
-                continue
-            host, *middle, model, tag = parts
-            shown = [part for part in middle if part != "library"]
-            prefix = [] if host == "registry.ollama.ai" else [host]
-            for file in (folder / "blobs" / f"sha256-{blob}", folder / "blobs" / f"sha256:{blob}"):
-                with suppress(OSError):
-                    name = f"ollama:{'/'.join([*prefix, *shown, model])}:{tag}"
-                    yield OtherModel(name, file, file.stat().st_size)
-                    break
+    for path in _walk(folder / "manifests"):
+        parts = path.relative_to(folder / "manifests").parts
+        blob = _model_layer(path)
+        if blob is None or len(parts) < 3:
+            continue
+        host, *middle, model, tag = parts
+        shown = [part for part in middle if part != "library"]
+        prefix = [] if host == "registry.ollama.ai" else [host]
+        for file in (folder / "blobs" / f"sha256-{blob}", folder / "blobs" / f"sha256:{blob}"):
+            with suppress(OSError):
+                name = f"ollama:{'/'.join([*prefix, *shown, model])}:{tag}"
+                yield OtherModel(name, file, file.stat().st_size)
+                break
 
 
 def _model_layer(manifest: Path) -> str | None:
