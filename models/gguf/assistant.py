@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from edgespec.core import Draft, Logits, common_prefix
-from edgespec.models.gguf.heads import difference
-from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, HeadSequence, mismatch
+from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, HeadSequence
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
 from edgespec.models.gguf.native import Handle
 
@@ -50,10 +49,8 @@ class AssistantModel(HeadModel):
 
         The sequences of `target` must be empty: llama.cpp empties a cache that another context shares.
         """
-        if reason := difference(path, target.summary):
-            raise mismatch(path, target, reason)
         self._rows: list[Logits] = []  # of the last passes
-        options = replace(target.options, mtp=True, context=target.context_length)
+        options = replace(target.options, mtp=True)
         super().__init__(path, target, options, progress)
 
     def forward(self, requests: Sequence[tuple[LlamaSequence, Sequence[int], int]]) -> list[Logits]:

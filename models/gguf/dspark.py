@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgespec.core import Draft, Logits
-from edgespec.models.gguf.heads import difference, target_layers
-from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, HeadSequence, Rows, mismatch
+from edgespec.models.gguf.heads import target_layers
+from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, HeadSequence, Rows
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
 from edgespec.models.gguf.native import Batch, Handle, RowBatch
 from edgespec.sampling import token_logprob
@@ -72,10 +72,8 @@ class DsparkModel(HeadModel):
         self, path: Path, target: LlamaModel, progress: Callable[[float], bool] | None = None
     ) -> None:
         """Open the drafter in `path`. Raises EdgespecError if it is damaged or not for `target`."""
-        if reason := difference(path, target.summary):
-            raise mismatch(path, target, reason)
         self.layers = target_layers(path)
-        options = replace(target.options, context=target.context_length, batch=_BATCH)
+        options = replace(target.options, batch=_BATCH)
         super().__init__(path, target, options, progress)
         metadata, tensors = self.summary.metadata, self.summary.tensors
         self._size = self.summary.number("block_size")

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgespec.core import Cancelled, EdgespecError, Logits
-from edgespec.models.gguf.heads import difference, target_layers
-from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, Rows, mismatch
+from edgespec.models.gguf.heads import target_layers
+from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, Rows
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
 from edgespec.models.gguf.native import Handle, RowBatch
 
@@ -41,12 +41,10 @@ class Eagle3Model(HeadModel):
         self, path: Path, target: LlamaModel, progress: Callable[[float], bool] | None = None
     ) -> None:
         """Open the layer in `path`. Raises EdgespecError if it is damaged or not for `target`."""
-        if reason := difference(path, target.summary):
-            raise mismatch(path, target, reason)
         self.layers = target_layers(path)
         # Its graph computes logits for every row, so that a larger batch would only take memory.
         rows = target.options.max_rows
-        options = replace(target.options, context=target.context_length, batch=rows)
+        options = replace(target.options, batch=rows)
         super().__init__(path, target, options, progress)
         width = len(self.layers) * target.summary.number("embedding_length")
         self._features = RowBatch(self._batch.capacity, type(self._batch.struct), width)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from edgespec.core import EdgespecError, Logits
 from edgespec.drafting import ModelDrafter
+from edgespec.models.gguf.heads import difference
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
 from edgespec.models.gguf.native import LlamaOptions, RowBatch
 from edgespec.sampling import Sampling
@@ -88,10 +89,12 @@ class HeadModel(LlamaModel):
         progress: Callable[[float], bool] | None = None,
     ) -> None:
         """Open the drafter in `path` for `target`. Raises EdgespecError."""
+        if path != target.path and (reason := difference(path, target.summary)):
+            raise mismatch(path, target, reason)
         self._target = target
         self._served: list[LlamaSequence] = []  # whose rows are kept
         # What changes the target is not the drafter's.
-        options = replace(options, rows=False, adapters=(), least_context=0)
+        options = replace(options, context=target.context_length, rows=False, adapters=(), least_context=0)
         super().__init__(path, options, progress)
         width = self.summary.number("embedding_length_out") or self.summary.number("embedding_length")
         self._batch = PairBatch(self._batch.capacity, type(self._batch.struct), width)

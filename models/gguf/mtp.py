@@ -18,7 +18,7 @@ import numpy as np
 
 from edgespec.core import EdgespecError, Ids, Logits
 from edgespec.models.gguf.check import GgufSummary, read_arrays
-from edgespec.models.gguf.heads import STAND_INS, difference, head_prefixes
+from edgespec.models.gguf.heads import STAND_INS, head_prefixes
 from edgespec.models.gguf.hidden import HeadDrafter, HeadModel, mismatch
 from edgespec.models.gguf.kept_ids import SpreadLogits, kept_ids
 from edgespec.models.gguf.model import LlamaModel, LlamaSequence
@@ -45,7 +45,7 @@ class MtpModel(HeadModel):
         """Open the layer in `path`, which is the target's own file or a head file. Raises EdgespecError."""
         # A head file runs on llama.cpp, also for a target on another engine: only the rows are exchanged.
         engine: BackendName = "llama.cpp"
-        options = replace(target.options, engine=engine, mtp=True, context=target.context_length)
+        options = replace(target.options, engine=engine, mtp=True)
         super().__init__(path, target, options, progress)
         try:
             self._spread: SpreadLogits | None = None
@@ -70,8 +70,8 @@ class MtpModel(HeadModel):
         """Return the ids of the file's rows, and the row for each id of the target."""
         path, size = self.path, self._target.vocab.size
         ids = kept_ids(self.vocab, size)
-        if (reason := difference(path, self._target.summary)) or ids is None:
-            raise mismatch(path, self._target, reason or "not a head file")
+        if ids is None:
+            raise mismatch(path, self._target, "not a head file")
         stand_ins: Ids = read_arrays(path, STAND_INS).get(STAND_INS, np.zeros(0)).astype(np.int64)
         if len(stand_ins) != size or not 0 <= stand_ins.min() <= stand_ins.max() < len(ids):
             raise EdgespecError(f"{path.name} is damaged ({STAND_INS}): create it again")
