@@ -102,3 +102,23 @@ def greedy(
         plain = answered(speculate=False)
         assert answered().tokens == plain.tokens
         return plain, answered(controller=lambda chain: FixedLength(length, chain))
+
+
+def check_restored(target: LlamaModel, head: HeadModel) -> None:
+    """A text that was restored is read from its first known row, not with rows of the text before."""
+    rounds, text = Rounds(target, head), random_text(45)
+    rounds.target.forward(text[:-1])
+    rounds.draft(text, 2)
+    state, other = rounds.target.state(), random_text(40, seed=3)
+    rounds.target.rollback(0)
+    rounds.target.forward(other[:-1])
+    rounds.draft(other, 2)
+    rounds.target.rollback(0)
+    assert rounds.target.restore(text[:-1], state)
+    assert rounds.drafter.lag(text) == 1
+    rounds.verify(text, [1, 2, 3])
+    text = [*text, 1, 2, 3, 4]
+    assert rounds.drafter.lag(text) == 4
+    assert len(rounds.draft(text, 2)) == 2
+    assert rounds.head.start == 45
+    rounds.close()

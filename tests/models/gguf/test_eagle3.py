@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from head_rounds import OPTIONS, Rounds, check_rounds, greedy, random_text
+from head_rounds import OPTIONS, Rounds, check_restored, check_rounds, greedy, random_text
 from tiny import write_tiny
 from tiny_heads import Dense, write_dense, write_eagle3, write_gemma4
 from tiny_hybrids import write_qwen35
@@ -144,22 +144,7 @@ def test_a_long_prompt_is_read_from_its_window_on(paths):
 
 def test_a_restored_text_is_read_from_its_first_known_row(paths):
     with loaded(paths) as (target, head):
-        rounds, text = Rounds(target, head), random_text(45)
-        rounds.target.forward(text[:-1])
-        rounds.draft(text, 2)
-        state, other = rounds.target.state(), random_text(40, seed=3)
-        rounds.target.rollback(0)
-        rounds.target.forward(other[:-1])
-        rounds.draft(other, 2)
-        rounds.target.rollback(0)
-        assert rounds.target.restore(text[:-1], state)
-        assert rounds.drafter.lag(text) == 1
-        rounds.verify(text, [1, 2, 3])
-        text = [*text, 1, 2, 3, 4]
-        assert rounds.drafter.lag(text) == 4
-        assert len(rounds.draft(text, 2)) == 2
-        assert rounds.head.start == 45
-        rounds.close()
+        check_restored(target, head)
 
 
 def test_a_canceled_pass_leaves_no_trace(paths):
